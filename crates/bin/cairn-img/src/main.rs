@@ -1,0 +1,2 @@
+//! Disk image utility.
+fn main() {}

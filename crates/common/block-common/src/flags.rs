@@ -1,0 +1,20 @@
+//! Flags that travel with a request.
+
+bitflags::bitflags! {
+    /// How a request is to be carried out. Names follow the field's `BDRV_REQ_*`.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub struct RequestFlags: u16 {
+        /// The data is on stable storage when the request completes.
+        const FUA = 1 << 0;
+        /// A zero write may deallocate.
+        const MAY_UNMAP = 1 << 1;
+        /// A zero write fails rather than write zeroes out by hand.
+        const NO_FALLBACK = 1 << 2;
+        /// The data written equals what a read would return (copy-on-read).
+        const WRITE_UNCHANGED = 1 << 3;
+        /// The request serialises against every overlapping one.
+        const SERIALISING = 1 << 4;
+        /// Write the data compressed, in whole clusters.
+        const WRITE_COMPRESSED = 1 << 5;
+    }
+}

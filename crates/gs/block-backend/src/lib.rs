@@ -1,0 +1,1 @@
+//! Block backends: media, root state, attach.

@@ -1,0 +1,1 @@
+//! The global-state half of each driver.

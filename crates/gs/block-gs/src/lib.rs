@@ -1,0 +1,1 @@
+//! The global-state side: graph, open, close, permissions, drain.

@@ -1,0 +1,1 @@
+//! The half of a block backend that device threads hold.

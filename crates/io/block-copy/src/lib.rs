@@ -1,0 +1,1 @@
+//! The copy engine and the run bodies of jobs.

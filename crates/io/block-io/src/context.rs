@@ -1,0 +1,576 @@
+//! What a thread needs to have requests in flight: a ring of its own, slots that own what the kernel uses, an inbox.
+//!
+//! Each I/O thread and each [`Queue`](crate::Queue) has one context, used by that thread alone. An operation's slot owns its buffer,
+//! its bounce buffer, the pins of its path or the descriptor, until the kernel's completion: whoever asked may be long gone.
+//! Results leave in one of three ways: to a future of an engine on this thread, through a channel, or to a queue under a tag.
+//!
+//! Nothing here knows drivers; which operation to start is decided in `pipeline`.
+
+#![allow(unsafe_code, reason = "operations are given to the kernel as raw memory, which their slots own")]
+
+use crate::file::{FileEngine, FileOp, FileOpKind, iovecs, run_blocking};
+use crate::gate::Pin;
+use crate::node::NodeBody;
+use crate::pool::ThreadPool;
+use crate::request::{Completed, Done, RequestKind};
+use crate::root::RootBody;
+use block_common::{AlignedBuf, IoBuf, IoError, IoResult};
+use io_uring::{IoUring, opcode, types};
+use rustix::event::{EventfdFlags, eventfd};
+use slab::Slab;
+use smallvec::SmallVec;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::pin::Pin as StdPin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use tokio::sync::oneshot;
+
+const RING_ENTRIES: u32 = 256;
+/// Submit when this many operations wait, without being told to.
+const BATCH_MAX: u32 = 64;
+
+pub(crate) type Path = SmallVec<[Pin<NodeBody>; 4]>;
+
+/// What keeps an operation's target alive until it completes.
+pub(crate) enum Hold {
+    /// The pins of a request that was mapped down to the file.
+    Path(#[expect(dead_code, reason = "held so that the nodes stay as they are")] Path),
+    /// As `Path`, entered at a root, which counts it.
+    Root(RequestKind, Pin<RootBody>, Path),
+    /// A descriptor, for an operation that an engine asked for.
+    File(#[expect(dead_code, reason = "held so that the descriptor stays open")] Arc<OwnedFd>),
+}
+
+/// Where a result goes.
+pub(crate) enum Target {
+    Future(Option<Waker>),
+    Channel(oneshot::Sender<Done>),
+    Queue(u64),
+    Nobody,
+}
+
+struct Slot {
+    op: FileOp,
+    /// Aligned stand-in for `op.buf`, where O_DIRECT cannot take that.
+    bounce: Option<IoBuf>,
+    /// Bytes done so far.
+    progress: usize,
+    /// The vectors that the kernel reads when the entry is submitted.
+    vecs: Vec<libc::iovec>,
+    pool: Option<ThreadPool>,
+    hold: Option<Hold>,
+    target: Target,
+    result: Option<IoResult<()>>,
+}
+
+enum Message {
+    /// A thread of a pool finished an operation: slot and answer.
+    Answer(usize, i32),
+    /// A request that took the slow path is over.
+    Completed(Completed),
+}
+
+/// Where other threads leave results for a context. Readable when something is in it.
+pub(crate) struct Inbox {
+    messages: Mutex<Vec<Message>>,
+    event: OwnedFd,
+}
+
+impl Inbox {
+    fn post(&self, message: Message) {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        messages.push(message);
+        if messages.len() == 1 {
+            // The counter cannot overflow: it is written once each time the inbox was empty.
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes_for_eventfd());
+        }
+    }
+
+    pub(crate) fn complete(&self, tag: u64, done: Done) {
+        self.post(Message::Completed(Completed { tag, done }));
+    }
+
+    fn take(&self) -> Vec<Message> {
+        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// An eventfd's counter is in host byte order by definition of the system call, not of any format.
+trait EventfdCount {
+    fn to_ne_bytes_for_eventfd(self) -> [u8; 8];
+}
+
+impl EventfdCount for u64 {
+    #[expect(clippy::host_endian_bytes, reason = "eventfd(2) counts in host byte order")]
+    fn to_ne_bytes_for_eventfd(self) -> [u8; 8] {
+        self.to_ne_bytes()
+    }
+}
+
+/// One thread's means to have operations in flight.
+pub(crate) struct IoContext {
+    id: u64,
+    ring: Option<RefCell<IoUring>>,
+    slots: RefCell<Slab<Slot>>,
+    ready: RefCell<VecDeque<Completed>>,
+    inbox: Arc<Inbox>,
+    unsubmitted: Cell<u32>,
+    ring_in_flight: Cell<u32>,
+    pool_in_flight: Cell<u32>,
+    /// Requests of a queue that run on a home thread.
+    away: Cell<u32>,
+}
+
+thread_local! {
+    /// The context of the I/O thread that this is, if it is one.
+    static CURRENT: RefCell<Option<Rc<IoContext>>> = const { RefCell::new(None) };
+}
+
+/// A ring with the cheapest task work that the kernel offers, or none.
+fn ring() -> Option<IoUring> {
+    let defer = IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(RING_ENTRIES);
+    let cooperative = |_| IoUring::builder().setup_coop_taskrun().setup_taskrun_flag().build(RING_ENTRIES);
+    defer.or_else(cooperative).or_else(|_| IoUring::new(RING_ENTRIES)).inspect_err(|error| {
+        tracing::info!(%error, "no io_uring: host files go through threads");
+    }).ok()
+}
+
+/// Whether this host lets us have an io_uring.
+pub fn ring_available() -> bool {
+    ring().is_some()
+}
+
+impl IoContext {
+    pub(crate) fn new(use_ring: bool) -> std::io::Result<Rc<Self>> {
+        // Numbers contexts; it holds no state of any block layer.
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let ring = if use_ring { ring() } else { None };
+        Ok(Rc::new(Self {
+            id: NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            ring: ring.map(RefCell::new),
+            slots: RefCell::default(),
+            ready: RefCell::default(),
+            inbox: Arc::new(Inbox { messages: Mutex::default(), event }),
+            unsubmitted: Cell::new(0),
+            ring_in_flight: Cell::new(0),
+            pool_in_flight: Cell::new(0),
+            away: Cell::new(0),
+        }))
+    }
+
+    /// The context of the calling thread, if it is an I/O thread.
+    pub(crate) fn current() -> Option<Rc<Self>> {
+        CURRENT.with(|current| current.borrow().clone())
+    }
+
+    pub(crate) fn set_current(context: Option<Rc<Self>>) {
+        CURRENT.with(|current| *current.borrow_mut() = context);
+    }
+
+    pub(crate) fn inbox(&self) -> &Arc<Inbox> {
+        &self.inbox
+    }
+
+    /// Make the ring signal the inbox's event for completions that come later; those that come at once do not.
+    pub(crate) fn signal_event(&self) -> std::io::Result<()> {
+        match &self.ring {
+            Some(ring) => ring.borrow().submitter().register_eventfd_async(self.inbox.event.as_raw_fd()),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn event(&self) -> BorrowedFd<'_> {
+        self.inbox.event.as_fd()
+    }
+
+    pub(crate) fn ring_fd(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the descriptor lives as long as the ring, which lives as long as the context and is never exchanged.
+        self.ring.as_ref().map(|ring| unsafe { BorrowedFd::borrow_raw(ring.borrow().as_raw_fd()) })
+    }
+
+    pub(crate) fn ready(&self) -> &RefCell<VecDeque<Completed>> {
+        &self.ready
+    }
+
+    /// How many operations the kernel or a pool has.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.ring_in_flight.get() + self.pool_in_flight.get()
+    }
+
+    /// Whether the ring's completions are all that can come.
+    pub(crate) fn only_ring_in_flight(&self) -> bool {
+        self.ring_in_flight.get() > 0 && self.pool_in_flight.get() + self.away.get() == 0
+    }
+
+    /// A request of this context's queue went to a home thread; it comes back through the inbox.
+    pub(crate) fn sent_away(&self) {
+        self.away.set(self.away.get() + 1);
+    }
+
+    /// Start an operation for an engine; the result comes to the returned future, on this thread.
+    pub(crate) fn start_future(&self, op: FileOp, hold: Hold, pool: &ThreadPool) -> SlotFuture {
+        let key = self.start(op, hold, pool, Target::Future(None));
+        SlotFuture { context: self.id, key, taken: false }
+    }
+
+    /// Start an operation.
+    pub(crate) fn start(&self, op: FileOp, hold: Hold, pool: &ThreadPool, target: Target) -> usize {
+        let threads = op.options.engine == FileEngine::Threads || self.ring.is_none();
+        let bounce = bounce_for(&op);
+        let slot = Slot {
+            op,
+            bounce,
+            progress: 0,
+            vecs: Vec::new(),
+            pool: threads.then(|| pool.clone()),
+            hold: Some(hold),
+            target,
+            result: None,
+        };
+        let mut slots = self.slots.borrow_mut();
+        let key = slots.insert(slot);
+        self.issue(&mut slots[key], key);
+        key
+    }
+
+    /// Give what is left of a slot's operation to the ring or to the pool.
+    fn issue(&self, slot: &mut Slot, key: usize) {
+        match &slot.pool {
+            Some(pool) => self.issue_to_pool(slot, key, pool),
+            None => self.issue_to_ring(slot, key),
+        }
+    }
+
+    fn issue_to_pool(&self, slot: &Slot, key: usize, pool: &ThreadPool) {
+        self.pool_in_flight.set(self.pool_in_flight.get() + 1);
+        let (kind, fd, progress) = (slot.op.kind, slot.op.fd, slot.progress);
+        let (offset, len) = (slot.op.offset + progress as u64, slot.op.len);
+        let buf = slot.bounce.clone().or_else(|| slot.op.buf.clone());
+        let inbox = self.inbox.clone();
+        pool.spawn(Box::new(move || {
+            let answer = run_blocking(kind, fd, offset, len, buf.as_ref(), progress);
+            drop(buf);
+            inbox.post(Message::Answer(key, answer));
+        }));
+    }
+
+    fn issue_to_ring(&self, slot: &mut Slot, key: usize) {
+        let Some(ring) = &self.ring else { return };
+        let entry = entry(slot).user_data(key as u64);
+        let mut ring = ring.borrow_mut();
+        // SAFETY: the slot owns the memory that the entry names, or the pins or descriptor that keep it, and stays in
+        // place until the completion; the vectors are read at submission and live in the slot as well.
+        while unsafe { ring.submission().push(&entry) }.is_err() {
+            if let Err(error) = ring.submit() {
+                tracing::trace!(%error, "submission queue full");
+            }
+            self.unsubmitted.set(0);
+        }
+        self.ring_in_flight.set(self.ring_in_flight.get() + 1);
+        self.unsubmitted.set(self.unsubmitted.get() + 1);
+        if self.unsubmitted.get() >= BATCH_MAX {
+            self.submit(&ring, 0);
+        }
+    }
+
+    fn submit(&self, ring: &IoUring, want: usize) {
+        match ring.submitter().submit_and_wait(want) {
+            Ok(_) => self.unsubmitted.set(0),
+            // EBUSY and EAGAIN: completions must be taken first; the entries stay queued and go with the next call.
+            Err(error) => tracing::trace!(%error, "submission put off"),
+        }
+    }
+
+    /// Hand everything that waits to the kernel.
+    pub(crate) fn flush(&self) {
+        if self.unsubmitted.get() > 0
+            && let Some(ring) = &self.ring
+        {
+            self.submit(&ring.borrow(), 0);
+        }
+    }
+
+    /// Hand everything over and sleep until something completes on the ring.
+    pub(crate) fn flush_and_wait(&self) {
+        if let Some(ring) = &self.ring {
+            self.submit(&ring.borrow(), 1);
+        }
+    }
+
+    /// Take completions, and results that other threads left. Returns how many there were.
+    pub(crate) fn reap(&self) -> usize {
+        let mut count = self.reap_ring();
+        // Looking at the event first would be a system call; the lock is free unless somebody posts.
+        if self.pool_in_flight.get() + self.away.get() > 0 {
+            count += self.reap_inbox();
+        }
+        count
+    }
+
+    pub(crate) fn reap_inbox(&self) -> usize {
+        let messages = self.inbox.take();
+        let count = messages.len();
+        for message in messages {
+            match message {
+                Message::Answer(key, answer) => {
+                    self.pool_in_flight.set(self.pool_in_flight.get() - 1);
+                    self.answered(key, answer);
+                }
+                Message::Completed(completed) => {
+                    self.away.set(self.away.get() - 1);
+                    self.ready.borrow_mut().push_back(completed);
+                }
+            }
+        }
+        count
+    }
+
+    fn reap_ring(&self) -> usize {
+        let Some(ring) = &self.ring else { return 0 };
+        let mut count = 0;
+        loop {
+            let mut batch: SmallVec<[(u64, i32); 32]> = SmallVec::new();
+            {
+                let mut ring = ring.borrow_mut();
+                // SAFETY: only this thread touches the submission queue; reading its flags needs no more.
+                let task_work = unsafe { ring.submission_shared() }.taskrun();
+                if task_work {
+                    self.submit(&ring, 0);
+                }
+                batch.extend(ring.completion().take(32).map(|entry| (entry.user_data(), entry.result())));
+            }
+            if batch.is_empty() {
+                return count;
+            }
+            count += batch.len();
+            self.ring_in_flight.set(self.ring_in_flight.get() - batch.len() as u32);
+            for (key, answer) in batch {
+                self.answered(key as usize, answer);
+            }
+        }
+    }
+
+    /// An operation was answered: bytes done, or a negative errno.
+    fn answered(&self, key: usize, answer: i32) {
+        let mut slots = self.slots.borrow_mut();
+        let slot = &mut slots[key];
+        match progress(slot, answer) {
+            None => self.issue(slot, key),
+            Some(result) => {
+                if let (Some(bounce), FileOpKind::Read, Some(buf)) = (&slot.bounce, slot.op.kind, &slot.op.buf) {
+                    buf.copy_from(bounce);
+                }
+                self.finish(slots, key, result);
+            }
+        }
+    }
+
+    /// Release what the operation held and deliver its result. Wakers run without any borrow of ours.
+    fn finish(&self, mut slots: std::cell::RefMut<'_, Slab<Slot>>, key: usize, result: IoResult<()>) {
+        let slot = &mut slots[key];
+        match slot.hold.take() {
+            Some(Hold::Root(kind, root, path)) => {
+                root.account(kind, slot.op.len, result);
+                drop(path);
+            }
+            hold => drop(hold),
+        }
+        if let Target::Future(waker) = &mut slot.target {
+            slot.result = Some(result);
+            slot.bounce = None;
+            let waker = waker.take();
+            drop(slots);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+            return;
+        }
+        let slot = slots.remove(key);
+        drop(slots);
+        let done = Done { result, buf: slot.op.buf };
+        match slot.target {
+            Target::Queue(tag) => self.ready.borrow_mut().push_back(Completed { tag, done }),
+            // The receiver may have lost interest; the request was carried out all the same.
+            Target::Channel(sender) => drop(sender.send(done)),
+            Target::Future(_) | Target::Nobody => {}
+        }
+    }
+
+    /// The future of this slot asks for its result.
+    fn poll_slot(&self, key: usize, cx: &Context<'_>) -> Poll<IoResult<()>> {
+        let mut slots = self.slots.borrow_mut();
+        let slot = &mut slots[key];
+        match slot.result {
+            Some(result) => {
+                slots.remove(key);
+                Poll::Ready(result)
+            }
+            None => {
+                slot.target = Target::Future(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The future of this slot was dropped: the operation goes on, its result goes nowhere.
+    fn detach(&self, key: usize) {
+        let mut slots = self.slots.borrow_mut();
+        if slots[key].result.is_some() {
+            slots.remove(key);
+        } else {
+            slots[key].target = Target::Nobody;
+        }
+    }
+}
+
+impl Drop for IoContext {
+    /// The kernel still writes into memory that the slots own: wait for it.
+    fn drop(&mut self) {
+        self.flush();
+        while self.in_flight() > 0 {
+            if self.pool_in_flight.get() == 0 {
+                self.flush_and_wait();
+                self.reap_ring();
+            } else {
+                self.wait_event(None);
+                self.reap_ring();
+                self.reap_inbox();
+            }
+        }
+    }
+}
+
+impl IoContext {
+    /// Sleep until the inbox's event is signalled (or the ring has something), at most `timeout` long. Clears the event.
+    pub(crate) fn wait_event(&self, timeout: Option<std::time::Duration>) {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let timeout = timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
+        let mut fds: SmallVec<[PollFd<'_>; 2]> = SmallVec::new();
+        fds.push(PollFd::new(&self.inbox.event, PollFlags::IN));
+        fds.extend(self.ring_fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let _ = poll(&mut fds, timeout.as_ref());
+        drop(fds);
+        self.clear_event();
+    }
+
+    /// Reset the event, so that the next message signals it again.
+    pub(crate) fn clear_event(&self) {
+        let mut count = [0u8; 8];
+        let _ = rustix::io::read(&self.inbox.event, &mut count);
+    }
+}
+
+/// What an answer means for the slot: over, with this result, or `None` when a part is left to be done.
+fn progress(slot: &mut Slot, answer: i32) -> Option<IoResult<()>> {
+    if answer < 0 {
+        let again = answer == -libc::EINTR || answer == -libc::EAGAIN;
+        return if again { None } else { Some(Err(IoError::host(-answer))) };
+    }
+    let total = match slot.op.kind {
+        FileOpKind::Read | FileOpKind::Write { .. } => slot.op.len as usize,
+        FileOpKind::Sync | FileOpKind::Allocate(_) => return Some(Ok(())),
+    };
+    slot.progress += answer as usize;
+    if slot.progress >= total {
+        return Some(Ok(()));
+    }
+    let misaligned = slot.progress & (slot.op.options.memory_alignment as usize - 1) != 0;
+    match slot.op.kind {
+        // Past the end of the file there are zeroes. O_DIRECT ends there with an odd length.
+        FileOpKind::Read if answer == 0 || misaligned => {
+            if let Some(buf) = slot.bounce.as_ref().or(slot.op.buf.as_ref()) {
+                buf.fill(slot.progress, total - slot.progress, 0);
+            }
+            Some(Ok(()))
+        }
+        FileOpKind::Write { .. } if answer == 0 => Some(Err(IoError::host(libc::ENOSPC))),
+        _ => None,
+    }
+}
+
+/// An aligned stand-in for memory that the file cannot take.
+fn bounce_for(op: &FileOp) -> Option<IoBuf> {
+    let alignment = op.options.memory_alignment;
+    let buf = op.buf.as_ref()?;
+    if alignment <= 1 || buf.is_aligned(alignment) {
+        return None;
+    }
+    let bounce = AlignedBuf::zeroed(buf.len(), alignment as usize).into_io();
+    if matches!(op.kind, FileOpKind::Write { .. }) {
+        bounce.copy_from(buf);
+    }
+    Some(bounce)
+}
+
+/// The ring's entry for what is left of the slot's operation.
+fn entry(slot: &mut Slot) -> io_uring::squeue::Entry {
+    let fd = types::Fd(slot.op.fd);
+    let offset = slot.op.offset + slot.progress as u64;
+    let flags = if slot.op.kind == (FileOpKind::Write { fua: true }) { libc::RWF_DSYNC } else { 0 };
+    match (slot.op.kind, slot.bounce.as_ref().or(slot.op.buf.as_ref())) {
+        (FileOpKind::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+        (FileOpKind::Allocate(mode), _) => opcode::Fallocate::new(fd, slot.op.len).offset(offset).mode(mode).build(),
+        (_, None) => opcode::Nop::new().build(),
+        (kind, Some(buf)) if buf.segments().len() == 1 => {
+            let segment = buf.segments()[0];
+            // SAFETY: `progress` is less than the length, or the operation would be over.
+            let base = unsafe { segment.base.add(slot.progress) }.as_ptr();
+            // The kernel moves at most 2 GiB at once; the rest follows as after any short transfer.
+            let len = (segment.len - slot.progress).min(1 << 30) as u32;
+            match kind {
+                FileOpKind::Read => opcode::Read::new(fd, base, len).offset(offset).build(),
+                _ => opcode::Write::new(fd, base, len).offset(offset).rw_flags(flags).build(),
+            }
+        }
+        (kind, Some(buf)) => {
+            let vecs = iovecs(buf, slot.progress);
+            slot.vecs = vecs;
+            let (base, count) = (slot.vecs.as_ptr(), slot.vecs.len() as u32);
+            match kind {
+                FileOpKind::Read => opcode::Readv::new(fd, base.cast(), count).offset(offset).build(),
+                _ => opcode::Writev::new(fd, base.cast(), count).offset(offset).rw_flags(flags).build(),
+            }
+        }
+    }
+}
+
+/// The result of an operation that an engine started, to be awaited on the thread that started it.
+pub(crate) struct SlotFuture {
+    context: u64,
+    key: usize,
+    taken: bool,
+}
+
+impl SlotFuture {
+    fn with<T>(&self, use_it: impl FnOnce(&IoContext) -> T) -> Option<T> {
+        let current = CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()?;
+        (current.id == self.context).then(|| use_it(&current))
+    }
+}
+
+impl Future for SlotFuture {
+    type Output = IoResult<()>;
+
+    fn poll(mut self: StdPin<&mut Self>, cx: &mut Context<'_>) -> Poll<IoResult<()>> {
+        let Some(poll) = self.with(|context| context.poll_slot(self.key, cx)) else {
+            tracing::error!("a request's future was polled on another thread than the one that started it");
+            self.taken = true;
+            return Poll::Ready(Err(IoError::BUG));
+        };
+        self.taken = poll.is_ready();
+        poll
+    }
+}
+
+impl Drop for SlotFuture {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.with(|context| context.detach(self.key));
+        }
+    }
+}

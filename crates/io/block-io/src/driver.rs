@@ -1,0 +1,192 @@
+//! What a driver's engine is to the core: the trait, and the mappings that keep it out of the way.
+//!
+//! An engine is the I/O half of a driver. It owns the edges to its children, may be called from any I/O thread, many
+//! requests at once, and has no way to the graph: opening, reopening, permissions and limits are the business of its
+//! *control* half, which the constructor returns beside it and which belongs to the graph's owner.
+
+use crate::edge::Edge;
+use crate::file::HostFile;
+use crate::node::Req;
+use async_trait::async_trait;
+use block_common::{
+    GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags, StatusExtent,
+};
+
+/// What a request means to do with the mapped bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read them.
+    Read,
+    /// Overwrite them in place.
+    Write,
+}
+
+/// The answer to [`Driver::map_cached`]. Lengths are in bytes and may exceed what was asked.
+#[derive(Debug)]
+pub enum Mapping<'a> {
+    /// These bytes are `edge`'s, from `offset` on, for `len` bytes.
+    Child {
+        /// The edge to follow.
+        edge: &'a Edge,
+        /// Where in the child.
+        offset: HostOffset,
+        /// For how long this holds.
+        len: u64,
+    },
+    /// Reads give zeroes for `len` bytes. Never an answer to [`Access::Write`].
+    Zeroes {
+        /// For how long this holds.
+        len: u64,
+    },
+    /// The node itself holds them in a host file, at the same offset.
+    File(&'a HostFile),
+    /// The node itself serves them at once, without waiting: the core calls [`Driver::serve_now`].
+    Now,
+    /// Ask the slow path.
+    Slow,
+}
+
+/// A request that a leaf serves without waiting.
+#[derive(Debug)]
+pub enum NowRequest<'a> {
+    /// Fill the buffer from the offset.
+    Read(GuestOffset, &'a IoBuf),
+    /// Store the buffer at the offset.
+    Write(GuestOffset, &'a IoBuf),
+}
+
+/// A driver's engine.
+///
+/// # Contract
+/// - Every method may run on any I/O thread and many times at once; the graph around the node stands still meanwhile.
+/// - Ranges lie inside the node's length (writes through an edge with the resize permission may end past it), are
+///   aligned to the node's request alignment and no longer than its limits: the core sees to that.
+/// - Futures are polled to their end on one thread. Dropping the caller's future does not drop them, so an engine needs no
+///   cleverness against being cancelled half-way; only the end of the whole I/O thread drops them, and that looks like a
+///   power cut.
+/// - Children are called with the request's own token. A method that returns an error has either done nothing or
+///   left the image valid.
+/// - Nothing may block the thread: no system call that sleeps, no lock held across an await.
+#[async_trait]
+#[doc(alias = "BlockDriver")]
+pub trait Driver: Send + Sync + 'static {
+    /// The driver's name, as in `driver=…`.
+    #[doc(alias = "bdrv_get_format_name")]
+    fn format_name(&self) -> &'static str;
+
+    /// What one request may be, given the children as they are now.
+    fn limits(&self) -> Limits {
+        Limits::NONE
+    }
+
+    /// Where `range` lies, if that is known without waiting and a plain read or write of those bytes is all that is left
+    /// to do. The caller holds a lease: it pinned the node before it asks, and what the answer refers to must not be reused while
+    /// a pin from before the change is left (see [`Req::epoch_passed`]).
+    fn map_cached(&self, _access: Access, _range: GuestRange) -> Mapping<'_> {
+        Mapping::Slow
+    }
+
+    /// Serve a request that [`Driver::map_cached`] answered with [`Mapping::Now`].
+    ///
+    /// # Errors
+    /// As for [`Driver::read`] and [`Driver::write`].
+    fn serve_now(&self, _request: NowRequest<'_>) -> IoResult<()> {
+        Err(IoError::BUG)
+    }
+
+    /// The length in bytes, asked anew: may differ from last time when something outside changed it.
+    ///
+    /// # Errors
+    /// What the host or the child answered.
+    #[doc(alias = "bdrv_getlength")]
+    async fn length(&self, req: &Req) -> IoResult<u64>;
+
+    /// Fill `buf` from `offset`.
+    ///
+    /// # Errors
+    /// What the host or the child answered; the buffer's content is then unspecified.
+    #[doc(alias = "bdrv_co_preadv")]
+    #[doc(alias = "bdrv_co_preadv_part")]
+    async fn read(&self, req: &Req, offset: GuestOffset, buf: &IoBuf) -> IoResult<()>;
+
+    /// Store `buf` at `offset`. `flags` may hold FUA, which the engine carries out or passes to its child.
+    ///
+    /// # Errors
+    /// What the host or the child answered; the range then holds old or new data, byte by byte.
+    #[doc(alias = "bdrv_co_pwritev")]
+    #[doc(alias = "bdrv_co_pwritev_part")]
+    async fn write(&self, req: &Req, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()>;
+
+    /// Make `range` read as zeroes without being given them.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] makes the core write zeroes out, unless the caller forbade it.
+    #[doc(alias = "bdrv_co_pwrite_zeroes")]
+    async fn zero(&self, _req: &Req, _range: GuestRange, _flags: RequestFlags) -> IoResult<()> {
+        Err(IoError::UNSUPPORTED)
+    }
+
+    /// The content of `range` is no longer needed. Doing nothing is right.
+    ///
+    /// # Errors
+    /// What the host or the child answered; [`IoError::UNSUPPORTED`] counts as done.
+    #[doc(alias = "bdrv_co_pdiscard")]
+    async fn discard(&self, _req: &Req, _range: GuestRange) -> IoResult<()> {
+        Err(IoError::UNSUPPORTED)
+    }
+
+    /// Bring everything that completed before to stable storage.
+    ///
+    /// # Errors
+    /// What the host or the child answered; nothing may then be assumed to be stable.
+    #[doc(alias = "bdrv_co_flush")]
+    #[doc(alias = "bdrv_co_flush_to_disk")]
+    #[doc(alias = "bdrv_co_flush_to_os")]
+    async fn flush(&self, req: &Req) -> IoResult<()>;
+
+    /// What the start of `range` is: data, zeroes, allocated here or not, and for how many bytes that holds (at least
+    /// one, at most the range). Calling zeroes data is allowed, calling data zeroes never.
+    ///
+    /// # Errors
+    /// What the host or the child answered.
+    #[doc(alias = "bdrv_co_block_status")]
+    async fn block_status(&self, req: &Req, range: GuestRange) -> IoResult<StatusExtent>;
+
+    /// Change the length to `len` bytes. New bytes read as zeroes.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] for a driver of fixed length, else what the host or the child answered.
+    #[doc(alias = "bdrv_co_truncate")]
+    async fn truncate(&self, _req: &Req, _len: u64, _preallocation: Preallocation) -> IoResult<()> {
+        Err(IoError::UNSUPPORTED)
+    }
+
+    /// Forget cached metadata and read it again: somebody else had the image. Touches no permission and no graph.
+    ///
+    /// # Errors
+    /// What the host or the child answered; the node is then not to be used.
+    #[doc(alias = "bdrv_co_invalidate_cache")]
+    async fn invalidate_cache(&self, _req: &Req) -> IoResult<()> {
+        Ok(())
+    }
+
+    /// An ioctl of the device behind the node, for pass-through: request number and argument, in and out.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where there is no such device.
+    #[doc(alias = "bdrv_co_ioctl")]
+    #[doc(alias = "bdrv_aio_ioctl")]
+    async fn ioctl(&self, _req: &Req, _number: u64, _argument: &IoBuf) -> IoResult<()> {
+        Err(IoError::UNSUPPORTED)
+    }
+
+    /// Write out what is cached and let go of the host's resources. The last call; nothing is in flight.
+    /// An engine that is dropped without it does no I/O.
+    ///
+    /// # Errors
+    /// What the host or the child answered: acknowledged data may then be missing.
+    #[doc(alias = "bdrv_close")]
+    async fn close(&self, _req: &Req) -> IoResult<()> {
+        Ok(())
+    }
+}

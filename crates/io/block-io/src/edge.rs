@@ -1,0 +1,340 @@
+//! Edges: a parent's way to a child, made as two halves.
+//!
+//! The engine keeps the [`Edge`], which can only be followed, and only with a request on the parent in hand. The graph's
+//! owner keeps the [`EdgeWriter`], which can repoint it and set its permissions, and only with the proof that the parent
+//! is quiesced. An edge never hands out its node.
+//!
+//! Memory safety does not rest on that proof: a child that was repointed away from is kept until every pin on the parent from
+//! before is gone (the parent's epochs). The proof is about requests: none may run half on the old child and half on the new.
+
+#![allow(unsafe_code, reason = "following an edge pins the child through a raw pointer; the block says why it is alive")]
+
+use crate::gate::{Gated, Inner, Pin};
+use crate::node::{IoNode, NodeBody, Quiesced, Req};
+use crate::pipeline;
+use crate::root::RootBody;
+use crate::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use crate::sync::{Arc, Mutex, lock};
+use block_common::{
+    ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Perm, PermPair, Preallocation,
+    RequestFlags, StatusExtent,
+};
+use std::fmt;
+use std::ptr::NonNull;
+
+pub(crate) struct EdgeShared {
+    parent: u64,
+    role: ChildRole,
+    /// Permissions in the low half, what is shared in the high half.
+    perm: AtomicU32,
+    child: AtomicPtr<Inner<NodeBody>>,
+    slot: Mutex<EdgeSlot>,
+}
+
+#[derive(Default)]
+struct EdgeSlot {
+    current: Option<IoNode>,
+    /// Former children, each with the parent's epoch in which it was retired.
+    retired: Vec<(u64, IoNode)>,
+}
+
+fn pack(perm: PermPair) -> u32 {
+    u32::from(perm.perm.bits()) | u32::from(perm.shared.bits()) << 16
+}
+
+fn raw(child: Option<&IoNode>) -> *mut Inner<NodeBody> {
+    child.map_or(std::ptr::null_mut(), |child| child.0.as_raw())
+}
+
+/// The parent whose pins protect an edge.
+#[derive(Clone)]
+pub(crate) enum ParentGate {
+    Node(Gated<NodeBody>),
+    Root(Gated<RootBody>),
+}
+
+impl ParentGate {
+    fn epoch(&self) -> u64 {
+        match self {
+            Self::Node(gate) => gate.epoch(),
+            Self::Root(gate) => gate.epoch(),
+        }
+    }
+
+    fn epoch_passed(&self, epoch: u64) -> bool {
+        match self {
+            Self::Node(gate) => gate.epoch_passed(epoch),
+            Self::Root(gate) => gate.epoch_passed(epoch),
+        }
+    }
+}
+
+/// Make both halves of an edge below the parent with gate id `parent`.
+pub(crate) fn edge(
+    parent: u64,
+    gate: Option<ParentGate>,
+    role: ChildRole,
+    perm: PermPair,
+    child: Option<&IoNode>,
+) -> (EdgeWriter, Edge) {
+    let shared = Arc::new(EdgeShared {
+        parent,
+        role,
+        perm: AtomicU32::new(pack(perm)),
+        child: AtomicPtr::new(raw(child)),
+        slot: Mutex::new(EdgeSlot { current: child.cloned(), retired: Vec::new() }),
+    });
+    (EdgeWriter { shared: shared.clone(), gate }, Edge(shared))
+}
+
+/// The graph's half of an edge. Not `Clone`; no way leads to it from the engine's half.
+pub struct EdgeWriter {
+    shared: Arc<EdgeShared>,
+    gate: Option<ParentGate>,
+}
+
+impl EdgeWriter {
+    /// Say whose pins protect the edge, for a parent that did not exist yet when the edge was made.
+    pub(crate) fn belongs_to(&mut self, gate: ParentGate) {
+        self.gate = Some(gate);
+    }
+
+    /// Where the edge leads.
+    pub fn child(&self) -> Option<IoNode> {
+        lock(&self.shared.slot).current.clone()
+    }
+
+    /// What the edge is for.
+    pub fn role(&self) -> ChildRole {
+        self.shared.role
+    }
+
+    /// Let the edge lead to `child`, or nowhere.
+    ///
+    /// # Panics
+    /// When `proof` is not the proof of this edge's parent. Types cannot say which edge a guard covers.
+    #[doc(alias = "bdrv_replace_child_bs")]
+    #[doc(alias = "assert_bdrv_graph_writable")]
+    pub fn repoint(&mut self, child: Option<&IoNode>, proof: &Quiesced<'_>) {
+        assert!(
+            proof.covers(self.shared.parent),
+            "repointing an edge of gate #{} with the proof of gate #{}",
+            self.shared.parent,
+            proof.id()
+        );
+        let mut slot = lock(&self.shared.slot);
+        self.shared.child.store(raw(child), Ordering::Release);
+        let old = std::mem::replace(&mut slot.current, child.cloned());
+        if let Some(old) = old {
+            let epoch = self.gate.as_ref().map_or(0, ParentGate::epoch);
+            slot.retired.push((epoch, old));
+        }
+        drop(slot);
+        self.collect();
+    }
+
+    /// Let go of former children that no request can still reach. Repointing does it by itself when the parent is idle.
+    pub fn collect(&mut self) {
+        let Some(gate) = &self.gate else { return };
+        let free: Vec<_> = {
+            let mut slot = lock(&self.shared.slot);
+            let (free, keep) = slot.retired.drain(..).partition(|(epoch, _)| gate.epoch_passed(*epoch));
+            slot.retired = keep;
+            free
+        };
+        drop(free);
+    }
+
+    /// The permissions that requests through this edge have, and what it shares with others.
+    #[doc(alias = "bdrv_child_try_set_perm")]
+    pub fn set_perm(&mut self, perm: PermPair) {
+        self.shared.perm.store(pack(perm), Ordering::Release);
+    }
+
+    /// See [`EdgeWriter::set_perm`].
+    pub fn perm(&self) -> PermPair {
+        self.shared.perm()
+    }
+}
+
+impl fmt::Debug for EdgeWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EdgeWriter({:?}, {:?})", self.shared.role, self.child())
+    }
+}
+
+impl EdgeShared {
+    fn perm(&self) -> PermPair {
+        let bits = self.perm.load(Ordering::Acquire);
+        PermPair { perm: Perm::from_bits_truncate(bits as u8), shared: Perm::from_bits_truncate((bits >> 16) as u8) }
+    }
+}
+
+/// The engine's half of an edge: requests go down it, and nothing else. Offsets are the child's own, in bytes.
+pub struct Edge(Arc<EdgeShared>);
+
+impl Edge {
+    /// Whether a child is there.
+    pub fn is_attached(&self) -> bool {
+        !self.0.child.load(Ordering::Acquire).is_null()
+    }
+
+    /// What requests through this edge may do. May change whenever the parent is quiesced.
+    pub fn perm(&self) -> Perm {
+        self.0.perm().perm
+    }
+
+    /// Pin the child, for a request that holds `parent`.
+    #[inline]
+    pub(crate) fn follow<P>(&self, parent: &Pin<P>) -> IoResult<Pin<NodeBody>> {
+        if parent.id() != self.0.parent {
+            tracing::error!(edge = self.0.parent, request = parent.id(), "an edge was used with another node's request");
+            return Err(IoError::BUG);
+        }
+        let child = NonNull::new(self.0.child.load(Ordering::Acquire)).ok_or(IoError::NO_MEDIUM)?;
+        // SAFETY: `parent` is pinned, so a child that the edge led to since then is either current, and held by the
+        // edge's slot, or retired in an epoch that cannot pass before that pin is gone.
+        Ok(unsafe { Pin::from_raw(child) })
+    }
+
+    fn child(&self, req: &Req) -> IoResult<Req> {
+        self.follow(&req.node).map(Req::new)
+    }
+
+    /// The child's length in bytes, as last known.
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child.
+    pub fn length(&self, req: &Req) -> IoResult<u64> {
+        Ok(self.child(req)?.node.length())
+    }
+
+    /// The child's length in bytes, asked anew.
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child, or the child's error.
+    pub async fn refresh_length(&self, req: &Req) -> IoResult<u64> {
+        pipeline::refresh_length(&self.child(req)?).await
+    }
+
+    /// The child's limits.
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child.
+    pub fn limits(&self, req: &Req) -> IoResult<block_common::Limits> {
+        Ok(self.child(req)?.node.limits())
+    }
+
+    /// Fill `buf` from `offset` of the child.
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child, [`IoError::OUT_OF_BOUNDS`], or the child's error.
+    #[doc(alias = "bdrv_pread")]
+    #[doc(alias = "bdrv_co_pread")]
+    pub async fn read(&self, req: &Req, offset: HostOffset, buf: &IoBuf) -> IoResult<()> {
+        let range = GuestRange::new(offset.0, buf.len() as u64)?;
+        pipeline::read(self.child(req)?, range, buf).await
+    }
+
+    /// Store `buf` at `offset` of the child. With the resize permission it may grow the child.
+    ///
+    /// # Errors
+    /// As [`Edge::read`], and [`IoError::NOT_PERMITTED`] without the write permission.
+    #[doc(alias = "bdrv_pwrite")]
+    #[doc(alias = "bdrv_co_pwrite")]
+    #[doc(alias = "bdrv_pwrite_sync")]
+    pub async fn write(&self, req: &Req, offset: HostOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
+        let range = GuestRange::new(offset.0, buf.len() as u64)?;
+        self.writable(flags)?;
+        pipeline::write(self.child(req)?, range, buf, flags, self.extends()).await
+    }
+
+    /// Make `len` bytes at `offset` of the child read as zeroes.
+    ///
+    /// # Errors
+    /// As [`Edge::write`].
+    #[doc(alias = "bdrv_pwrite_zeroes")]
+    #[doc(alias = "bdrv_co_pwrite_zeroes")]
+    pub async fn zero(&self, req: &Req, offset: HostOffset, len: u64, flags: RequestFlags) -> IoResult<()> {
+        let range = GuestRange::new(offset.0, len)?;
+        self.writable(flags)?;
+        pipeline::zero(self.child(req)?, range, flags, self.extends()).await
+    }
+
+    /// The child's `len` bytes at `offset` are no longer needed.
+    ///
+    /// # Errors
+    /// As [`Edge::write`].
+    #[doc(alias = "bdrv_pdiscard")]
+    #[doc(alias = "bdrv_co_pdiscard")]
+    pub async fn discard(&self, req: &Req, offset: HostOffset, len: u64) -> IoResult<()> {
+        let range = GuestRange::new(offset.0, len)?;
+        self.writable(RequestFlags::empty())?;
+        pipeline::discard(self.child(req)?, range).await
+    }
+
+    /// Flush the child. Nothing to do where there is none.
+    ///
+    /// # Errors
+    /// The child's error.
+    #[doc(alias = "bdrv_flush")]
+    pub async fn flush(&self, req: &Req) -> IoResult<()> {
+        if !self.is_attached() {
+            return Ok(());
+        }
+        pipeline::flush(&self.child(req)?).await
+    }
+
+    /// The block status of the child's `len` bytes at `offset`: see [`Driver::block_status`](crate::Driver::block_status).
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child, [`IoError::OUT_OF_BOUNDS`], or the child's error.
+    #[doc(alias = "bdrv_block_status")]
+    pub async fn block_status(&self, req: &Req, offset: HostOffset, len: u64) -> IoResult<StatusExtent> {
+        let range = GuestRange::new(offset.0, len)?;
+        pipeline::block_status(&self.child(req)?, range).await
+    }
+
+    /// Change the child's length to `len` bytes.
+    ///
+    /// # Errors
+    /// [`IoError::NOT_PERMITTED`] without the resize permission, or the child's error.
+    #[doc(alias = "bdrv_truncate")]
+    pub async fn truncate(&self, req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {
+        if !self.extends() {
+            return Err(IoError::NOT_PERMITTED);
+        }
+        pipeline::truncate(&self.child(req)?, len, preallocation).await
+    }
+
+    /// Pass an ioctl to the child: see [`Driver::ioctl`](crate::Driver::ioctl).
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child, or the child's error.
+    pub async fn ioctl(&self, req: &Req, number: u64, argument: &IoBuf) -> IoResult<()> {
+        let child = self.child(req)?;
+        child.node.engine()?.ioctl(&child, number, argument).await
+    }
+
+    fn extends(&self) -> bool {
+        self.perm().contains(Perm::RESIZE)
+    }
+
+    /// Whether writes may go through: every write needs a permission on its edge (rule perm-4).
+    pub(crate) fn writable(&self, flags: RequestFlags) -> IoResult<()> {
+        let perm = self.perm();
+        let unchanged = flags.contains(RequestFlags::WRITE_UNCHANGED) && perm.contains(Perm::WRITE_UNCHANGED);
+        if perm.contains(Perm::WRITE) || unchanged { Ok(()) } else { Err(IoError::NOT_PERMITTED) }
+    }
+
+    /// The offset as the child counts it.
+    pub(crate) fn descend(offset: HostOffset) -> GuestOffset {
+        offset.descend()
+    }
+}
+
+impl fmt::Debug for Edge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Edge({:?}, {:?})", self.0.role, self.perm())
+    }
+}

@@ -1,0 +1,289 @@
+//! Host files as leaves: a descriptor with what the core must know to start requests on it.
+//!
+//! The core starts reads and writes of a mapped range by itself ([`Mapping::File`](crate::Mapping::File)); everything else goes through the methods
+//! here. Nothing blocks: io_uring where it can, threads where it must. Opening a file, choosing its flags and naming its
+//! errors is the file driver's work, not this file's.
+
+#![allow(unsafe_code, reason = "system calls on raw memory and descriptors; each block names what keeps them alive")]
+
+use crate::context::{Hold, IoContext, SlotFuture};
+use crate::node::Quiesced;
+use crate::pool::ThreadPool;
+use block_common::{GuestOffset, IoBuf, IoError, IoResult, RequestFlags};
+use std::fmt;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Who carries out reads and writes of a host file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileEngine {
+    /// The I/O thread's ring, or threads on a host without io_uring.
+    Ring,
+    /// Threads.
+    Threads,
+}
+
+/// How requests on a host file are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostFileOptions {
+    /// Who carries them out.
+    pub engine: FileEngine,
+    /// Buffers begin at, and are multiples of, this many bytes; others are bounced. 1 for buffered files.
+    pub memory_alignment: u32,
+}
+
+pub(crate) struct FileShared {
+    fd: AtomicI32,
+    owned: Mutex<Option<Arc<OwnedFd>>>,
+    options: HostFileOptions,
+    pool: ThreadPool,
+}
+
+/// A host file, as an engine holds it.
+pub struct HostFile(Arc<FileShared>);
+
+/// The other half of a [`HostFile`]: may exchange the descriptor.
+pub struct HostFileControl(Arc<FileShared>);
+
+/// What a range of a host file is, as the file system tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileExtent {
+    /// Whether it is data; otherwise it is a hole.
+    pub is_data: bool,
+    /// For how many bytes from the asked offset.
+    pub len: u64,
+}
+
+impl HostFile {
+    /// Requests on `fd`, which was opened as `options` says. System calls that may sleep run in `pool`.
+    pub fn new(fd: OwnedFd, options: HostFileOptions, pool: ThreadPool) -> (Self, HostFileControl) {
+        let raw = fd.as_raw_fd();
+        let owned = Mutex::new(Some(Arc::new(fd)));
+        let shared = Arc::new(FileShared { fd: AtomicI32::new(raw), owned, options, pool });
+        (Self(shared.clone()), HostFileControl(shared))
+    }
+
+    /// Fill `buf` from `offset`. What lies past the end of the file reads as zeroes.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub async fn read(&self, offset: GuestOffset, buf: &IoBuf) -> IoResult<()> {
+        self.start(FileOp::read(offset.0, buf.clone()))?.await
+    }
+
+    /// Store `buf` at `offset`, on stable storage if `flags` say so.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub async fn write(&self, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
+        self.start(FileOp::write(offset.0, buf.clone(), flags.contains(RequestFlags::FUA)))?.await
+    }
+
+    /// Bring the data that was written to stable storage, and the metadata that is needed to read it back.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub async fn sync(&self) -> IoResult<()> {
+        self.start(FileOp::new(FileOpKind::Sync, 0, 0, None))?.await
+    }
+
+    /// `fallocate(2)` with `mode` on `len` bytes at `offset`.
+    ///
+    /// # Errors
+    /// What the host answered: ENOTSUP where the file system cannot do it.
+    pub async fn fallocate(&self, mode: i32, offset: u64, len: u64) -> IoResult<()> {
+        self.start(FileOp::new(FileOpKind::Allocate(mode), offset, len, None))?.await
+    }
+
+    /// Set the file's length in bytes.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub async fn set_length(&self, len: u64) -> IoResult<()> {
+        self.call(move |fd| rustix::fs::ftruncate(fd, len).map_err(host)).await
+    }
+
+    /// The length in bytes: the file's size, or a device's.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub async fn length(&self) -> IoResult<u64> {
+        self.call(|fd| rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0)).map_err(host)).await
+    }
+
+    /// Whether the byte at `offset` is data or a hole, and for how long. Past the end it is a hole.
+    /// A file system that cannot tell says data.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub async fn extent(&self, offset: u64) -> IoResult<FileExtent> {
+        self.call(move |fd| extent(fd, offset)).await
+    }
+
+    /// Run `call` with the descriptor on a thread that may sleep.
+    ///
+    /// # Errors
+    /// [`IoError::CLOSED`] after [`HostFile::close`], or the call's own error.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(BorrowedFd<'_>) -> IoResult<T> + Send + 'static,
+    ) -> IoResult<T> {
+        use std::os::fd::AsFd;
+        let fd = self.owned()?;
+        self.0.pool.run(move || call(fd.as_fd())).await.unwrap_or(Err(IoError::BUG))
+    }
+
+    /// Let go of the descriptor; it is closed when the calls that use it are over.
+    ///
+    /// # Errors
+    /// None today; the descriptor of a file that was written is synced before, by the engine's flush.
+    pub async fn close(&self) -> IoResult<()> {
+        self.0.fd.store(-1, Ordering::Release);
+        let fd = self.0.owned.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // close(2) may sleep.
+        self.0.pool.run(move || drop(fd)).await.ok_or(IoError::BUG)
+    }
+
+    fn owned(&self) -> IoResult<Arc<OwnedFd>> {
+        self.0.owned.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(IoError::CLOSED)
+    }
+
+    /// Start `op` on the calling I/O thread. The slot holds the descriptor.
+    fn start(&self, mut op: FileOp) -> IoResult<SlotFuture> {
+        let fd = self.owned()?;
+        op.fd = fd.as_raw_fd();
+        op.options = self.0.options;
+        let context = IoContext::current().ok_or_else(|| {
+            tracing::error!("a host file was used outside an I/O thread");
+            IoError::BUG
+        })?;
+        Ok(context.start_future(op, Hold::File(fd), &self.0.pool))
+    }
+
+    /// As `start`, for the fast path: the caller's pins keep the engine and so the descriptor.
+    #[inline]
+    pub(crate) fn target(&self, op: &mut FileOp) -> &ThreadPool {
+        op.fd = self.0.fd.load(Ordering::Acquire);
+        op.options = self.0.options;
+        &self.0.pool
+    }
+}
+
+impl fmt::Debug for HostFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostFile(fd {}, {:?})", self.0.fd.load(Ordering::Relaxed), self.0.options)
+    }
+}
+
+impl HostFileControl {
+    /// Use `fd` from now on: a reopen, or other permissions. The old descriptor is closed with its last call.
+    #[doc(alias = "bdrv_reopen_commit")]
+    pub fn replace(&mut self, fd: OwnedFd, _proof: &Quiesced<'_>) {
+        self.0.fd.store(fd.as_raw_fd(), Ordering::Release);
+        let mut owned = self.0.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        *owned = Some(Arc::new(fd));
+    }
+}
+
+impl fmt::Debug for HostFileControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostFileControl(fd {})", self.0.fd.load(Ordering::Relaxed))
+    }
+}
+
+fn host(errno: rustix::io::Errno) -> IoError {
+    IoError::host(errno.raw_os_error())
+}
+
+/// `lseek(2)` with SEEK_DATA and SEEK_HOLE. The file position is shared by nobody: all other calls are positional.
+fn extent(fd: BorrowedFd<'_>, offset: u64) -> IoResult<FileExtent> {
+    use rustix::fs::SeekFrom;
+    let to_end = u64::MAX - offset;
+    match rustix::fs::seek(fd, SeekFrom::Data(offset)) {
+        Ok(data) if data > offset => Ok(FileExtent { is_data: false, len: data - offset }),
+        Ok(_) => match rustix::fs::seek(fd, SeekFrom::Hole(offset)) {
+            Ok(hole) if hole > offset => Ok(FileExtent { is_data: true, len: hole - offset }),
+            // The file changed under us between the two calls: data is the safe answer.
+            Ok(_) => Ok(FileExtent { is_data: true, len: 1 }),
+            Err(errno) => Err(host(errno)),
+        },
+        Err(rustix::io::Errno::NXIO) => Ok(FileExtent { is_data: false, len: to_end }),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(FileExtent { is_data: true, len: to_end }),
+        Err(errno) => Err(host(errno)),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileOpKind {
+    Read,
+    Write { fua: bool },
+    Sync,
+    Allocate(i32),
+}
+
+/// One operation on a host file.
+#[derive(Debug)]
+pub(crate) struct FileOp {
+    pub(crate) kind: FileOpKind,
+    pub(crate) fd: RawFd,
+    pub(crate) options: HostFileOptions,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+    pub(crate) buf: Option<IoBuf>,
+}
+
+impl FileOp {
+    pub(crate) fn new(kind: FileOpKind, offset: u64, len: u64, buf: Option<IoBuf>) -> Self {
+        let options = HostFileOptions { engine: FileEngine::Ring, memory_alignment: 1 };
+        Self { kind, fd: -1, options, offset, len, buf }
+    }
+
+    pub(crate) fn read(offset: u64, buf: IoBuf) -> Self {
+        let len = buf.len() as u64;
+        Self::new(FileOpKind::Read, offset, len, Some(buf))
+    }
+
+    pub(crate) fn write(offset: u64, buf: IoBuf, fua: bool) -> Self {
+        let len = buf.len() as u64;
+        Self::new(FileOpKind::Write { fua }, offset, len, Some(buf))
+    }
+}
+
+/// The `iovec`s of `buf` from `skip` bytes on; at most IOV_MAX of them.
+pub(crate) fn iovecs(buf: &IoBuf, mut skip: usize) -> Vec<libc::iovec> {
+    let mut vecs = Vec::with_capacity(buf.segments().len());
+    for segment in buf.segments() {
+        if skip >= segment.len {
+            skip -= segment.len;
+            continue;
+        }
+        if vecs.len() == libc::UIO_MAXIOV as usize {
+            break;
+        }
+        // SAFETY: `skip < segment.len`, so the pointer stays inside the segment.
+        let base = unsafe { segment.base.add(skip) };
+        vecs.push(libc::iovec { iov_base: base.as_ptr().cast(), iov_len: segment.len - skip });
+        skip = 0;
+    }
+    vecs
+}
+
+/// Carry out one operation on this thread; the answer is as a ring's completion: bytes done, or a negative errno.
+pub(crate) fn run_blocking(kind: FileOpKind, fd: RawFd, offset: u64, len: u64, buf: Option<&IoBuf>, skip: usize) -> i32 {
+    let offset = offset as libc::off_t;
+    let vecs = buf.map(|buf| iovecs(buf, skip)).unwrap_or_default();
+    let (base, count) = (vecs.as_ptr(), vecs.len() as i32);
+    // SAFETY: the descriptor is open for as long as the operation's slot exists, and so is the memory that the iovecs
+    // describe, which belongs to the buffer that the caller holds.
+    let answer = unsafe {
+        match kind {
+            FileOpKind::Read => libc::preadv(fd, base, count, offset) as i64,
+            FileOpKind::Write { fua: false } => libc::pwritev(fd, base, count, offset) as i64,
+            FileOpKind::Write { fua: true } => libc::pwritev2(fd, base, count, offset, libc::RWF_DSYNC) as i64,
+            FileOpKind::Sync => i64::from(libc::fdatasync(fd)),
+            FileOpKind::Allocate(mode) => i64::from(libc::fallocate(fd, mode, offset, len as libc::off_t)),
+        }
+    };
+    if answer >= 0 { answer as i32 } else { -std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) }
+}

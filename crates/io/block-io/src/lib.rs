@@ -1,0 +1,46 @@
+//! The I/O side of the block layer: the driver trait, nodes and edges as requests see them, the request pipeline, I/O threads.
+//!
+//! Nothing in this crate opens, attaches or changes a graph by itself: what can is the *control* half of each thing, which
+//! whoever makes it keeps. The graph's owner is `block-gs`; programs without one compose drivers with a [`StaticGraph`].
+//!
+//! # Reading order
+//! [`Driver`] and [`Mapping`] say what a driver is; [`IoNode`], [`NodeControl`] and [`Req`] what a node is; [`Edge`] and [`EdgeWriter`]
+//! how nodes hang together; [`Root`] and [`Queue`] where requests come in; [`IoThread`] where they run.
+
+mod sync;
+
+mod gate;
+
+mod driver;
+mod edge;
+mod node;
+mod request;
+
+mod pipeline;
+mod root;
+
+mod context;
+mod file;
+mod pool;
+mod queue;
+mod thread;
+
+mod static_graph;
+
+#[cfg(all(test, loom))]
+mod model;
+
+pub use context::ring_available;
+pub use driver::{Access, Driver, Mapping, NowRequest};
+pub use edge::{Edge, EdgeWriter};
+pub use file::{FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
+pub use gate::GateState;
+pub use node::{IoNode, NodeControl, Quiesced, Req};
+pub use pool::ThreadPool;
+pub use queue::Queue;
+pub use request::{Completed, Done, Request, RequestKind};
+pub use root::{RequestCount, Root, RootControl};
+pub use static_graph::{StaticGraph, StaticNode};
+pub use thread::{IoThread, IoThreadHandle, IoThreadOptions};
+
+pub use block_common as common;

@@ -1,0 +1,402 @@
+//! Nodes as I/O sees them, and the control half that the graph's owner keeps.
+//!
+//! An [`IoNode`] is a counted handle: engine, length, limits, gate. The [`NodeControl`] beside it is the only way to quiesce the node,
+//! to give it edges, to install its engine and to enter it while it is quiesced. Parents, names in use and permissions of
+//! others are the graph's own business and are not here.
+
+use crate::driver::Driver;
+use crate::edge::{self, Edge, EdgeWriter, ParentGate};
+use crate::gate::{GateState, Gated, Pin, Refused};
+use crate::pipeline;
+use block_common::{ChildRole, IoError, IoResult, Limits, PermPair};
+use std::cell::Cell;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, RwLock};
+
+/// What a node is to its requests.
+pub(crate) struct NodeBody {
+    name: Box<str>,
+    engine: OnceLock<Box<dyn Driver>>,
+    /// Bytes, as last known.
+    length: AtomicU64,
+    read_only: AtomicBool,
+    // The limits that each request looks at, beside their whole.
+    request_alignment: AtomicU32,
+    transfer_max: AtomicU32,
+    limits: RwLock<Limits>,
+}
+
+impl NodeBody {
+    pub(crate) fn engine(&self) -> IoResult<&dyn Driver> {
+        self.engine.get().map(|engine| &**engine).ok_or(IoError::CLOSED)
+    }
+
+    #[inline]
+    pub(crate) fn length(&self) -> u64 {
+        self.length.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_length(&self, len: u64) {
+        self.length.store(len, Ordering::Relaxed);
+    }
+
+    /// A write ended at `end` bytes.
+    pub(crate) fn reached(&self, end: u64) {
+        self.length.fetch_max(end, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn request_alignment(&self) -> u32 {
+        self.request_alignment.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn transfer_max(&self) -> u32 {
+        self.transfer_max.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        *self.limits.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn set_limits(&self, limits: Limits) {
+        self.request_alignment.store(limits.request_alignment.max(1), Ordering::Relaxed);
+        self.transfer_max.store(limits.transfer_max, Ordering::Relaxed);
+        *self.limits.write().unwrap_or_else(std::sync::PoisonError::into_inner) = limits;
+    }
+}
+
+impl fmt::Debug for NodeBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let driver = self.engine.get().map_or("no driver", |engine| engine.format_name());
+        write!(f, "{} ({driver})", self.name)
+    }
+}
+
+/// A node as I/O sees it. Holding one keeps its memory, not its life: a closed node answers [`IoError::CLOSED`].
+#[derive(Clone)]
+pub struct IoNode(pub(crate) Gated<NodeBody>);
+
+impl IoNode {
+    /// The node's name.
+    #[doc(alias = "bdrv_get_node_name")]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The driver's name, or `None` before the engine is installed.
+    pub fn driver(&self) -> Option<&'static str> {
+        self.0.engine.get().map(|engine| engine.format_name())
+    }
+
+    /// The length in bytes, as last known.
+    #[doc(alias = "bdrv_nb_sectors")]
+    #[doc(alias = "bdrv_get_geometry")]
+    pub fn length(&self) -> u64 {
+        self.0.length()
+    }
+
+    /// The limits of one request.
+    pub fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+
+    /// Whether writes are refused.
+    #[doc(alias = "bdrv_is_read_only")]
+    pub fn is_read_only(&self) -> bool {
+        self.0.is_read_only()
+    }
+
+    /// The gate's state.
+    pub fn state(&self) -> GateState {
+        self.0.state()
+    }
+
+    /// How many requests hold the node, as of no particular moment.
+    pub fn in_flight(&self) -> u64 {
+        self.0.in_flight()
+    }
+
+    /// Whether both are the same node.
+    pub fn same(&self, other: &Self) -> bool {
+        self.0.same(&other.0)
+    }
+
+    /// A number that no other node of this process has or had.
+    pub fn id(&self) -> u64 {
+        self.0.id()
+    }
+}
+
+impl fmt::Debug for IoNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+/// The token of a request on a node: counted while it exists. Only the core makes one; engines get it by reference and
+/// call their children with it.
+pub struct Req {
+    pub(crate) node: Pin<NodeBody>,
+    _control: Option<Arc<()>>,
+}
+
+impl Req {
+    pub(crate) fn new(node: Pin<NodeBody>) -> Self {
+        Self { node, _control: None }
+    }
+
+    /// The name of the node that the request is on.
+    pub fn node_name(&self) -> &str {
+        &self.node.name
+    }
+
+    /// The node's length in bytes, as last known.
+    pub fn length(&self) -> u64 {
+        self.node.length()
+    }
+
+    /// Whether the node was opened for reading only.
+    pub fn is_read_only(&self) -> bool {
+        self.node.is_read_only()
+    }
+
+    /// The node's current epoch. What the engine made unreachable *before* this call may be reused once
+    /// [`Req::epoch_passed`] says so: until then, requests from before may be under way to it.
+    pub fn epoch(&self) -> u64 {
+        self.node.epoch()
+    }
+
+    /// Whether every request from before [`Req::epoch`] returned `epoch` is over. Never waits. The asking request may itself
+    /// be one of those, so "no" means "use something else".
+    pub fn epoch_passed(&self, epoch: u64) -> bool {
+        self.node.epoch_passed(epoch)
+    }
+
+    /// Another token on the same node, for a part of the request that runs beside it.
+    pub fn again(&self) -> Self {
+        Self { node: self.node.again(), _control: self._control.clone() }
+    }
+}
+
+impl fmt::Debug for Req {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Req({:?})", &*self.node)
+    }
+}
+
+/// Proof that a gate is quiesced and idle, for as long as it is borrowed from its control.
+#[derive(Debug)]
+pub struct Quiesced<'a> {
+    id: u64,
+    control: PhantomData<&'a ()>,
+}
+
+impl Quiesced<'_> {
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn covers(&self, id: u64) -> bool {
+        self.id == id
+    }
+}
+
+/// The writer's half of a gate: quiescing, and the proof of it. Shared by nodes and roots.
+pub(crate) struct GateControl<T> {
+    pub(crate) gate: Gated<T>,
+    /// Counts the times the gate was quiesced; `idle` holds the one in which it was seen idle.
+    generation: Rc<Cell<u64>>,
+    idle: Rc<Cell<u64>>,
+    quiesced: bool,
+    /// Cloned into the tokens that enter while quiesced.
+    entered: Arc<()>,
+}
+
+impl<T> GateControl<T> {
+    pub(crate) fn new(gate: Gated<T>) -> Self {
+        let (generation, idle) = (Rc::new(Cell::new(1)), Rc::new(Cell::new(0)));
+        Self { gate, generation, idle, quiesced: false, entered: Arc::new(()) }
+    }
+
+    pub(crate) fn is_quiesced(&self) -> bool {
+        self.quiesced
+    }
+
+    pub(crate) fn set_quiesced(&mut self, quiesced: bool) {
+        if self.quiesced == quiesced {
+            return;
+        }
+        self.quiesced = quiesced;
+        self.generation.set(self.generation.get() + 1);
+        if quiesced {
+            self.gate.set_state(GateState::QUIESCED);
+        } else {
+            self.gate.clear_state(GateState::QUIESCED);
+        }
+    }
+
+    pub(crate) fn idle(&self) -> impl Future<Output = ()> + use<T> {
+        let (gate, generation, idle) = (self.gate.clone(), self.generation.clone(), self.idle.clone());
+        let (asked, quiesced) = (generation.get(), self.quiesced);
+        async move {
+            gate.idle().await;
+            if quiesced && generation.get() == asked {
+                idle.set(asked);
+            }
+        }
+    }
+
+    pub(crate) fn proof(&self) -> Option<Quiesced<'_>> {
+        let idle = self.idle.get() == self.generation.get() && Arc::strong_count(&self.entered) == 1;
+        (self.quiesced && idle).then(|| Quiesced { id: self.gate.id(), control: PhantomData })
+    }
+}
+
+impl<T> Drop for GateControl<T> {
+    /// A gate without its owner lets requests through, to be answered "closed", rather than hold them for ever.
+    fn drop(&mut self) {
+        self.gate.set_state(GateState::CLOSED);
+        self.gate.clear_state(GateState::QUIESCED);
+    }
+}
+
+/// The graph's half of a node. Not `Clone`, bound to its thread, and out of reach from an [`IoNode`].
+pub struct NodeControl {
+    gate: GateControl<NodeBody>,
+}
+
+impl NodeControl {
+    /// A node without an engine, to be opened: it has a gate and a name and answers [`IoError::CLOSED`].
+    /// Dropping it undoes everything.
+    pub fn shell(name: &str) -> Self {
+        let gate = Gated::new_with(|_| NodeBody {
+            name: name.into(),
+            engine: OnceLock::new(),
+            length: AtomicU64::new(0),
+            read_only: AtomicBool::new(true),
+            request_alignment: AtomicU32::new(1),
+            transfer_max: AtomicU32::new(0),
+            limits: RwLock::new(Limits::NONE),
+        });
+        Self { gate: GateControl::new(gate) }
+    }
+
+    /// The node.
+    pub fn node(&self) -> IoNode {
+        IoNode(self.gate.gate.clone())
+    }
+
+    /// Make an edge below this node. It leads to `child` from the start.
+    #[doc(alias = "bdrv_attach_child")]
+    pub fn edge(&self, role: ChildRole, perm: PermPair, child: Option<&IoNode>) -> (EdgeWriter, Edge) {
+        let gate = ParentGate::Node(self.gate.gate.clone());
+        edge::edge(self.gate.gate.id(), Some(gate), role, perm, child)
+    }
+
+    /// Install the engine, once, with the length in bytes that it has now.
+    ///
+    /// # Panics
+    /// When there is one already: that is the caller's bug.
+    pub fn install(&self, engine: Box<dyn Driver>, length: u64, read_only: bool) {
+        let body = &*self.gate.gate;
+        body.set_limits(engine.limits());
+        body.set_length(length);
+        body.read_only.store(read_only, Ordering::Relaxed);
+        assert!(body.engine.set(engine).is_ok(), "node {} has an engine already", body.name);
+    }
+
+    /// Enter the node from the main loop: counted, and never held back by a drain.
+    ///
+    /// # Errors
+    /// [`IoError::CLOSED`] once the node is closed.
+    pub fn enter(&self) -> IoResult<Req> {
+        match self.gate.gate.enter(GateState::CLOSED) {
+            Ok(node) => Ok(Req { node, _control: Some(self.gate.entered.clone()) }),
+            Err(Refused::State(_)) => Err(IoError::CLOSED),
+            Err(Refused::Full) => Err(IoError::BUSY),
+        }
+    }
+
+    /// Hold back (or let in again) what comes from outside. Neither waits nor changes the graph (rule drain-2).
+    #[doc(alias = "bdrv_do_drained_begin_quiesce")]
+    pub fn set_quiesced(&mut self, quiesced: bool) {
+        self.gate.set_quiesced(quiesced);
+    }
+
+    /// Whether requests from outside are held back.
+    pub fn is_quiesced(&self) -> bool {
+        self.gate.is_quiesced()
+    }
+
+    /// Wait until no request is on the node. Borrows nothing. Wait for the ancestors first, top down.
+    #[doc(alias = "bdrv_drain_poll")]
+    pub fn idle(&self) -> impl Future<Output = ()> + use<> {
+        self.gate.idle()
+    }
+
+    /// The proof that the node is quiesced and was seen idle since, or `None`. While it is borrowed, nothing can open the gate.
+    pub fn proof(&self) -> Option<Quiesced<'_>> {
+        self.gate.proof()
+    }
+
+    /// Send requests the slow way (or not any more), for the reasons in `state`, which holds none of the gate's own bits. What is in
+    /// flight when a bit is set may still be on the fast path: [`NodeControl::idle`] tells when not.
+    pub fn set_detour(&mut self, state: GateState, on: bool) {
+        let state = state & (GateState::SERIALISING | GateState::TRACKED | GateState::DETOUR);
+        if on { self.gate.gate.set_state(state) } else { self.gate.gate.clear_state(state) }
+    }
+
+    /// Set the limits of one request.
+    #[doc(alias = "bdrv_refresh_limits")]
+    pub fn refresh_limits(&self) {
+        let body = &*self.gate.gate;
+        if let Ok(engine) = body.engine() {
+            body.set_limits(engine.limits());
+        }
+    }
+
+    /// Refuse writes, or allow them.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.gate.gate.read_only.store(read_only, Ordering::Relaxed);
+    }
+
+    /// Ask the engine for its length, remember and return it, in bytes. To be awaited on an I/O thread.
+    ///
+    /// # Errors
+    /// The engine's error.
+    pub async fn refresh_length(req: &Req) -> IoResult<u64> {
+        pipeline::refresh_length(req).await
+    }
+
+    /// Flush and close the engine. To be awaited on an I/O thread, with nothing else in flight.
+    ///
+    /// # Errors
+    /// The first of the errors of flush and close; the engine is closed all the same.
+    pub async fn close_engine(req: &Req) -> IoResult<()> {
+        let Ok(engine) = req.node.engine() else { return Ok(()) };
+        let flushed = if req.is_read_only() { Ok(()) } else { engine.flush(req).await };
+        let closed = engine.close(req).await;
+        flushed.and(closed)
+    }
+
+    /// From now on every request is answered [`IoError::CLOSED`].
+    pub fn shut(&mut self) {
+        self.gate.gate.set_state(GateState::CLOSED);
+    }
+}
+
+impl fmt::Debug for NodeControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeControl({:?})", &*self.gate.gate)
+    }
+}

@@ -1,0 +1,292 @@
+//! The request pipeline: what happens between a caller and a driver, once, for every driver.
+//!
+//! Two ways lead through it. The fast way ([`resolve`]) follows cached mappings down to a leaf without waiting and starts the
+//! operation there. The slow way checks, splits to the node's limits, and awaits the engine. Calls to children come
+//! here as well, so that a slow driver's children are still reached the fast way.
+//!
+//! In order: bounds, alignment, permission to write, (padding and serialisation: part 2), splitting to limits, the
+//! driver, fallbacks of zero writes, the length that a write reached.
+
+use crate::context::{Hold, IoContext, Path, SlotFuture};
+use crate::driver::{Access, Mapping, NowRequest};
+use crate::file::FileOp;
+use crate::gate::{GateState, Pin};
+use crate::node::{NodeBody, Req};
+use block_common::{
+    AlignedBuf, GuestOffset, GuestRange, IoBuf, IoError, IoResult, Preallocation, RequestFlags, StatusExtent,
+};
+
+/// Deeper graphs than this take the slow path.
+const DEPTH_MAX: usize = 32;
+/// Zeroes are written out in pieces of this many bytes.
+const ZERO_BOUNCE_MAX: u64 = 1 << 20;
+
+/// Where following the mappings of a range ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaf {
+    /// At a host file: that of the last node on the path.
+    File,
+    /// At a node that serves at once: the last one on the path.
+    Now,
+    /// At bytes that read as zeroes.
+    Zeroes,
+    /// At a node that has to think about it.
+    Slow,
+}
+
+/// Follow the mappings of `range` from the one node in `path` down, pinning each node before asking it. Returns where that
+/// ended, and the offset there.
+#[inline]
+pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange) -> (Leaf, GuestOffset) {
+    let slow = match access {
+        Access::Read => GateState::SLOW_READ,
+        Access::Write => GateState::SLOW_WRITE,
+    };
+    while let Some(node) = path.last() {
+        if node.seen().intersects(slow) || !fits(node, access, range) || path.len() > DEPTH_MAX {
+            break;
+        }
+        let Ok(engine) = node.engine() else { break };
+        let (child, offset) = match engine.map_cached(access, range) {
+            Mapping::Child { edge, offset, len } if len >= range.len() => {
+                if access == Access::Write && edge.writable(RequestFlags::empty()).is_err() {
+                    break;
+                }
+                let Ok(child) = edge.follow(node) else { break };
+                (child, crate::edge::Edge::descend(offset))
+            }
+            Mapping::Zeroes { len } if len >= range.len() && access == Access::Read => {
+                return (Leaf::Zeroes, range.offset());
+            }
+            Mapping::File(_) => return (Leaf::File, range.offset()),
+            Mapping::Now => return (Leaf::Now, range.offset()),
+            Mapping::Child { .. } | Mapping::Zeroes { .. } | Mapping::Slow => break,
+        };
+        let Ok(next) = GuestRange::new(offset.0, range.len()) else { break };
+        range = next;
+        path.push(child);
+    }
+    (Leaf::Slow, range.offset())
+}
+
+/// Whether one request on the node may be this.
+#[inline]
+fn fits(node: &NodeBody, access: Access, range: GuestRange) -> bool {
+    let transfer_max = node.transfer_max();
+    range.end() <= node.length()
+        && range.is_aligned(node.request_alignment())
+        && (transfer_max == 0 || range.len() <= u64::from(transfer_max))
+        && !(access == Access::Write && node.is_read_only())
+}
+
+/// Serve a resolved request that needs no waiting.
+pub(crate) fn serve_now(leaf: Leaf, path: &Path, offset: GuestOffset, access: Access, buf: &IoBuf) -> IoResult<()> {
+    match (leaf, access) {
+        (Leaf::Zeroes, Access::Read) => {
+            buf.fill(0, buf.len(), 0);
+            Ok(())
+        }
+        (Leaf::Now, access) => {
+            let node = path.last().ok_or(IoError::BUG)?;
+            let request = match access {
+                Access::Read => NowRequest::Read(offset, buf),
+                Access::Write => NowRequest::Write(offset, buf),
+            };
+            node.engine()?.serve_now(request)
+        }
+        _ => Err(IoError::BUG),
+    }
+}
+
+/// Start a resolved request at its host file.
+pub(crate) fn start_at_file<T>(
+    path: &Path,
+    mut op: FileOp,
+    start: impl FnOnce(FileOp, crate::pool::ThreadPool) -> T,
+) -> IoResult<T> {
+    let node = path.last().ok_or(IoError::BUG)?;
+    let access = if matches!(op.kind, crate::file::FileOpKind::Read) { Access::Read } else { Access::Write };
+    let range = GuestRange::new(op.offset, op.len)?;
+    match node.engine()?.map_cached(access, range) {
+        Mapping::File(file) => {
+            let pool = file.target(&mut op).clone();
+            Ok(start(op, pool))
+        }
+        _ => Err(IoError::BUG),
+    }
+}
+
+enum Started {
+    Over(IoResult<()>),
+    Waits(SlotFuture),
+    Slow,
+}
+
+/// Try the fast way from `node` on, for an engine's call to its child.
+fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf, flags: RequestFlags) -> Started {
+    let Some(context) = IoContext::current() else { return Started::Slow };
+    let mut path = Path::new();
+    path.push(node.again());
+    match resolve(access, &mut path, range) {
+        (Leaf::Slow, _) => Started::Slow,
+        (Leaf::File, offset) => {
+            let op = match access {
+                Access::Read => FileOp::read(offset.0, buf.clone()),
+                Access::Write => FileOp::write(offset.0, buf.clone(), flags.contains(RequestFlags::FUA)),
+            };
+            let started = start_at_file(&path, op, |op, pool| (op, pool));
+            match started {
+                Ok((op, pool)) => Started::Waits(context.start_future(op, Hold::Path(path), &pool)),
+                Err(error) => Started::Over(Err(error)),
+            }
+        }
+        // What is served at once has no stable storage to reach; the slow way knows better.
+        (_, _) if flags.contains(RequestFlags::FUA) => Started::Slow,
+        (leaf, offset) => Started::Over(serve_now(leaf, &path, offset, access, buf)),
+    }
+}
+
+fn check(req: &Req, range: GuestRange, may_extend: bool) -> IoResult<()> {
+    if range.end() > req.node.length() && !may_extend {
+        return Err(IoError::OUT_OF_BOUNDS);
+    }
+    if range.is_aligned(req.node.request_alignment()) { Ok(()) } else { Err(IoError::MISALIGNED) }
+}
+
+fn check_write(req: &Req, range: GuestRange, may_extend: bool) -> IoResult<()> {
+    if req.node.is_read_only() {
+        return Err(IoError::READ_ONLY);
+    }
+    check(req, range, may_extend)
+}
+
+/// The pieces of `len` bytes that a limit of `max` bytes (0: none) allows: offsets and lengths.
+fn pieces(len: u64, max: u64) -> impl Iterator<Item = (u64, u64)> {
+    let step = if max == 0 { len.max(1) } else { max };
+    (0..len.div_ceil(step)).map(move |i| (i * step, step.min(len - i * step)))
+}
+
+fn transfer_max(req: &Req) -> u64 {
+    let limits = req.node.limits();
+    let alignment = limits.request_alignment.max(1);
+    u64::from(limits.transfer_max / alignment * alignment)
+}
+
+pub(crate) async fn read(req: Req, range: GuestRange, buf: &IoBuf) -> IoResult<()> {
+    match start(&req.node, Access::Read, range, buf, RequestFlags::empty()) {
+        Started::Over(result) => return result,
+        Started::Waits(future) => return future.await,
+        Started::Slow => {}
+    }
+    check(&req, range, false)?;
+    let engine = req.node.engine()?;
+    for (at, len) in pieces(range.len(), transfer_max(&req)) {
+        let part = buf.slice(at as usize, len as usize);
+        engine.read(&req, range.slice(at, len).offset(), &part).await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn write(
+    req: Req,
+    range: GuestRange,
+    buf: &IoBuf,
+    flags: RequestFlags,
+    may_extend: bool,
+) -> IoResult<()> {
+    match start(&req.node, Access::Write, range, buf, flags) {
+        Started::Over(result) => return result,
+        Started::Waits(future) => return future.await,
+        Started::Slow => {}
+    }
+    check_write(&req, range, may_extend)?;
+    let engine = req.node.engine()?;
+    for (at, len) in pieces(range.len(), transfer_max(&req)) {
+        let part = buf.slice(at as usize, len as usize);
+        engine.write(&req, range.slice(at, len).offset(), &part, flags).await?;
+        req.node.reached(range.slice(at, len).end());
+    }
+    Ok(())
+}
+
+pub(crate) async fn zero(req: Req, range: GuestRange, flags: RequestFlags, may_extend: bool) -> IoResult<()> {
+    check_write(&req, range, may_extend)?;
+    let engine = req.node.engine()?;
+    let limits = req.node.limits();
+    for (at, len) in pieces(range.len(), limits.zero_max) {
+        let part = range.slice(at, len);
+        match engine.zero(&req, part, flags).await {
+            Err(error) if error == IoError::UNSUPPORTED && !flags.contains(RequestFlags::NO_FALLBACK) => {
+                write_zeroes(&req, part, flags).await?;
+            }
+            other => other?,
+        }
+        req.node.reached(part.end());
+    }
+    Ok(())
+}
+
+/// The fallback of a zero write: zeroes, written.
+async fn write_zeroes(req: &Req, range: GuestRange, flags: RequestFlags) -> IoResult<()> {
+    let limits = req.node.limits();
+    let max = match transfer_max(req) {
+        0 => ZERO_BOUNCE_MAX,
+        max => max.min(ZERO_BOUNCE_MAX),
+    };
+    let alignment = limits.memory_alignment.max(limits.request_alignment).max(1);
+    let zeroes = AlignedBuf::zeroed(range.len().min(max) as usize, alignment as usize).into_io();
+    let flags = flags & RequestFlags::FUA;
+    for (at, len) in pieces(range.len(), max) {
+        let part = zeroes.slice(0, len as usize);
+        req.node.engine()?.write(req, range.slice(at, len).offset(), &part, flags).await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn discard(req: Req, range: GuestRange) -> IoResult<()> {
+    check_write(&req, range, false)?;
+    let engine = req.node.engine()?;
+    for (at, len) in pieces(range.len(), req.node.limits().discard_max) {
+        match engine.discard(&req, range.slice(at, len)).await {
+            Err(error) if error == IoError::UNSUPPORTED => return Ok(()),
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn flush(req: &Req) -> IoResult<()> {
+    req.node.engine()?.flush(req).await
+}
+
+/// The status of the start of `range`, made to be aligned, not empty and within the range (rule stat-1).
+pub(crate) async fn block_status(req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
+    check(req, range, false)?;
+    if range.is_empty() {
+        return Err(IoError::INVALID);
+    }
+    let mut extent = req.node.engine()?.block_status(req, range).await?;
+    extent.len = extent.len.clamp(1, range.len());
+    let alignment = u64::from(req.node.request_alignment());
+    if extent.len < range.len() {
+        // An odd end belongs to the next answer, unless it is all there is.
+        extent.len = (extent.len & !(alignment - 1)).max(alignment).min(range.len());
+    }
+    Ok(extent)
+}
+
+pub(crate) async fn truncate(req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {
+    if req.node.is_read_only() {
+        return Err(IoError::READ_ONLY);
+    }
+    GuestRange::new(0, len)?;
+    req.node.engine()?.truncate(req, len, preallocation).await?;
+    refresh_length(req).await?;
+    Ok(())
+}
+
+pub(crate) async fn refresh_length(req: &Req) -> IoResult<u64> {
+    let len = req.node.engine()?.length(req).await?;
+    req.node.set_length(len);
+    Ok(len)
+}

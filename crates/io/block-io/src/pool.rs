@@ -1,0 +1,123 @@
+//! A small pool of threads for system calls that may sleep: the engine of `aio=threads`, and of calls that have no
+//! asynchronous form (`lseek`, `fstat`, opening files).
+//!
+//! Threads start when work comes and leave after ten idle seconds. Results go back to whoever asked through a channel or an inbox;
+//! nothing here knows nodes or requests.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+const IDLE: Duration = Duration::from_secs(10);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    threads_max: usize,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+    closed: bool,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A handle to a pool; the threads leave when the last one is dropped.
+#[derive(Clone)]
+pub struct ThreadPool(Arc<Handle>);
+
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.state().closed = true;
+        self.0.work.notify_all();
+    }
+}
+
+impl ThreadPool {
+    /// A pool of at most `threads_max` threads (at least one). None is started yet.
+    pub fn new(threads_max: usize) -> Self {
+        let shared = Shared { state: Mutex::default(), work: Condvar::new(), threads_max: threads_max.max(1) };
+        Self(Arc::new(Handle(Arc::new(shared))))
+    }
+
+    /// Run `work` on a thread of the pool and return what it returns. It runs whether or not the future is polled.
+    ///
+    /// # Errors
+    /// `None` when `work` panicked.
+    pub fn run<T, W>(&self, work: W) -> impl Future<Output = Option<T>> + Send + use<T, W>
+    where
+        T: Send + 'static,
+        W: FnOnce() -> T + Send + 'static,
+    {
+        let (send, receive) = oneshot::channel();
+        self.spawn(Box::new(move || drop(send.send(work()))));
+        async move { receive.await.ok() }
+    }
+
+    pub(crate) fn spawn(&self, job: Job) {
+        let shared = &self.0.0;
+        let mut state = shared.state();
+        state.jobs.push_back(job);
+        if state.idle >= state.jobs.len() || state.threads == shared.threads_max {
+            shared.work.notify_one();
+            return;
+        }
+        let for_thread = shared.clone();
+        let spawned = std::thread::Builder::new().name("cairn-pool".into()).spawn(move || worker(&for_thread));
+        match spawned {
+            Ok(_) => state.threads += 1,
+            Err(error) if state.threads == 0 => {
+                tracing::error!(%error, "no thread for blocking work: doing it in place");
+                let job = state.jobs.pop_back();
+                drop(state);
+                job.into_iter().for_each(|job| job());
+            }
+            Err(error) => tracing::warn!(%error, threads = state.threads, "no further thread for blocking work"),
+        }
+    }
+}
+
+fn worker(shared: &Shared) {
+    let mut state = shared.state();
+    loop {
+        if let Some(job) = state.jobs.pop_front() {
+            drop(state);
+            // A job that panics has reported it to its own channel by dropping it; the thread serves others.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
+            state = shared.state();
+            continue;
+        }
+        if state.closed {
+            break;
+        }
+        state.idle += 1;
+        let (guard, waited) = shared.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+        state = guard;
+        state.idle -= 1;
+        if waited.timed_out() && state.jobs.is_empty() {
+            break;
+        }
+    }
+    state.threads -= 1;
+}
+
+impl fmt::Debug for ThreadPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ThreadPool({} threads)", self.0.0.state().threads)
+    }
+}

@@ -1,0 +1,104 @@
+//! A queue for callers with an event loop of their own: submit with a tag, kick, reap; an event descriptor says when.
+//!
+//! The calling thread does the work that an I/O thread would do, on a ring of the queue's own; only requests that cannot be
+//! mapped at once go to their root's home thread. No runtime is needed. A queue belongs to one thread.
+
+use crate::context::{IoContext, Target};
+use crate::request::{Completed, Request};
+use crate::root::Root;
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// One thread's queue of requests, on any number of roots.
+pub struct Queue {
+    context: Rc<IoContext>,
+    /// Requests that were submitted and not yet reaped.
+    pending: usize,
+}
+
+impl Queue {
+    /// A queue for this thread.
+    ///
+    /// # Errors
+    /// What the host said when it refused a descriptor.
+    pub fn new() -> std::io::Result<Self> {
+        let context = IoContext::new(true)?;
+        context.signal_event()?;
+        Ok(Self { context, pending: 0 })
+    }
+
+    /// Take a request. It may start at once, at the latest with [`Queue::kick`]; its result is [`Queue::reap`]ed under `tag`.
+    #[inline]
+    pub fn submit(&mut self, root: &Root, request: Request, tag: u64) {
+        self.pending += 1;
+        if let Some((request, _)) = root.start(&self.context, request, Target::Queue(tag)) {
+            self.context.sent_away();
+            let (root, inbox) = (root.clone(), self.context.inbox().clone());
+            root.home().spawn(async move {
+                let done = root.run(request).await;
+                inbox.complete(tag, done);
+            });
+        }
+    }
+
+    /// Hand over everything that was submitted. Some of it may be complete when this returns: reap before sleeping.
+    #[inline]
+    pub fn kick(&mut self) {
+        self.context.flush();
+    }
+
+    /// Move what is complete to `into`; never waits. Returns how many that was.
+    #[inline]
+    pub fn reap(&mut self, into: &mut Vec<Completed>) -> usize {
+        self.context.reap();
+        let mut ready = self.context.ready().borrow_mut();
+        let count = ready.len();
+        into.extend(ready.drain(..));
+        drop(ready);
+        self.pending -= count;
+        count
+    }
+
+    /// Reset the event. To be called when [`Queue::event`] was readable, *before* [`Queue::reap`].
+    pub fn acknowledge(&mut self) {
+        self.context.clear_event();
+    }
+
+    /// Kick, sleep until something completes or `timeout` is over, and reap. For threads that have nothing else to wait for.
+    pub fn wait(&mut self, into: &mut Vec<Completed>, timeout: Option<Duration>) -> usize {
+        self.kick();
+        loop {
+            let count = self.reap(into);
+            if count > 0 || self.pending == 0 {
+                return count;
+            }
+            if timeout.is_none() && self.context.only_ring_in_flight() {
+                self.context.flush_and_wait();
+                continue;
+            }
+            self.context.wait_event(timeout);
+            let count = self.reap(into);
+            if count > 0 || timeout.is_some() {
+                return count;
+            }
+        }
+    }
+
+    /// How many requests were submitted and not yet reaped.
+    pub fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// Readable when [`Queue::reap`] is worth a call. Level-triggered; [`Queue::acknowledge`] resets it.
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.context.event()
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Queue({} pending)", self.pending)
+    }
+}

@@ -1,0 +1,496 @@
+//! Root entries: where requests come in from outside (a backend, an export, a job, a stranger's program).
+//!
+//! A [`Root`] is the half that device threads hold: any number of clones, on any thread. Its requests are checked here once; then they
+//! take the fast way on the calling thread if that is an I/O thread, else they go to the root's home thread, where they
+//! run to their end whatever becomes of the caller. The [`RootControl`] belongs to the graph's owner.
+
+use crate::context::{Hold, IoContext, Path, Target};
+use crate::driver::Access;
+use crate::edge::{self, Edge, EdgeWriter, ParentGate};
+use crate::file::FileOp;
+use crate::gate::{GateState, Gated, Pin, Refused};
+use crate::node::{GateControl, IoNode, NodeBody, Quiesced, Req};
+use crate::pipeline::{self, Leaf};
+use crate::request::{Done, Request, RequestKind};
+use crate::thread::IoThreadHandle;
+use block_common::{
+    ChildRole, GuestRange, IoBuf, IoError, IoResult, Limits, PermPair, Perm, Preallocation, RequestFlags, StatusExtent,
+};
+use crossbeam_utils::CachePadded;
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use tokio::sync::oneshot;
+
+const KINDS: usize = 5;
+
+#[derive(Default)]
+struct StatsShard {
+    requests: [AtomicU64; KINDS],
+    bytes: [AtomicU64; KINDS],
+    failed: [AtomicU64; KINDS],
+}
+
+/// What a root entry is to its requests.
+pub(crate) struct RootBody {
+    name: Box<str>,
+    edge: Edge,
+    home: Mutex<IoThreadHandle>,
+    stats: [CachePadded<StatsShard>; crate::sync::SHARDS],
+}
+
+impl RootBody {
+    #[inline]
+    pub(crate) fn account(&self, kind: RequestKind, bytes: u64, result: IoResult<()>) {
+        let shard = &self.stats[crate::sync::shard()];
+        if result.is_ok() {
+            shard.requests[kind as usize].fetch_add(1, Ordering::Relaxed);
+            shard.bytes[kind as usize].fetch_add(bytes, Ordering::Relaxed);
+        } else {
+            shard.failed[kind as usize].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn home(&self) -> IoThreadHandle {
+        self.home.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// How many requests of one kind there have been.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestCount {
+    /// Requests that succeeded.
+    pub requests: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Requests that failed.
+    pub failed: u64,
+}
+
+/// An entry into the graph, for requests. Clones are equal.
+#[derive(Clone)]
+pub struct Root(Gated<RootBody>);
+
+impl Root {
+    /// The name that the entry was made with.
+    #[doc(alias = "blk_name")]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The thread on which slow requests run.
+    #[doc(alias = "blk_get_aio_context")]
+    pub fn home(&self) -> IoThreadHandle {
+        self.0.home()
+    }
+
+    /// The gate's state.
+    pub fn state(&self) -> GateState {
+        self.0.state()
+    }
+
+    /// How many requests are in flight, as of no particular moment.
+    pub fn in_flight(&self) -> u64 {
+        self.0.in_flight()
+    }
+
+    /// What this entry may do.
+    pub fn perm(&self) -> Perm {
+        self.0.edge.perm()
+    }
+
+    /// The node's length in bytes, as last known.
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when no node is attached, [`IoError::CLOSED`] after closing.
+    #[doc(alias = "blk_getlength")]
+    #[doc(alias = "blk_nb_sectors")]
+    #[doc(alias = "blk_get_geometry")]
+    pub fn length(&self) -> IoResult<u64> {
+        Ok(self.look()?.length())
+    }
+
+    /// The limits of one request.
+    ///
+    /// # Errors
+    /// As [`Root::length`].
+    #[doc(alias = "blk_get_request_alignment")]
+    #[doc(alias = "blk_get_max_transfer")]
+    #[doc(alias = "blk_get_max_iov")]
+    pub fn limits(&self) -> IoResult<Limits> {
+        Ok(self.look()?.limits())
+    }
+
+    /// Whether requests find a node.
+    #[doc(alias = "blk_is_inserted")]
+    pub fn is_attached(&self) -> bool {
+        self.look().is_ok()
+    }
+
+    /// Whether writes can succeed: the node is writable and this entry may write.
+    #[doc(alias = "blk_is_writable")]
+    pub fn is_writable(&self) -> bool {
+        self.perm().contains(Perm::WRITE) && self.look().is_ok_and(|node| !node.is_read_only())
+    }
+
+    /// Requests of `kind` so far.
+    #[doc(alias = "blk_get_stats")]
+    pub fn count(&self, kind: RequestKind) -> RequestCount {
+        let sum = |of: fn(&StatsShard, usize) -> &AtomicU64| {
+            self.0.stats.iter().map(|shard| of(shard, kind as usize).load(Ordering::Relaxed)).sum()
+        };
+        RequestCount {
+            requests: sum(|shard, kind| &shard.requests[kind]),
+            bytes: sum(|shard, kind| &shard.bytes[kind]),
+            failed: sum(|shard, kind| &shard.failed[kind]),
+        }
+    }
+
+    /// The node, for a look that no drain holds back.
+    fn look(&self) -> IoResult<Pin<NodeBody>> {
+        let root = self.0.enter(GateState::CLOSED).map_err(refused)?;
+        root.edge.follow(&root)
+    }
+
+    /// Read into `buf` from `offset` bytes.
+    ///
+    /// # Errors
+    /// [`IoError::OUT_OF_BOUNDS`], [`IoError::NO_MEDIUM`], or the driver's error. The buffer comes back in any case, but
+    /// [`IoError::CANCELLED`] when the home thread ended first, and the buffer with it.
+    #[doc(alias = "blk_co_preadv")]
+    #[doc(alias = "blk_co_pread")]
+    #[doc(alias = "blk_aio_preadv")]
+    #[doc(alias = "blk_pread")]
+    #[doc(alias = "bdrv_co_preadv")]
+    pub async fn read(&self, offset: u64, buf: IoBuf) -> (IoResult<()>, Option<IoBuf>) {
+        let done = self.request(Request::read(offset, buf)).await;
+        (done.result, done.buf)
+    }
+
+    /// Write `buf` at `offset` bytes.
+    ///
+    /// # Errors
+    /// As [`Root::read`], and [`IoError::NOT_PERMITTED`] or [`IoError::READ_ONLY`].
+    #[doc(alias = "blk_co_pwritev")]
+    #[doc(alias = "blk_co_pwritev_part")]
+    #[doc(alias = "blk_co_pwrite")]
+    #[doc(alias = "blk_aio_pwritev")]
+    #[doc(alias = "blk_pwrite")]
+    #[doc(alias = "bdrv_co_pwritev")]
+    pub async fn write(&self, offset: u64, buf: IoBuf, flags: RequestFlags) -> (IoResult<()>, Option<IoBuf>) {
+        let done = self.request(Request::write(offset, buf, flags)).await;
+        (done.result, done.buf)
+    }
+
+    /// Make `len` bytes at `offset` read as zeroes.
+    ///
+    /// # Errors
+    /// As [`Root::write`].
+    #[doc(alias = "blk_co_pwrite_zeroes")]
+    #[doc(alias = "blk_aio_pwrite_zeroes")]
+    #[doc(alias = "blk_pwrite_zeroes")]
+    pub async fn zero(&self, offset: u64, len: u64, flags: RequestFlags) -> IoResult<()> {
+        self.request(Request::zero(offset, len, flags)).await.result
+    }
+
+    /// The `len` bytes at `offset` are no longer needed.
+    ///
+    /// # Errors
+    /// As [`Root::write`].
+    #[doc(alias = "blk_co_pdiscard")]
+    #[doc(alias = "blk_aio_pdiscard")]
+    #[doc(alias = "blk_pdiscard")]
+    pub async fn discard(&self, offset: u64, len: u64) -> IoResult<()> {
+        self.request(Request::discard(offset, len)).await.result
+    }
+
+    /// Bring everything that was acknowledged to stable storage.
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when no node is attached, or the driver's error.
+    #[doc(alias = "blk_co_flush")]
+    #[doc(alias = "blk_aio_flush")]
+    #[doc(alias = "blk_flush")]
+    #[doc(alias = "bdrv_co_flush")]
+    pub async fn flush(&self) -> IoResult<()> {
+        self.request(Request::flush()).await.result
+    }
+
+    /// The block status of `len` bytes at `offset`: see [`Driver::block_status`](crate::Driver::block_status).
+    ///
+    /// # Errors
+    /// As [`Root::read`].
+    pub async fn block_status(&self, offset: u64, len: u64) -> IoResult<StatusExtent> {
+        let range = GuestRange::new(offset, len).map_err(|_| IoError::OUT_OF_BOUNDS)?;
+        self.at_home(move |req| async move { pipeline::block_status(&req, range).await }).await
+    }
+
+    /// Change the node's length to `len` bytes. The resize permission must have been taken before, by the graph's owner.
+    ///
+    /// # Errors
+    /// [`IoError::NOT_PERMITTED`] without that permission, or the driver's error.
+    #[doc(alias = "blk_truncate")]
+    pub async fn truncate(&self, len: u64, preallocation: Preallocation) -> IoResult<()> {
+        if !self.perm().contains(Perm::RESIZE) {
+            return Err(IoError::NOT_PERMITTED);
+        }
+        self.at_home(move |req| async move { pipeline::truncate(&req, len, preallocation).await }).await
+    }
+
+    /// Ask the driver for the length in bytes anew.
+    ///
+    /// # Errors
+    /// As [`Root::read`].
+    pub async fn refresh_length(&self) -> IoResult<u64> {
+        self.at_home(move |req| async move { pipeline::refresh_length(&req).await }).await
+    }
+
+    /// Pass an ioctl to the device behind the node.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where there is none, or the device's error.
+    #[doc(alias = "blk_ioctl")]
+    #[doc(alias = "blk_aio_ioctl")]
+    pub async fn ioctl(&self, number: u64, argument: IoBuf) -> IoResult<()> {
+        self.at_home(move |req| async move { req.node.engine()?.ioctl(&req, number, &argument).await }).await
+    }
+
+    /// Carry out one request.
+    pub async fn request(&self, request: Request) -> Done {
+        let receive = self.channel(request);
+        receive.await.unwrap_or(Done { result: Err(IoError::CANCELLED), buf: None })
+    }
+
+    /// Start `request`; the result comes through the channel.
+    fn channel(&self, request: Request) -> oneshot::Receiver<Done> {
+        let (send, receive) = oneshot::channel();
+        let Some(context) = IoContext::current() else {
+            let root = self.clone();
+            // The attempt is made there, on the home thread's ring.
+            self.home().spawn(async move {
+                if let Some(context) = IoContext::current() {
+                    root.start_or_spawn(&context, request, Target::Channel(send));
+                }
+            });
+            return receive;
+        };
+        self.start_or_spawn(&context, request, Target::Channel(send));
+        receive
+    }
+
+    fn start_or_spawn(&self, context: &IoContext, request: Request, target: Target) {
+        if let Some((request, Target::Channel(send))) = self.start(context, request, target) {
+            let root = self.clone();
+            let run = async move { drop(send.send(root.run(request).await)) };
+            match tokio::runtime::Handle::try_current() {
+                Ok(handle) => drop(handle.spawn(run)),
+                Err(_) => self.home().spawn(run),
+            }
+        }
+    }
+
+    /// Start `request` the fast way and deliver it to `target`, or give both back for the slow way.
+    #[inline]
+    pub(crate) fn start(&self, context: &IoContext, mut request: Request, target: Target) -> Option<(Request, Target)> {
+        let access = match request.kind {
+            RequestKind::Read => Access::Read,
+            RequestKind::Write if request.flags.difference(RequestFlags::FUA).is_empty() => Access::Write,
+            _ => return Some((request, target)),
+        };
+        let root = match self.0.enter(GateState::QUIESCED.union(GateState::CLOSED)) {
+            Ok(root) => root,
+            Err(_) => return Some((request, target)),
+        };
+        let (Ok(node), Ok(range)) = (root.edge.follow(&root), GuestRange::new(request.offset, request.len)) else {
+            return Some((request, target));
+        };
+        if access == Access::Write && root.edge.writable(RequestFlags::empty()).is_err() {
+            return Some((request, target));
+        }
+        let mut path = Path::new();
+        path.push(node);
+        let (leaf, offset) = pipeline::resolve(access, &mut path, range);
+        let fua = request.flags.contains(RequestFlags::FUA);
+        if leaf == Leaf::Slow || (fua && leaf != Leaf::File) {
+            return Some((request, target));
+        }
+        let buf = request.buf.take()?;
+        let kind = request.kind;
+        if leaf == Leaf::File {
+            let op = match access {
+                Access::Read => FileOp::read(offset.0, buf),
+                Access::Write => FileOp::write(offset.0, buf, fua),
+            };
+            match pipeline::start_at_file(&path, op, |op, pool| (op, pool)) {
+                Ok((op, pool)) => drop(context.start(op, Hold::Root(kind, root, path), &pool, target)),
+                Err(error) => deliver(context, target, Done { result: Err(error), buf: None }),
+            }
+            return None;
+        }
+        let result = pipeline::serve_now(leaf, &path, offset, access, &buf);
+        root.account(kind, request.len, result);
+        drop((root, path));
+        deliver(context, target, Done { result, buf: Some(buf) });
+        None
+    }
+
+    /// Carry out `request` the slow way, to its end. To be spawned on an I/O thread.
+    pub(crate) async fn run(&self, request: Request) -> Done {
+        let (kind, len) = (request.kind, request.len);
+        let result = match self.0.enter_when_open().await {
+            Ok(root) => {
+                let result = dispatch(&root, &request).await;
+                root.account(kind, len, result);
+                result
+            }
+            Err(why) => Err(refused(why)),
+        };
+        Done { result, buf: request.buf }
+    }
+
+    /// Run `work` with a token on the node, on the home thread, once no drain holds it back.
+    fn at_home<T, F, W>(&self, work: W) -> impl Future<Output = IoResult<T>> + Send + use<T, F, W>
+    where
+        T: Send + 'static,
+        F: Future<Output = IoResult<T>> + Send + 'static,
+        W: FnOnce(Req) -> F + Send + 'static,
+    {
+        let root = self.clone();
+        let run = self.home().run(async move {
+            let root = root.0.enter_when_open().await.map_err(refused)?;
+            let node = root.edge.follow(&root)?;
+            work(Req::new(node)).await
+        });
+        async move { run.await.unwrap_or(Err(IoError::CANCELLED)) }
+    }
+}
+
+impl fmt::Debug for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Root({})", self.0.name)
+    }
+}
+
+fn refused(why: Refused) -> IoError {
+    match why {
+        Refused::State(_) => IoError::CLOSED,
+        Refused::Full => IoError::BUSY,
+    }
+}
+
+pub(crate) fn deliver(context: &IoContext, target: Target, done: Done) {
+    match target {
+        Target::Queue(tag) => context.ready().borrow_mut().push_back(crate::request::Completed { tag, done }),
+        // The receiver may have lost interest; the request was carried out all the same.
+        Target::Channel(send) => drop(send.send(done)),
+        Target::Future(_) | Target::Nobody => {}
+    }
+}
+
+async fn dispatch(root: &Pin<RootBody>, request: &Request) -> IoResult<()> {
+    let req = Req::new(root.edge.follow(root)?);
+    if request.kind == RequestKind::Flush {
+        return if req.is_read_only() { Ok(()) } else { pipeline::flush(&req).await };
+    }
+    let range = GuestRange::new(request.offset, request.len).map_err(|_| IoError::OUT_OF_BOUNDS)?;
+    if range.end() > req.length() {
+        return Err(IoError::OUT_OF_BOUNDS);
+    }
+    if request.is_write() {
+        root.edge.writable(request.flags)?;
+    }
+    match (request.kind, &request.buf) {
+        (RequestKind::Read, Some(buf)) => pipeline::read(req, range, buf).await,
+        (RequestKind::Write, Some(buf)) => pipeline::write(req, range, buf, request.flags, false).await,
+        (RequestKind::Zero, _) => pipeline::zero(req, range, request.flags, false).await,
+        (RequestKind::Discard, _) => pipeline::discard(req, range).await,
+        _ => Err(IoError::BUG),
+    }
+}
+
+/// The graph's half of a root entry. Not `Clone`, bound to its thread, and out of reach from a [`Root`].
+pub struct RootControl {
+    gate: GateControl<RootBody>,
+    edge: EdgeWriter,
+}
+
+impl RootControl {
+    /// An entry called `name` whose slow requests run on `home`, leading to `child` with `perm`.
+    #[doc(alias = "bdrv_root_attach_child")]
+    pub fn new(name: &str, home: &IoThreadHandle, perm: PermPair, child: Option<&IoNode>) -> Self {
+        let mut writer = None;
+        let gate = Gated::new_with(|id| {
+            let (edge_writer, edge) = edge::edge(id, None, ChildRole::DATA | ChildRole::PRIMARY, perm, child);
+            writer = Some(edge_writer);
+            RootBody {
+                name: name.into(),
+                edge,
+                home: Mutex::new(home.clone()),
+                stats: std::array::from_fn(|_| CachePadded::default()),
+            }
+        });
+        let mut edge = writer.expect("the closure ran");
+        edge.belongs_to(ParentGate::Root(gate.clone()));
+        Self { gate: GateControl::new(gate), edge }
+    }
+
+    /// The half for device threads.
+    pub fn root(&self) -> Root {
+        Root(self.gate.gate.clone())
+    }
+
+    /// The edge to the node.
+    pub fn edge(&self) -> &EdgeWriter {
+        &self.edge
+    }
+
+    /// Let the entry lead to `child`, or nowhere. `None` unless the entry is quiesced and idle.
+    pub fn repoint(&mut self, child: Option<&IoNode>) -> Option<()> {
+        let proof = self.gate.proof()?;
+        self.edge.repoint(child, &proof);
+        Some(())
+    }
+
+    /// Set what requests through this entry may do.
+    pub fn set_perm(&mut self, perm: PermPair) {
+        self.edge.set_perm(perm);
+    }
+
+    /// Run slow requests on `home` from now on.
+    #[doc(alias = "blk_set_aio_context")]
+    pub fn set_home(&self, home: &IoThreadHandle) {
+        *self.gate.gate.home.lock().unwrap_or_else(PoisonError::into_inner) = home.clone();
+    }
+
+    /// See [`NodeControl::set_quiesced`](crate::NodeControl::set_quiesced).
+    pub fn set_quiesced(&mut self, quiesced: bool) {
+        self.gate.set_quiesced(quiesced);
+    }
+
+    /// Whether requests are held back.
+    pub fn is_quiesced(&self) -> bool {
+        self.gate.is_quiesced()
+    }
+
+    /// Wait until no request is in flight. Borrows nothing.
+    pub fn idle(&self) -> impl Future<Output = ()> + use<> {
+        self.gate.idle()
+    }
+
+    /// See [`NodeControl::proof`](crate::NodeControl::proof).
+    pub fn proof(&self) -> Option<Quiesced<'_>> {
+        self.gate.proof()
+    }
+
+    /// From now on every request is answered [`IoError::CLOSED`].
+    pub fn shut(&mut self) {
+        self.gate.gate.set_state(GateState::CLOSED);
+    }
+}
+
+impl fmt::Debug for RootControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RootControl({}, {:?})", self.gate.gate.name, self.edge)
+    }
+}

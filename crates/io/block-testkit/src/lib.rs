@@ -1,0 +1,1 @@
+//! Test storage and toy drivers for the block layer.

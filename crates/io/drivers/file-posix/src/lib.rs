@@ -1,0 +1,1 @@
+//! The file driver's engine: host files through io_uring or threads.

@@ -1,0 +1,1 @@
+//! The raw driver's engine: a window into its file.
