@@ -90,15 +90,14 @@ pub(crate) fn outcome(repo: &Repo, filter: Option<&str>) -> Result<Outcome> {
         };
         sound.insert(&mutant.test, baseline);
         report.step(&mutant.name, || {
-            let found = judge(mutant, baseline, || bench.patched(mutant))?;
+            // A patch that does not apply any more is as bad as one that survives.
+            let found = judge(mutant, baseline, || bench.patched(mutant));
+            let found = found.unwrap_or_else(|error| Err(format!("{error:#}")));
             violations.extend(found.clone().err().map(|why| format!("{}: {why}", mutant.name)));
             Ok(found.map_or_else(Outcome::Failed, Outcome::Passed))
         });
     }
     println!("\n{}", report.table());
-    if violations.is_empty() {
-        report.result()?;
-    }
     Ok(outcome_of(&violations, format!("{} caught", mutants.len())))
 }
 
@@ -190,7 +189,7 @@ impl Bench<'_> {
     fn run(&self, test: &str, limit: Duration, is_odd: impl Fn(Verdict) -> bool) -> Result<Verdict> {
         let mut command = shell::command("sh", &self.tree());
         command
-            .args(["-c", &format!("{test} 2>&1")])
+            .args(["-c", &format!("exec 2>&1; {test}")])
             .env("CARGO_TARGET_DIR", self.home.join("target"));
         let (verdict, seen) = watch(&mut command, limit)?;
         if is_odd(verdict) {
@@ -425,7 +424,7 @@ mod tests {
         if grep -q WORD value; then echo 'test result: ok. 1 passed; 0 failed'; else exit 101; fi\n";
 
     /// A whole small repository: `value` says `one`, the patch makes it `two`, the test looks for `word`.
-    fn try_repository(word: &str) -> (Outcome, String) {
+    fn try_repository(word: &str, patch: &str) -> (Outcome, String) {
         let dir = tempfile::tempdir().unwrap();
         let check = CHECK.replace("WORD", word);
         write_tree(
@@ -434,7 +433,7 @@ mod tests {
                 (".gitignore", "/target\n"),
                 ("value", "one\n"),
                 ("check.sh", &check),
-                ("tests/mutants/m.patch", PATCH),
+                ("tests/mutants/m.patch", patch),
                 ("target/mutants/tree/stale/file", "left by an earlier run"),
             ],
         );
@@ -459,20 +458,20 @@ mod tests {
     #[test]
     fn a_caught_mutant_passes_and_the_copy_is_put_back() {
         assert_eq!(
-            try_repository("one"),
+            try_repository("one", PATCH),
             (Outcome::Passed("1 caught".into()), "one\n".into())
         );
     }
 
     #[test]
     fn a_surviving_mutant_is_named() {
-        let (outcome, _) = try_repository("o");
+        let (outcome, _) = try_repository("o", PATCH);
         assert_eq!(outcome, Outcome::Failed("m.patch: SURVIVED `sh ./check.sh`".into()));
     }
 
     #[test]
     fn a_test_that_fails_without_the_patch_proves_nothing() {
-        let (outcome, _) = try_repository("three");
+        let (outcome, _) = try_repository("three", PATCH);
         let Outcome::Failed(why) = outcome else {
             panic!("{outcome:?}")
         };
@@ -480,5 +479,14 @@ mod tests {
             why.starts_with("m.patch: without the patch, `sh ./check.sh` does not pass: Failed"),
             "{why}"
         );
+    }
+
+    #[test]
+    fn a_patch_that_does_not_apply_is_named() {
+        let (outcome, _) = try_repository("one", &PATCH.replace("-one", "-ten"));
+        let Outcome::Failed(why) = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert!(why.starts_with("m.patch: ") && why.contains("git apply"), "{why}");
     }
 }

@@ -28,8 +28,9 @@ mod qapi;
 
 mod mode;
 mod optype;
+mod probe;
 
-mod options;
+pub mod options;
 
 pub use buf::*;
 pub use error::*;
@@ -37,9 +38,10 @@ pub use flags::*;
 pub use limits::*;
 pub use mode::*;
 pub use name::*;
+pub use options::{ChildOrNull, ChildSpec, Dialect, FileName, OptionReader, Options, OptionsError};
 pub use optype::*;
-pub use options::*;
 pub use perm::*;
+pub use probe::*;
 pub use qapi::*;
 pub use range::*;
 pub use role::*;

@@ -208,7 +208,10 @@ mod tests {
     #[test]
     fn an_unknown_name_is_told_with_what_would_do() {
         let error = Preallocation::from_str("bogus").expect_err("no such mode");
-        assert_eq!(error.to_string(), "invalid preallocation mode 'bogus', expected one of: off, metadata, falloc, full");
+        assert_eq!(
+            error.to_string(),
+            "invalid preallocation mode 'bogus', expected one of: off, metadata, falloc, full"
+        );
     }
 
     #[test]

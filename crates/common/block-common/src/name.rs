@@ -133,7 +133,10 @@ mod tests {
         check_refused("a\0", "Invalid node-name: 'a\0'");
         check_refused("a2345678901234567890123456789012", "Node name too long");
         // The characters are checked before the length.
-        check_refused("12345678901234567890123456789012345", "Invalid node-name: '12345678901234567890123456789012345'");
+        check_refused(
+            "12345678901234567890123456789012345",
+            "Invalid node-name: '12345678901234567890123456789012345'",
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Who blocks what, and the counting, is elsewhere.
 
-use crate::qapi_enum;
+use crate::{QapiEnum, qapi_enum};
 
 qapi_enum! {
     /// Something done to a node as a whole, for which a job or a user may have blocked it.
@@ -56,6 +56,8 @@ qapi_enum! {
     }
 }
 
+const _: () = assert!(<IoType as QapiEnum>::ALL.len() == IoType::COUNT);
+
 impl IoType {
     /// How many kinds there are: the length of arrays that have an element for each.
     pub const COUNT: usize = 4;
@@ -69,7 +71,6 @@ impl IoType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::QapiEnum;
 
     #[test]
     fn every_kind_has_a_place() {

@@ -47,6 +47,7 @@ impl Perm {
     }
 
     /// The set's names as messages spell them (`consistent read`), in the order of the constants.
+    #[doc(alias = "bdrv_perm_names")]
     pub fn names(self) -> impl DoubleEndedIterator<Item = &'static str> {
         NAMES.into_iter().filter(move |(perm, _, _)| self.contains(*perm)).map(|(_, name, _)| name)
     }
@@ -54,7 +55,6 @@ impl Perm {
 
 /// `write, resize`: as conflicts between users are reported. The empty set is `none`.
 impl fmt::Display for Perm {
-    #[doc(alias = "bdrv_perm_names")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, name) in self.names().enumerate() {
             f.write_str(if i == 0 { "" } else { ", " })?;

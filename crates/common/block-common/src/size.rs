@@ -34,7 +34,6 @@ pub enum SizeError {
 ///
 /// # Errors
 /// [`SizeError`].
-#[doc(alias = "cvtnum")]
 pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     let text = text.trim_start_matches(|c: char| c.is_ascii_whitespace());
     if let Some(rest) = text.strip_prefix('-') {
@@ -178,13 +177,20 @@ mod tests {
     #[test]
     fn refuses_what_qemu_img_refuses() {
         let words = [
-            "", ".", "k", ".k", "0x", "0x1.8", "0x10k", "1.5", "1.5b", ".5", "1x", "1e3", "1KB", "1Ki", "1kk", "1s", "5 ",
-            "1.5.5k", "1,5k", "1_000", "0b1", "inf", "nan", "١", "1ä", "-", "-x", "--1", "+-1", "- 1",
+            "", ".", "k", ".k", "0x", "0x1.8", "0x10k", "1.5", "1.5b", ".5", "1x", "1e3", "1KB", "1Ki", "1kk", "1s",
+            "5 ", "1.5.5k", "1,5k", "1_000", "0b1", "inf", "nan", "١", "1ä", "-", "-x", "--1", "+-1", "- 1",
         ];
         for text in words {
             check(text, Err(NotANumber));
         }
-        for text in ["8E", "16E", "9223372036854775808", "99999999999999999999", "0xffffffffffffffff", "8191.99999999999999999P"] {
+        for text in [
+            "8E",
+            "16E",
+            "9223372036854775808",
+            "99999999999999999999",
+            "0xffffffffffffffff",
+            "8191.99999999999999999P",
+        ] {
             check(text, Err(TooLarge));
         }
         check(&"9".repeat(1000), Err(TooLarge));

@@ -3,6 +3,7 @@
 //! The vocabulary only; asking, clamping and caching is the request pipeline's work. Rule stat-1 holds for every answer:
 //! calling zeroes data is safe, calling data a hole never is.
 
+use crate::HostOffset;
 use bitflags::bitflags;
 use std::fmt;
 
@@ -46,9 +47,9 @@ pub struct StatusExtent {
     pub status: BlockStatus,
     /// How many bytes, counted from the start of the question; more than none, unless the question begins at the node's end.
     pub len: u64,
-    /// Where the first of them lies, in bytes from the start of the child that has them; given exactly when `status`
-    /// contains [`BlockStatus::OFFSET_VALID`].
-    pub host_offset: Option<u64>,
+    /// Where the first of them lies in the child that has them; given exactly when `status` contains
+    /// [`BlockStatus::OFFSET_VALID`].
+    pub host_offset: Option<HostOffset>,
 }
 
 impl StatusExtent {
@@ -58,7 +59,7 @@ impl StatusExtent {
     }
 
     /// `len` bytes that lie at `host_offset` of the child.
-    pub const fn mapped(status: BlockStatus, len: u64, host_offset: u64) -> Self {
+    pub const fn mapped(status: BlockStatus, len: u64, host_offset: HostOffset) -> Self {
         Self { status: status.union(BlockStatus::OFFSET_VALID), len, host_offset: Some(host_offset) }
     }
 
@@ -100,7 +101,7 @@ impl StatusExtent {
     pub fn is_continued_by(self, other: Self) -> bool {
         let place = match (self.host_offset, other.host_offset) {
             (None, None) => true,
-            (Some(here), Some(there)) => here.checked_add(self.len) == Some(there),
+            (Some(here), Some(there)) => here.0.checked_add(self.len) == Some(there.0),
             _ => false,
         };
         place && self.status == other.status.difference(BlockStatus::EOF)
@@ -115,8 +116,8 @@ mod tests {
     fn the_offset_and_its_bit_go_together() {
         let status = BlockStatus::DATA | BlockStatus::OFFSET_VALID;
         assert_eq!(StatusExtent::new(status, 10).status, BlockStatus::DATA);
-        let mapped = StatusExtent::mapped(BlockStatus::DATA, 10, 512);
-        assert!(mapped.status.contains(BlockStatus::OFFSET_VALID) && mapped.host_offset == Some(512));
+        let mapped = StatusExtent::mapped(BlockStatus::DATA, 10, HostOffset(512));
+        assert!(mapped.status.contains(BlockStatus::OFFSET_VALID) && mapped.host_offset == Some(HostOffset(512)));
         assert_eq!(format!("{:?} {:?}", mapped.status, BlockStatus::empty()), "DATA | OFFSET_VALID NONE");
     }
 
@@ -129,9 +130,9 @@ mod tests {
 
     #[test]
     fn neighbours_continue_each_other() {
-        let first = StatusExtent::mapped(BlockStatus::DATA, 10, 512);
-        assert!(first.is_continued_by(StatusExtent::mapped(BlockStatus::DATA | BlockStatus::EOF, 1, 522)));
-        assert!(!first.is_continued_by(StatusExtent::mapped(BlockStatus::DATA, 1, 523)));
+        let first = StatusExtent::mapped(BlockStatus::DATA, 10, HostOffset(512));
+        assert!(first.is_continued_by(StatusExtent::mapped(BlockStatus::DATA | BlockStatus::EOF, 1, HostOffset(522))));
+        assert!(!first.is_continued_by(StatusExtent::mapped(BlockStatus::DATA, 1, HostOffset(523))));
         assert!(!first.is_continued_by(StatusExtent::new(BlockStatus::DATA, 1)));
         assert!(StatusExtent::zero(1).is_continued_by(StatusExtent::zero(1)));
         assert!(!StatusExtent::zero(1).is_continued_by(StatusExtent::data(1)));

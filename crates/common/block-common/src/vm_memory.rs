@@ -3,7 +3,10 @@
 //! Nothing is mapped or unmapped here. Memory with a dirty bitmap is deliberately not taken: requests write to it behind
 //! `vm-memory`'s back, and a bitmap that misses them is worse than none.
 
-#![allow(unsafe_code, reason = "implements an unsafe trait: the memory is vm-memory's, and the SAFETY line says what it promises")]
+#![allow(
+    unsafe_code,
+    reason = "implements an unsafe trait: the memory is vm-memory's, and the SAFETY line says what it promises"
+)]
 
 use crate::{GuestMemory, GuestMemoryError, Segment};
 use std::fmt;
@@ -30,10 +33,12 @@ impl VmMemory {
     /// # Errors
     /// [`VmMemoryError`] names a region that is not both readable and writable.
     pub fn new(memory: GuestMemoryMmap<()>) -> Result<Self, VmMemoryError> {
-        match memory.iter().find(|region| region.get_mmap().prot() & PROT_READ_WRITE != PROT_READ_WRITE) {
-            Some(region) => Err(VmMemoryError { address: region.start_addr().0 }),
-            None => Ok(Self(memory)),
+        for region in memory.iter() {
+            if region.get_mmap().prot() & PROT_READ_WRITE != PROT_READ_WRITE {
+                return Err(VmMemoryError { address: region.start_addr().0 });
+            }
         }
+        Ok(Self(memory))
     }
 }
 
@@ -66,7 +71,8 @@ mod tests {
 
     #[test]
     fn ranges_across_regions_become_segments_and_outlive_the_map() {
-        let map = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4096), (GuestAddress(4096), 4096)]).expect("maps");
+        let map =
+            GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4096), (GuestAddress(4096), 4096)]).expect("maps");
         let memory = VmMemory::new(map.clone()).expect("readable and writable");
         let buf = GuestMemoryRef::new(Arc::new(memory)).buf(&[(4090, 12), (0, 0)]).expect("mapped");
         buf.copy_from_slice(0, b"hello, guest");
@@ -80,7 +86,8 @@ mod tests {
 
     #[test]
     fn holes_are_refused() {
-        let map = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4096), (GuestAddress(8192), 4096)]).expect("maps");
+        let map =
+            GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4096), (GuestAddress(8192), 4096)]).expect("maps");
         let guest = GuestMemoryRef::new(Arc::new(VmMemory::new(map).expect("readable and writable")));
         for (address, len) in [(4090, 12), (4096, 1), (12288, 1), (u64::MAX, 2), (8192, usize::MAX)] {
             assert_eq!(guest.buf(&[(address, len)]).err(), Some(GuestMemoryError { address, len }), "{address}+{len}");

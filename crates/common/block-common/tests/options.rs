@@ -2,9 +2,9 @@
 //!
 //! Nothing runs those tools here. Where this crate deliberately differs, the case says so.
 
+use block_common::options::DriverKind;
 use block_common::{
-    AioMode, ChildOrNull, ChildSpec, DetectZeroes, Dialect, DiscardMode, DriverKind, FileName, OptionReader, Options,
-    OptionsError,
+    AioMode, ChildOrNull, ChildSpec, DetectZeroes, Dialect, DiscardMode, FileName, OptionReader, Options, OptionsError,
 };
 
 /// What a node of the tests' own understands: the generic options, those of `null-co`, `raw`, and `quorum`.
@@ -81,9 +81,8 @@ fn check_image_opts(text: &str, expected: &str) {
 
 fn check_file_name(name: &str, expected: &str) {
     let message = match FileName::parse(name) {
-        Ok(FileName::Json(options)) => {
-            read_node(options).map_or_else(|e| e.to_string().lines().next().unwrap_or("").to_owned(), |()| String::new())
-        }
+        Ok(FileName::Json(options)) => read_node(options)
+            .map_or_else(|e| e.to_string().lines().next().unwrap_or("").to_owned(), |()| String::new()),
         Ok(other) => format!("{other:?}"),
         Err(error) => error.to_string(),
     };
@@ -202,7 +201,10 @@ fn dotted_keys_are_read_and_refused_as_blockdev_does() {
         check_blockdev(text, message);
     }
     check_blockdev(&format!("driver=null-co,{}=1", "a".repeat(127)), &unexpected(&"a".repeat(127)));
-    check_blockdev(&format!("driver=null-co,{}=1", "a".repeat(128)), &format!("Parameter '{}' is too long", "a".repeat(128)));
+    check_blockdev(
+        &format!("driver=null-co,{}=1", "a".repeat(128)),
+        &format!("Parameter '{}' is too long", "a".repeat(128)),
+    );
 }
 
 fn unexpected(key: &str) -> String {
@@ -250,7 +252,10 @@ fn json_is_read_and_refused_as_blockdev_does() {
         (r#"{"driver":"null-co","cache.direct":true}"#, "Parameter 'cache.direct' is unexpected"),
         (r#"{"driver":"null-co","cache":{"b c":1}}"#, "Parameter 'cache.b c' is unexpected"),
         (r#"{"driver":"null-co","cache":{"direct":true,"bogus":1}}"#, "Parameter 'cache.bogus' is unexpected"),
-        (r#"{"driver":"null-co","cache":{"direct":"on"}}"#, "Invalid parameter type for 'cache.direct', expected: boolean"),
+        (
+            r#"{"driver":"null-co","cache":{"direct":"on"}}"#,
+            "Invalid parameter type for 'cache.direct', expected: boolean",
+        ),
         (r#"{"driver":"null-co","cache":true}"#, "Invalid parameter type for 'cache', expected: object"),
         (r#"{"driver":"null-co","cache":null}"#, "Invalid parameter type for 'cache', expected: object"),
         (r#"{"driver":"null-co","discard":"bogus"}"#, "Parameter 'discard' does not accept value 'bogus'"),
@@ -345,9 +350,24 @@ fn json_that_is_none_is_refused_as_blockdev_does() {
     for (text, message) in refused {
         check_blockdev(text, message);
     }
-    for accepted in [r#"{"a":"\ud83d\ude00"}"#, r#"{"a":"\u0000"}"#, r"{'a':'\''}", r#"{'a':'"'}"#, r#"{"a":"\'\/\b"}"#] {
+    for accepted in [r#"{"a":"\ud83d\ude00"}"#, r#"{"a":"\u0000"}"#, r"{'a':'\''}", r#"{'a':'"'}"#, r#"{"a":"\'\/\b"}"#]
+    {
         check_blockdev(accepted, "Parameter 'driver' is missing");
     }
+}
+
+#[test]
+fn json_errors_say_where() {
+    let check = |text: &str, offset: usize| match Options::parse_json(text) {
+        Err(OptionsError::Json(error)) => assert_eq!(error.offset(), offset, "{text}: {}", error.kind()),
+        other => panic!("{text}: {other:?}"),
+    };
+    check("  ", 2);
+    check("{'a':1} x", 8);
+    check("{'a':1, 'a':2}", 8);
+    check("{'a':1 2}", 7);
+    check("{'a':'ä\\q'}", 8);
+    check("{'a':[1,]}", 8);
 }
 
 #[test]
@@ -397,7 +417,10 @@ fn image_opts_are_read_and_refused_as_the_tools_do() {
         ("driver=null-co,size=8E", "Value '8E' is out of range for parameter 'size'"),
         ("json:{}", "Invalid parameter 'json:{}'"),
         ("driver=raw,file.driver=null-co,file=x", "Parameters 'file.*' used inconsistently"),
-        ("driver=quorum,vote-threshold=1,children.0.driver=null-co,children.2.driver=null-co", "Parameter 'children.1' missing"),
+        (
+            "driver=quorum,vote-threshold=1,children.0.driver=null-co,children.2.driver=null-co",
+            "Parameter 'children.1' missing",
+        ),
     ];
     for (text, message) in refused {
         check_image_opts(text, message);

@@ -1,1 +1,29 @@
-//! The global-state half of each driver.
+//! The global-state half of each driver, one file a driver: its options, how it is opened, what it asks of its children.
+//!
+//! The engines are crates of their own under `io/drivers`, usable without this one. Which image format a file has is asked of
+//! [`block_common::probe_format`], and only where the caller allows guessing.
+
+#![forbid(unsafe_code)]
+
+mod file;
+mod null;
+mod raw;
+
+mod image;
+
+pub use file::FileType;
+pub use image::{ImageOptions, open_image, open_options};
+pub use null::NullType;
+pub use raw::RawType;
+
+use block_gs::GlobalState;
+use std::rc::Rc;
+
+/// Make every driver of this build known to `gs`.
+#[doc(alias = "bdrv_init")]
+pub fn register_all(gs: &GlobalState) {
+    gs.register(Rc::new(NullType::COROUTINE));
+    gs.register(Rc::new(NullType::CALLBACK));
+    gs.register(Rc::new(FileType));
+    gs.register(Rc::new(RawType));
+}

@@ -1,1 +1,39 @@
-//! The global-state side: graph, open, close, permissions, drain.
+//! The global-state side of the block layer: the graph of nodes, and everything that changes it.
+//!
+//! All of it runs on one thread, the main loop. [`GlobalState`] is the capability: it cannot leave that thread, and every function here takes it (or is a
+//! method of it). Requests do not come this way: they enter through the [`Root`](block_io::Root)s that are handed out here.
+//!
+//! # Reading order
+//! [`MainLoop`], [`GlobalState`], then [`DriverType`] (what a driver is to the graph), [`NodeRef`] and [`DrainGuard`].
+
+#![forbid(unsafe_code)]
+
+mod main_loop;
+mod state;
+
+mod driver;
+mod error;
+mod event;
+
+mod graph;
+mod perm;
+
+mod drain;
+mod mutation;
+
+mod change;
+mod close;
+mod open;
+mod root;
+
+pub use change::NodeInfo;
+pub use drain::DrainGuard;
+pub use driver::{DriverType, EngineControl, NoControl, Opened, filter_perm, format_perm};
+pub use error::{GraphError, GraphResult};
+pub use event::Event;
+pub use graph::NodeRef;
+pub use main_loop::{JoinHandle, MainHandle, MainLoop};
+pub use mutation::Ticket;
+pub use open::{CommonOptions, OpenContext};
+pub use root::RootRef;
+pub use state::{GlobalOptions, GlobalState};

@@ -32,6 +32,8 @@ use tokio::sync::oneshot;
 const RING_ENTRIES: u32 = 256;
 /// Submit when this many operations wait, without being told to.
 const BATCH_MAX: u32 = 64;
+/// How often an operation is tried again that the host put off.
+const RETRIES_MAX: u8 = 100;
 
 pub(crate) type Path = SmallVec<[Pin<NodeBody>; 4]>;
 
@@ -65,6 +67,8 @@ struct Slot {
     hold: Option<Hold>,
     target: Target,
     result: Option<IoResult<()>>,
+    /// How often the kernel said "again".
+    retries: u8,
 }
 
 enum Message {
@@ -85,9 +89,14 @@ impl Inbox {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
         messages.push(message);
         if messages.len() == 1 {
-            // The counter cannot overflow: it is written once each time the inbox was empty.
-            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes_for_eventfd());
+            self.ring_bell();
         }
+    }
+
+    /// Make the event readable.
+    fn ring_bell(&self) {
+        // The counter overflows only when it is never read, and then the event is readable all the same.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes_for_eventfd());
     }
 
     pub(crate) fn complete(&self, tag: u64, done: Done) {
@@ -118,7 +127,14 @@ pub(crate) struct IoContext {
     slots: RefCell<Slab<Slot>>,
     ready: RefCell<VecDeque<Completed>>,
     inbox: Arc<Inbox>,
+    /// Operations that found the submission queue full: they are issued as it empties.
+    backlog: RefCell<VecDeque<usize>>,
+    /// Entries in the submission queue.
     unsubmitted: Cell<u32>,
+    /// Who calls `flush` soon after the first entry.
+    flusher: RefCell<Option<Waker>>,
+    /// Whether an operation was issued again since the last flush.
+    reissued: Cell<bool>,
     ring_in_flight: Cell<u32>,
     pool_in_flight: Cell<u32>,
     /// Requests of a queue that run on a home thread.
@@ -132,8 +148,15 @@ thread_local! {
 
 /// A ring with the cheapest task work that the kernel offers, or none.
 fn ring() -> Option<IoUring> {
-    let defer = IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(RING_ENTRIES);
-    let cooperative = |_| IoUring::builder().setup_coop_taskrun().setup_taskrun_flag().build(RING_ENTRIES);
+    let defer = IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_submit_all()
+        .build(RING_ENTRIES);
+    let cooperative = |_| {
+        IoUring::builder().setup_coop_taskrun().setup_taskrun_flag().setup_submit_all().build(RING_ENTRIES)
+    };
     defer.or_else(cooperative).or_else(|_| IoUring::new(RING_ENTRIES)).inspect_err(|error| {
         tracing::info!(%error, "no io_uring: host files go through threads");
     }).ok()
@@ -156,7 +179,10 @@ impl IoContext {
             slots: RefCell::default(),
             ready: RefCell::default(),
             inbox: Arc::new(Inbox { messages: Mutex::default(), event }),
+            backlog: RefCell::default(),
             unsubmitted: Cell::new(0),
+            flusher: RefCell::default(),
+            reissued: Cell::new(false),
             ring_in_flight: Cell::new(0),
             pool_in_flight: Cell::new(0),
             away: Cell::new(0),
@@ -231,6 +257,7 @@ impl IoContext {
             hold: Some(hold),
             target,
             result: None,
+            retries: 0,
         };
         let mut slots = self.slots.borrow_mut();
         let key = slots.insert(slot);
@@ -260,46 +287,89 @@ impl IoContext {
     }
 
     fn issue_to_ring(&self, slot: &mut Slot, key: usize) {
-        let Some(ring) = &self.ring else { return };
-        let entry = entry(slot).user_data(key as u64);
-        let mut ring = ring.borrow_mut();
-        // SAFETY: the slot owns the memory that the entry names, or the pins or descriptor that keep it, and stays in
-        // place until the completion; the vectors are read at submission and live in the slot as well.
-        while unsafe { ring.submission().push(&entry) }.is_err() {
-            if let Err(error) = ring.submit() {
-                tracing::trace!(%error, "submission queue full");
+        if !self.push_to_ring(slot, key) {
+            self.submit(0);
+            if !self.push_to_ring(slot, key) {
+                // The kernel takes no more before completions are taken, which cannot be done from here.
+                self.backlog.borrow_mut().push_back(key);
             }
-            self.unsubmitted.set(0);
         }
         self.ring_in_flight.set(self.ring_in_flight.get() + 1);
-        self.unsubmitted.set(self.unsubmitted.get() + 1);
         if self.unsubmitted.get() >= BATCH_MAX {
-            self.submit(&ring, 0);
+            self.submit(0);
+        } else if self.unsubmitted.get() == 1
+            && let Some(flusher) = &*self.flusher.borrow()
+        {
+            flusher.wake_by_ref();
         }
     }
 
-    fn submit(&self, ring: &IoUring, want: usize) {
-        match ring.submitter().submit_and_wait(want) {
-            Ok(_) => self.unsubmitted.set(0),
+    /// Queue the entry for what is left of a slot's operation. `false` when the submission queue is full.
+    fn push_to_ring(&self, slot: &mut Slot, key: usize) -> bool {
+        let Some(ring) = &self.ring else { return false };
+        let entry = entry(slot).user_data(key as u64);
+        // SAFETY: the slot owns the memory that the entry names, or the pins or descriptor that keep it, and stays in
+        // place until the completion; the vectors are read at submission and live in the slot as well.
+        let pushed = unsafe { ring.borrow_mut().submission().push(&entry) }.is_ok();
+        self.unsubmitted.set(self.unsubmitted.get() + u32::from(pushed));
+        pushed
+    }
+
+    fn submit(&self, want: usize) {
+        let Some(ring) = &self.ring else { return };
+        let mut ring = ring.borrow_mut();
+        if let Err(error) = ring.submitter().submit_and_wait(want) {
             // EBUSY and EAGAIN: completions must be taken first; the entries stay queued and go with the next call.
-            Err(error) => tracing::trace!(%error, "submission put off"),
+            tracing::trace!(%error, "submission put off");
         }
+        // The kernel may have taken some of them only.
+        let left = ring.submission().len() as u32;
+        self.unsubmitted.set(left);
     }
 
     /// Hand everything that waits to the kernel.
     pub(crate) fn flush(&self) {
-        if self.unsubmitted.get() > 0
-            && let Some(ring) = &self.ring
-        {
-            self.submit(&ring.borrow(), 0);
+        if self.unsubmitted.get() > 0 {
+            self.submit(0);
+        }
+        self.issue_backlog();
+    }
+
+    fn issue_backlog(&self) {
+        loop {
+            let Some(key) = self.backlog.borrow_mut().pop_front() else { return };
+            let pushed = self.push_to_ring(&mut self.slots.borrow_mut()[key], key);
+            if !pushed {
+                self.backlog.borrow_mut().push_front(key);
+            }
+            if !pushed || self.backlog.borrow().is_empty() {
+                let before = self.unsubmitted.get();
+                self.submit(0);
+                if self.unsubmitted.get() == before {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Flush, and have `waker` woken whenever it should be done again soon.
+    pub(crate) fn flush_by(&self, waker: &Waker) {
+        self.flush();
+        let old = self.flusher.borrow_mut().replace(waker.clone());
+        drop(old);
+    }
+
+    /// The kernel refused entries for now: do not sleep over it.
+    pub(crate) fn wake_unless_submitted(&self) {
+        if self.unsubmitted.get() > 0 || !self.backlog.borrow().is_empty() {
+            self.inbox.ring_bell();
         }
     }
 
     /// Hand everything over and sleep until something completes on the ring.
     pub(crate) fn flush_and_wait(&self) {
-        if let Some(ring) = &self.ring {
-            self.submit(&ring.borrow(), 1);
-        }
+        self.flush();
+        self.submit(1);
     }
 
     /// Take completions, and results that other threads left. Returns how many there were.
@@ -335,16 +405,21 @@ impl IoContext {
         let mut count = 0;
         loop {
             let mut batch: SmallVec<[(u64, i32); 32]> = SmallVec::new();
-            {
+            let (task_work, overflow) = {
                 let mut ring = ring.borrow_mut();
-                // SAFETY: only this thread touches the submission queue; reading its flags needs no more.
-                let task_work = unsafe { ring.submission_shared() }.taskrun();
-                if task_work {
-                    self.submit(&ring, 0);
-                }
-                batch.extend(ring.completion().take(32).map(|entry| (entry.user_data(), entry.result())));
+                let queue = ring.submission();
+                (queue.taskrun(), queue.cq_overflow())
+            };
+            if task_work || overflow {
+                self.submit(0);
             }
+            batch.extend(ring.borrow_mut().completion().take(32).map(|entry| (entry.user_data(), entry.result())));
             if batch.is_empty() {
+                // What is left of an operation was put in the queue: nobody else knows that it waits there.
+                if self.reissued.replace(false) {
+                    self.flush();
+                    continue;
+                }
                 return count;
             }
             count += batch.len();
@@ -360,32 +435,41 @@ impl IoContext {
         let mut slots = self.slots.borrow_mut();
         let slot = &mut slots[key];
         match progress(slot, answer) {
-            None => self.issue(slot, key),
+            None => {
+                self.reissued.set(true);
+                self.issue(slot, key);
+            }
             Some(result) => {
                 if let (Some(bounce), FileOpKind::Read, Some(buf)) = (&slot.bounce, slot.op.kind, &slot.op.buf) {
                     buf.copy_from(bounce);
                 }
-                self.finish(slots, key, result);
+                drop(slots);
+                self.finish(key, result);
             }
         }
     }
 
-    /// Release what the operation held and deliver its result. Wakers run without any borrow of ours.
-    fn finish(&self, mut slots: std::cell::RefMut<'_, Slab<Slot>>, key: usize, result: IoResult<()>) {
-        let slot = &mut slots[key];
-        match slot.hold.take() {
+    /// Release what the operation held, then deliver its result. Foreign code runs here, in wakers and in whatever goes with the
+    /// last pin of a closed node, and may come back to this context: it runs without any borrow of ours.
+    fn finish(&self, key: usize, result: IoResult<()>) {
+        let (hold, len) = {
+            let slot = &mut self.slots.borrow_mut()[key];
+            (slot.hold.take(), slot.op.len)
+        };
+        match hold {
             Some(Hold::Root(kind, root, path)) => {
-                root.account(kind, slot.op.len, result);
+                root.account(kind, len, result);
                 drop(path);
             }
             hold => drop(hold),
         }
+        let mut slots = self.slots.borrow_mut();
+        let slot = &mut slots[key];
         if let Target::Future(waker) = &mut slot.target {
             slot.result = Some(result);
-            slot.bounce = None;
-            let waker = waker.take();
+            let freed = (waker.take(), slot.bounce.take());
             drop(slots);
-            if let Some(waker) = waker {
+            if let (Some(waker), _) = freed {
                 waker.wake();
             }
             return;
@@ -403,27 +487,31 @@ impl IoContext {
 
     /// The future of this slot asks for its result.
     fn poll_slot(&self, key: usize, cx: &Context<'_>) -> Poll<IoResult<()>> {
+        let waker = cx.waker().clone();
         let mut slots = self.slots.borrow_mut();
-        let slot = &mut slots[key];
-        match slot.result {
-            Some(result) => {
-                slots.remove(key);
-                Poll::Ready(result)
-            }
-            None => {
-                slot.target = Target::Future(Some(cx.waker().clone()));
-                Poll::Pending
-            }
+        if let Some(result) = slots[key].result {
+            let slot = slots.remove(key);
+            drop(slots);
+            drop(slot);
+            return Poll::Ready(result);
         }
+        let old = std::mem::replace(&mut slots[key].target, Target::Future(Some(waker)));
+        drop(slots);
+        drop(old);
+        Poll::Pending
     }
 
     /// The future of this slot was dropped: the operation goes on, its result goes nowhere.
     fn detach(&self, key: usize) {
         let mut slots = self.slots.borrow_mut();
         if slots[key].result.is_some() {
-            slots.remove(key);
+            let slot = slots.remove(key);
+            drop(slots);
+            drop(slot);
         } else {
-            slots[key].target = Target::Nobody;
+            let old = std::mem::replace(&mut slots[key].target, Target::Nobody);
+            drop(slots);
+            drop(old);
         }
     }
 }
@@ -431,8 +519,8 @@ impl IoContext {
 impl Drop for IoContext {
     /// The kernel still writes into memory that the slots own: wait for it.
     fn drop(&mut self) {
-        self.flush();
         while self.in_flight() > 0 {
+            self.flush();
             if self.pool_in_flight.get() == 0 {
                 self.flush_and_wait();
                 self.reap_ring();
@@ -468,7 +556,9 @@ impl IoContext {
 /// What an answer means for the slot: over, with this result, or `None` when a part is left to be done.
 fn progress(slot: &mut Slot, answer: i32) -> Option<IoResult<()>> {
     if answer < 0 {
-        let again = answer == -libc::EINTR || answer == -libc::EAGAIN;
+        // A descriptor that says so for ever is one that should not have been opened to be non-blocking.
+        let again = (answer == -libc::EINTR || answer == -libc::EAGAIN) && slot.retries < RETRIES_MAX;
+        slot.retries += u8::from(again);
         return if again { None } else { Some(Err(IoError::host(-answer))) };
     }
     let total = match slot.op.kind {

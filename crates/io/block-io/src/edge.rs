@@ -5,45 +5,30 @@
 //! is quiesced. An edge never hands out its node.
 //!
 //! Memory safety does not rest on that proof: a child that was repointed away from is kept until every pin on the parent from
-//! before is gone (the parent's epochs). The proof is about requests: none may run half on the old child and half on the new.
+//! before is gone (see `link`). The proof is about requests: none may run half on the old child and half on the new.
 
-#![allow(unsafe_code, reason = "following an edge pins the child through a raw pointer; the block says why it is alive")]
-
-use crate::gate::{Gated, Inner, Pin};
+use crate::gate::{GateState, Gated, Pin};
+use crate::link::{Epochs, Link};
 use crate::node::{IoNode, NodeBody, Quiesced, Req};
 use crate::pipeline;
 use crate::root::RootBody;
-use crate::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
-use crate::sync::{Arc, Mutex, lock};
 use block_common::{
     ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Perm, PermPair, Preallocation,
     RequestFlags, StatusExtent,
 };
 use std::fmt;
-use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 pub(crate) struct EdgeShared {
-    parent: u64,
     role: ChildRole,
     /// Permissions in the low half, what is shared in the high half.
     perm: AtomicU32,
-    child: AtomicPtr<Inner<NodeBody>>,
-    slot: Mutex<EdgeSlot>,
-}
-
-#[derive(Default)]
-struct EdgeSlot {
-    current: Option<IoNode>,
-    /// Former children, each with the parent's epoch in which it was retired.
-    retired: Vec<(u64, IoNode)>,
+    link: Link<NodeBody>,
 }
 
 fn pack(perm: PermPair) -> u32 {
     u32::from(perm.perm.bits()) | u32::from(perm.shared.bits()) << 16
-}
-
-fn raw(child: Option<&IoNode>) -> *mut Inner<NodeBody> {
-    child.map_or(std::ptr::null_mut(), |child| child.0.as_raw())
 }
 
 /// The parent whose pins protect an edge.
@@ -53,7 +38,7 @@ pub(crate) enum ParentGate {
     Root(Gated<RootBody>),
 }
 
-impl ParentGate {
+impl Epochs for ParentGate {
     fn epoch(&self) -> u64 {
         match self {
             Self::Node(gate) => gate.epoch(),
@@ -77,13 +62,8 @@ pub(crate) fn edge(
     perm: PermPair,
     child: Option<&IoNode>,
 ) -> (EdgeWriter, Edge) {
-    let shared = Arc::new(EdgeShared {
-        parent,
-        role,
-        perm: AtomicU32::new(pack(perm)),
-        child: AtomicPtr::new(raw(child)),
-        slot: Mutex::new(EdgeSlot { current: child.cloned(), retired: Vec::new() }),
-    });
+    let link = Link::new(parent, child.map(|child| &child.0));
+    let shared = Arc::new(EdgeShared { role, perm: AtomicU32::new(pack(perm)), link });
     (EdgeWriter { shared: shared.clone(), gate }, Edge(shared))
 }
 
@@ -101,7 +81,7 @@ impl EdgeWriter {
 
     /// Where the edge leads.
     pub fn child(&self) -> Option<IoNode> {
-        lock(&self.shared.slot).current.clone()
+        self.shared.link.child().map(IoNode)
     }
 
     /// What the edge is for.
@@ -116,33 +96,21 @@ impl EdgeWriter {
     #[doc(alias = "bdrv_replace_child_bs")]
     #[doc(alias = "assert_bdrv_graph_writable")]
     pub fn repoint(&mut self, child: Option<&IoNode>, proof: &Quiesced<'_>) {
+        let parent = self.shared.link.parent();
         assert!(
-            proof.covers(self.shared.parent),
-            "repointing an edge of gate #{} with the proof of gate #{}",
-            self.shared.parent,
+            proof.covers(parent),
+            "repointing an edge of gate #{parent} with the proof of gate #{}",
             proof.id()
         );
-        let mut slot = lock(&self.shared.slot);
-        self.shared.child.store(raw(child), Ordering::Release);
-        let old = std::mem::replace(&mut slot.current, child.cloned());
-        if let Some(old) = old {
-            let epoch = self.gate.as_ref().map_or(0, ParentGate::epoch);
-            slot.retired.push((epoch, old));
-        }
-        drop(slot);
+        self.shared.link.repoint(child.map(|child| &child.0), self.gate.as_ref());
         self.collect();
     }
 
     /// Let go of former children that no request can still reach. Repointing does it by itself when the parent is idle.
     pub fn collect(&mut self) {
-        let Some(gate) = &self.gate else { return };
-        let free: Vec<_> = {
-            let mut slot = lock(&self.shared.slot);
-            let (free, keep) = slot.retired.drain(..).partition(|(epoch, _)| gate.epoch_passed(*epoch));
-            slot.retired = keep;
-            free
-        };
-        drop(free);
+        if let Some(gate) = &self.gate {
+            self.shared.link.collect(gate);
+        }
     }
 
     /// The permissions that requests through this edge have, and what it shares with others.
@@ -176,7 +144,7 @@ pub struct Edge(Arc<EdgeShared>);
 impl Edge {
     /// Whether a child is there.
     pub fn is_attached(&self) -> bool {
-        !self.0.child.load(Ordering::Acquire).is_null()
+        self.0.link.is_attached()
     }
 
     /// What requests through this edge may do. May change whenever the parent is quiesced.
@@ -185,16 +153,17 @@ impl Edge {
     }
 
     /// Pin the child, for a request that holds `parent`.
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child, [`IoError::CLOSED`] when it was closed.
     #[inline]
     pub(crate) fn follow<P>(&self, parent: &Pin<P>) -> IoResult<Pin<NodeBody>> {
-        if parent.id() != self.0.parent {
-            tracing::error!(edge = self.0.parent, request = parent.id(), "an edge was used with another node's request");
-            return Err(IoError::BUG);
-        }
-        let child = NonNull::new(self.0.child.load(Ordering::Acquire)).ok_or(IoError::NO_MEDIUM)?;
-        // SAFETY: `parent` is pinned, so a child that the edge led to since then is either current, and held by the
-        // edge's slot, or retired in an epoch that cannot pass before that pin is gone.
-        Ok(unsafe { Pin::from_raw(child) })
+        let child = self.0.link.follow(parent).map_err(|edge| {
+            tracing::error!(edge, request = parent.id(), "an edge was used with another node's request");
+            IoError::BUG
+        })?;
+        let child = child.ok_or(IoError::NO_MEDIUM)?;
+        if child.seen().contains(GateState::CLOSED) { Err(IoError::CLOSED) } else { Ok(child) }
     }
 
     fn child(&self, req: &Req) -> IoResult<Req> {

@@ -100,6 +100,7 @@ impl HostFile {
     ///
     /// # Errors
     /// What the host answered.
+    #[allow(clippy::disallowed_methods, reason = "runs in the pool, whose threads may sleep")]
     pub async fn set_length(&self, len: u64) -> IoResult<()> {
         self.call(move |fd| rustix::fs::ftruncate(fd, len).map_err(host)).await
     }
@@ -161,12 +162,13 @@ impl HostFile {
         Ok(context.start_future(op, Hold::File(fd), &self.0.pool))
     }
 
-    /// As `start`, for the fast path: the caller's pins keep the engine and so the descriptor.
+    /// As `start`, for the fast path: the caller's pins keep the engine and so the descriptor. `None` after
+    /// [`HostFile::close`].
     #[inline]
-    pub(crate) fn target(&self, op: &mut FileOp) -> &ThreadPool {
+    pub(crate) fn target(&self, op: &mut FileOp) -> Option<&ThreadPool> {
         op.fd = self.0.fd.load(Ordering::Acquire);
         op.options = self.0.options;
-        &self.0.pool
+        (op.fd >= 0).then_some(&self.0.pool)
     }
 }
 

@@ -96,6 +96,15 @@ enum Interest {
     Open,
 }
 
+impl Waiting {
+    /// Take out the waker registered under `key`. To be dropped without the lock: with the last waker of a task, some executors
+    /// drop the task, and pins of this gate with it.
+    fn remove(&mut self, key: u64) -> Option<Waker> {
+        let at = self.wakers.iter().position(|(k, ..)| *k == key)?;
+        Some(self.wakers.swap_remove(at).2)
+    }
+}
+
 impl<T> Inner<T> {
     fn word(&self, shard: usize) -> &AtomicU64 {
         &self.shards[shard]
@@ -124,11 +133,11 @@ impl<T> Inner<T> {
     fn epoch_passed(&self, epoch: u64) -> bool {
         loop {
             let now = self.core.epoch.load(Ordering::Acquire);
-            if now >= epoch + EPOCHS {
+            if now >= epoch.saturating_add(EPOCHS) {
                 return true;
             }
-            // Pairs with the fence in `Core::epoch`: a scan that starts in a later epoch sees every pin that came
-            // before the clearing.
+            // Pairs with the fences in `Core::epoch` and `pinned`: a scan that starts in a later epoch than the clearing
+            // sees every pin that may have missed it.
             fence(Ordering::SeqCst);
             if self.count(PARITY_MASK[(now as usize + 1) & 1]) != 0 {
                 return false;
@@ -144,6 +153,18 @@ impl Core {
         fence(Ordering::SeqCst);
         self.epoch.load(Ordering::Acquire)
     }
+}
+
+/// Order the counting of a pin before the look-ups that it protects, against the fence in [`Core::epoch`]: either the look-up
+/// sees the clearing, or every later scan sees the pin.
+#[inline]
+fn pinned() {
+    // On x86 the locked addition that counts the pin is such a fence already, and a second one would double the pin's
+    // cost; only the compiler has to be told. (crossbeam-epoch relies on the same.)
+    #[cfg(all(target_arch = "x86_64", not(loom)))]
+    crate::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(not(all(target_arch = "x86_64", not(loom))))]
+    fence(Ordering::SeqCst);
 }
 
 /// A counted handle to a value behind a gate. Clones are equal; the value lives while a handle or a pin does.
@@ -300,6 +321,17 @@ impl<T> Gated<T> {
         .await;
     }
 
+    /// Wait until every pin from before this call is gone, however many came since.
+    pub(crate) async fn passed(&self) {
+        let mut wait = Wait { gate: self, key: None };
+        let epoch = self.epoch();
+        poll_fn(|cx| {
+            wait.register(Interest::Idle, cx);
+            if self.epoch_passed(epoch) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
     /// Whether each shard was seen without a pin.
     pub(crate) fn is_idle(&self) -> bool {
         self.inner().count(COUNT_MASK) == 0
@@ -330,6 +362,13 @@ pub(crate) enum Refused {
     Full,
 }
 
+/// Millions of pins in one counter are a leak of pins, and one that runs over would free what others use.
+#[cold]
+fn overflow() -> ! {
+    tracing::error!("a gate's counter is about to overflow: pins were leaked");
+    std::process::abort()
+}
+
 fn pins(word: u64) -> u64 {
     (word & PARITY_MASK[0]) + ((word & PARITY_MASK[1]) >> 24)
 }
@@ -343,16 +382,19 @@ struct Wait<'a, T> {
 impl<T> Wait<'_, T> {
     fn register(&mut self, interest: Interest, cx: &Context<'_>) {
         let inner = self.gate.inner();
+        let waker = cx.waker().clone();
         let mut waiting = lock(&inner.core.cell.waiting);
         let key = *self.key.get_or_insert_with(|| {
             waiting.next += 1;
             waiting.next
         });
-        waiting.wakers.retain(|(k, ..)| *k != key);
-        waiting.wakers.push((key, interest, cx.waker().clone()));
+        let old = waiting.remove(key);
+        waiting.wakers.push((key, interest, waker));
         if interest == Interest::Idle {
             inner.set(WAIT);
         }
+        drop(waiting);
+        drop(old);
     }
 }
 
@@ -361,10 +403,12 @@ impl<T> Drop for Wait<'_, T> {
         let Some(key) = self.key else { return };
         let inner = self.gate.inner();
         let mut waiting = lock(&inner.core.cell.waiting);
-        waiting.wakers.retain(|(k, ..)| *k != key);
+        let old = waiting.remove(key);
         if !waiting.wakers.iter().any(|(_, i, _)| *i == Interest::Idle) {
             inner.clear(WAIT);
         }
+        drop(waiting);
+        drop(old);
     }
 }
 
@@ -387,10 +431,19 @@ impl<T> Pin<T> {
     fn new(inner: NonNull<Inner<T>>) -> (Self, u64) {
         // SAFETY: the caller's handle keeps the value alive.
         let gate = unsafe { inner.as_ref() };
-        let shard = shard();
         let parity = (gate.core.epoch.load(Ordering::Relaxed) & 1) as u8;
+        Self::counted(inner, gate, shard(), parity)
+    }
+
+    #[inline]
+    fn counted(inner: NonNull<Inner<T>>, gate: &Inner<T>, shard: usize, parity: u8) -> (Self, u64) {
         let word = gate.word(shard).fetch_add(UNITS[parity as usize], Ordering::SeqCst);
-        (Self { inner, shard: shard as u16, seen: (word >> 48) as u16, parity }, word)
+        pinned();
+        let pin = Self { inner, shard: shard as u16, seen: (word >> 48) as u16, parity };
+        if word & PARITY_MASK[parity as usize] >= PARITY_MASK[parity as usize] / 2 {
+            overflow();
+        }
+        (pin, word)
     }
 
     /// Pin what [`Gated::as_raw`] returned.
@@ -402,9 +455,11 @@ impl<T> Pin<T> {
         Self::new(raw).0
     }
 
-    /// Another pin on the same value.
+    /// Another pin on the same value, for what this one protects. It is counted where this one is, whatever thread this is
+    /// and whatever the epoch is by now: a lease handed from pin to pin is never out of the count, not even for a scan
+    /// that looks at one counter after the other.
     pub(crate) fn again(&self) -> Self {
-        Self::new(self.inner).0
+        Self::counted(self.inner, self.gate(), self.shard as usize, self.parity).0
     }
 
     /// The gate's id.

@@ -10,6 +10,7 @@
 mod sync;
 
 mod gate;
+mod link;
 
 mod driver;
 mod edge;
@@ -35,12 +36,10 @@ pub use driver::{Access, Driver, Mapping, NowRequest};
 pub use edge::{Edge, EdgeWriter};
 pub use file::{FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
 pub use gate::GateState;
-pub use node::{IoNode, NodeControl, Quiesced, Req};
+pub use node::{IoNode, NodeControl, NodeModes, Quiesced, Req};
 pub use pool::ThreadPool;
 pub use queue::Queue;
 pub use request::{Completed, Done, Request, RequestKind};
 pub use root::{RequestCount, Root, RootControl};
 pub use static_graph::{StaticGraph, StaticNode};
 pub use thread::{IoThread, IoThreadHandle, IoThreadOptions};
-
-pub use block_common as common;

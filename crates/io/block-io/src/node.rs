@@ -8,14 +8,35 @@ use crate::driver::Driver;
 use crate::edge::{self, Edge, EdgeWriter, ParentGate};
 use crate::gate::{GateState, Gated, Pin, Refused};
 use crate::pipeline;
-use block_common::{ChildRole, IoError, IoResult, Limits, PermPair};
+use block_common::{ChildRole, DetectZeroes, IoError, IoResult, Limits, PermPair};
 use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
+
+const READ_ONLY: u8 = 1;
+const UNMAP: u8 = 2;
+const DETECT: u8 = 4;
+const DETECT_UNMAP: u8 = 8;
+
+/// How a node treats requests, beside what its driver does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeModes {
+    /// Pass discards on, and let zero writes deallocate. Otherwise discards have no effect.
+    pub unmap: bool,
+    /// Turn writes of zeroes into zero writes.
+    pub detect_zeroes: DetectZeroes,
+}
+
+impl Default for NodeModes {
+    /// Discards are passed on, data is not looked at.
+    fn default() -> Self {
+        Self { unmap: true, detect_zeroes: DetectZeroes::Off }
+    }
+}
 
 /// What a node is to its requests.
 pub(crate) struct NodeBody {
@@ -23,7 +44,7 @@ pub(crate) struct NodeBody {
     engine: OnceLock<Box<dyn Driver>>,
     /// Bytes, as last known.
     length: AtomicU64,
-    read_only: AtomicBool,
+    modes: AtomicU8,
     // The limits that each request looks at, beside their whole.
     request_alignment: AtomicU32,
     transfer_max: AtomicU32,
@@ -61,7 +82,23 @@ impl NodeBody {
 
     #[inline]
     pub(crate) fn is_read_only(&self) -> bool {
-        self.read_only.load(Ordering::Relaxed)
+        self.modes.load(Ordering::Relaxed) & READ_ONLY != 0
+    }
+
+    /// Whether writes need a look at the node's modes.
+    #[inline]
+    pub(crate) fn writes_slowly(&self) -> bool {
+        self.modes.load(Ordering::Relaxed) & (READ_ONLY | DETECT | DETECT_UNMAP) != 0
+    }
+
+    pub(crate) fn modes(&self) -> NodeModes {
+        let modes = self.modes.load(Ordering::Relaxed);
+        let detect_zeroes = match modes & (DETECT | DETECT_UNMAP) {
+            0 => DetectZeroes::Off,
+            DETECT => DetectZeroes::On,
+            _ => DetectZeroes::Unmap,
+        };
+        NodeModes { unmap: modes & UNMAP != 0, detect_zeroes }
     }
 
     pub(crate) fn limits(&self) -> Limits {
@@ -258,6 +295,8 @@ impl<T> GateControl<T> {
 
     pub(crate) fn proof(&self) -> Option<Quiesced<'_>> {
         let idle = self.idle.get() == self.generation.get() && Arc::strong_count(&self.entered) == 1;
+        // Pairs with the release of the last token: what its request did is visible to whoever holds the proof.
+        std::sync::atomic::fence(Ordering::Acquire);
         (self.quiesced && idle).then(|| Quiesced { id: self.gate.id(), control: PhantomData })
     }
 }
@@ -283,7 +322,7 @@ impl NodeControl {
             name: name.into(),
             engine: OnceLock::new(),
             length: AtomicU64::new(0),
-            read_only: AtomicBool::new(true),
+            modes: AtomicU8::new(READ_ONLY | UNMAP),
             request_alignment: AtomicU32::new(1),
             transfer_max: AtomicU32::new(0),
             limits: RwLock::new(Limits::NONE),
@@ -311,7 +350,7 @@ impl NodeControl {
         let body = &*self.gate.gate;
         body.set_limits(engine.limits());
         body.set_length(length);
-        body.read_only.store(read_only, Ordering::Relaxed);
+        self.set_read_only(read_only);
         assert!(body.engine.set(engine).is_ok(), "node {} has an engine already", body.name);
     }
 
@@ -367,7 +406,30 @@ impl NodeControl {
 
     /// Refuse writes, or allow them.
     pub fn set_read_only(&self, read_only: bool) {
-        self.gate.gate.read_only.store(read_only, Ordering::Relaxed);
+        let modes = &self.gate.gate.modes;
+        if read_only {
+            modes.fetch_or(READ_ONLY, Ordering::Relaxed);
+        } else {
+            modes.fetch_and(!READ_ONLY, Ordering::Relaxed);
+        }
+    }
+
+    /// Set how requests are treated.
+    pub fn set_modes(&self, modes: NodeModes) {
+        let detect = match modes.detect_zeroes {
+            DetectZeroes::Off => 0,
+            DetectZeroes::On => DETECT,
+            DetectZeroes::Unmap => DETECT_UNMAP,
+        };
+        let bits = detect | if modes.unmap { UNMAP } else { 0 };
+        let keep = self.gate.gate.modes.load(Ordering::Relaxed) & READ_ONLY;
+        self.gate.gate.modes.store(keep | bits, Ordering::Relaxed);
+    }
+
+    /// Wait until every request that is on the node now is over, however many come meanwhile. Borrows nothing.
+    pub fn settled(&self) -> impl Future<Output = ()> + use<> {
+        let gate = self.gate.gate.clone();
+        async move { gate.passed().await }
     }
 
     /// Ask the engine for its length, remember and return it, in bytes. To be awaited on an I/O thread.

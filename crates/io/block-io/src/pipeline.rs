@@ -9,11 +9,12 @@
 
 use crate::context::{Hold, IoContext, Path, SlotFuture};
 use crate::driver::{Access, Mapping, NowRequest};
-use crate::file::FileOp;
+use crate::file::{FileOp, FileOpKind};
 use crate::gate::{GateState, Pin};
 use crate::node::{NodeBody, Req};
+use crate::pool::ThreadPool;
 use block_common::{
-    AlignedBuf, GuestOffset, GuestRange, IoBuf, IoError, IoResult, Preallocation, RequestFlags, StatusExtent,
+    AlignedBuf, DetectZeroes, GuestOffset, GuestRange, IoBuf, IoError, IoResult, Preallocation, RequestFlags, StatusExtent,
 };
 
 /// Deeper graphs than this take the slow path.
@@ -76,7 +77,7 @@ fn fits(node: &NodeBody, access: Access, range: GuestRange) -> bool {
     range.end() <= node.length()
         && range.is_aligned(node.request_alignment())
         && (transfer_max == 0 || range.len() <= u64::from(transfer_max))
-        && !(access == Access::Write && node.is_read_only())
+        && !(access == Access::Write && node.writes_slowly())
 }
 
 /// Serve a resolved request that needs no waiting.
@@ -98,22 +99,18 @@ pub(crate) fn serve_now(leaf: Leaf, path: &Path, offset: GuestOffset, access: Ac
     }
 }
 
-/// Start a resolved request at its host file.
-pub(crate) fn start_at_file<T>(
-    path: &Path,
-    mut op: FileOp,
-    start: impl FnOnce(FileOp, crate::pool::ThreadPool) -> T,
-) -> IoResult<T> {
-    let node = path.last().ok_or(IoError::BUG)?;
-    let access = if matches!(op.kind, crate::file::FileOpKind::Read) { Access::Read } else { Access::Write };
-    let range = GuestRange::new(op.offset, op.len)?;
-    match node.engine()?.map_cached(access, range) {
-        Mapping::File(file) => {
-            let pool = file.target(&mut op).clone();
-            Ok(start(op, pool))
-        }
-        _ => Err(IoError::BUG),
+/// Make `op` an operation of the host file at the end of the path. Gives it back when the file is not there any more.
+pub(crate) fn target(path: &Path, mut op: FileOp) -> Result<(FileOp, ThreadPool), FileOp> {
+    let access = if matches!(op.kind, FileOpKind::Read) { Access::Read } else { Access::Write };
+    let engine = path.last().and_then(|node| node.engine().ok());
+    if let (Some(engine), Ok(range)) = (engine, GuestRange::new(op.offset, op.len))
+        && let Mapping::File(file) = engine.map_cached(access, range)
+        && let Some(pool) = file.target(&mut op)
+    {
+        let pool = pool.clone();
+        return Ok((op, pool));
     }
+    Err(op)
 }
 
 enum Started {
@@ -124,6 +121,10 @@ enum Started {
 
 /// Try the fast way from `node` on, for an engine's call to its child.
 fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf, flags: RequestFlags) -> Started {
+    // Whatever else a flag asks for, it is not a plain write of the mapped bytes.
+    if !flags.difference(RequestFlags::FUA | RequestFlags::WRITE_UNCHANGED).is_empty() {
+        return Started::Slow;
+    }
     let Some(context) = IoContext::current() else { return Started::Slow };
     let mut path = Path::new();
     path.push(node.again());
@@ -134,10 +135,9 @@ fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf, f
                 Access::Read => FileOp::read(offset.0, buf.clone()),
                 Access::Write => FileOp::write(offset.0, buf.clone(), flags.contains(RequestFlags::FUA)),
             };
-            let started = start_at_file(&path, op, |op, pool| (op, pool));
-            match started {
+            match target(&path, op) {
                 Ok((op, pool)) => Started::Waits(context.start_future(op, Hold::Path(path), &pool)),
-                Err(error) => Started::Over(Err(error)),
+                Err(_) => Started::Slow,
             }
         }
         // What is served at once has no stable storage to reach; the slow way knows better.
@@ -166,10 +166,14 @@ fn pieces(len: u64, max: u64) -> impl Iterator<Item = (u64, u64)> {
     (0..len.div_ceil(step)).map(move |i| (i * step, step.min(len - i * step)))
 }
 
+/// A limit of `max` bytes (0: none) in whole blocks of the node's request alignment; at least one.
+fn aligned_max(req: &Req, max: u64) -> u64 {
+    let alignment = u64::from(req.node.request_alignment());
+    if max == 0 { 0 } else { (max & !(alignment - 1)).max(alignment) }
+}
+
 fn transfer_max(req: &Req) -> u64 {
-    let limits = req.node.limits();
-    let alignment = limits.request_alignment.max(1);
-    u64::from(limits.transfer_max / alignment * alignment)
+    aligned_max(req, u64::from(req.node.transfer_max()))
 }
 
 pub(crate) async fn read(req: Req, range: GuestRange, buf: &IoBuf) -> IoResult<()> {
@@ -200,6 +204,9 @@ pub(crate) async fn write(
         Started::Slow => {}
     }
     check_write(&req, range, may_extend)?;
+    if let Some(zeroes) = detected_zeroes(&req, buf, flags) {
+        return zero(req, range, zeroes, may_extend).await;
+    }
     let engine = req.node.engine()?;
     for (at, len) in pieces(range.len(), transfer_max(&req)) {
         let part = buf.slice(at as usize, len as usize);
@@ -209,11 +216,26 @@ pub(crate) async fn write(
     Ok(())
 }
 
+/// The flags of the zero write that a write is, if the node looks for such and the data is all zeroes. The data is looked
+/// at in a private copy: a guest may change it meanwhile.
+fn detected_zeroes(req: &Req, buf: &IoBuf, flags: RequestFlags) -> Option<RequestFlags> {
+    let modes = req.node.modes();
+    if modes.detect_zeroes == DetectZeroes::Off || flags.contains(RequestFlags::WRITE_COMPRESSED) {
+        return None;
+    }
+    let copy = buf.to_aligned(64);
+    let unmap = modes.detect_zeroes == DetectZeroes::Unmap && modes.unmap;
+    let more = if unmap { RequestFlags::MAY_UNMAP } else { RequestFlags::empty() };
+    copy.iter().all(|byte| *byte == 0).then(|| flags | more)
+}
+
 pub(crate) async fn zero(req: Req, range: GuestRange, flags: RequestFlags, may_extend: bool) -> IoResult<()> {
     check_write(&req, range, may_extend)?;
     let engine = req.node.engine()?;
     let limits = req.node.limits();
-    for (at, len) in pieces(range.len(), limits.zero_max) {
+    // Deallocating is for nodes that were opened for it (rule zero-1).
+    let flags = if req.node.modes().unmap { flags } else { flags.difference(RequestFlags::MAY_UNMAP) };
+    for (at, len) in pieces(range.len(), aligned_max(&req, limits.zero_max)) {
         let part = range.slice(at, len);
         match engine.zero(&req, part, flags).await {
             Err(error) if error == IoError::UNSUPPORTED && !flags.contains(RequestFlags::NO_FALLBACK) => {
@@ -245,8 +267,11 @@ async fn write_zeroes(req: &Req, range: GuestRange, flags: RequestFlags) -> IoRe
 
 pub(crate) async fn discard(req: Req, range: GuestRange) -> IoResult<()> {
     check_write(&req, range, false)?;
+    if !req.node.modes().unmap {
+        return Ok(());
+    }
     let engine = req.node.engine()?;
-    for (at, len) in pieces(range.len(), req.node.limits().discard_max) {
+    for (at, len) in pieces(range.len(), aligned_max(&req, req.node.limits().discard_max)) {
         match engine.discard(&req, range.slice(at, len)).await {
             Err(error) if error == IoError::UNSUPPORTED => return Ok(()),
             other => other?,
@@ -265,14 +290,17 @@ pub(crate) async fn block_status(req: &Req, range: GuestRange) -> IoResult<Statu
     if range.is_empty() {
         return Err(IoError::INVALID);
     }
-    let mut extent = req.node.engine()?.block_status(req, range).await?;
-    extent.len = extent.len.clamp(1, range.len());
-    let alignment = u64::from(req.node.request_alignment());
-    if extent.len < range.len() {
-        // An odd end belongs to the next answer, unless it is all there is.
-        extent.len = (extent.len & !(alignment - 1)).max(alignment).min(range.len());
+    let extent = req.node.engine()?.block_status(req, range).await?.truncated(range.len());
+    if extent.len == range.len() {
+        return Ok(extent);
     }
-    Ok(extent)
+    let alignment = u64::from(req.node.request_alignment());
+    match extent.len & !(alignment - 1) {
+        // The driver knows about less than a block. What follows may be anything, and data is the safe answer.
+        0 => Ok(StatusExtent::data(alignment.min(range.len()))),
+        // An odd end belongs to the next answer.
+        len => Ok(extent.truncated(len)),
+    }
 }
 
 pub(crate) async fn truncate(req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {

@@ -3,13 +3,15 @@
 //! The calling thread does the work that an I/O thread would do, on a ring of the queue's own; only requests that cannot be
 //! mapped at once go to their root's home thread. No runtime is needed. A queue belongs to one thread.
 
-use crate::context::{IoContext, Target};
-use crate::request::{Completed, Request};
+use crate::context::{Inbox, IoContext, Target};
+use crate::request::{Completed, Done, Request};
 use crate::root::Root;
+use block_common::IoError;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// One thread's queue of requests, on any number of roots.
 pub struct Queue {
@@ -32,14 +34,13 @@ impl Queue {
     /// Take a request. It may start at once, at the latest with [`Queue::kick`]; its result is [`Queue::reap`]ed under `tag`.
     #[inline]
     pub fn submit(&mut self, root: &Root, request: Request, tag: u64) {
+        let slow = root.start(&self.context, request, Target::Queue(tag));
         self.pending += 1;
-        if let Some((request, _)) = root.start(&self.context, request, Target::Queue(tag)) {
+        if let Some((request, _)) = slow {
             self.context.sent_away();
-            let (root, inbox) = (root.clone(), self.context.inbox().clone());
-            root.home().spawn(async move {
-                let done = root.run(request).await;
-                inbox.complete(tag, done);
-            });
+            let errand = Errand { inbox: self.context.inbox().clone(), tag, done: None };
+            let root = root.clone();
+            root.home().spawn(async move { errand.end(root.run(request).await) });
         }
     }
 
@@ -69,19 +70,21 @@ impl Queue {
     /// Kick, sleep until something completes or `timeout` is over, and reap. For threads that have nothing else to wait for.
     pub fn wait(&mut self, into: &mut Vec<Completed>, timeout: Option<Duration>) -> usize {
         self.kick();
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
             let count = self.reap(into);
             if count > 0 || self.pending == 0 {
                 return count;
             }
-            if timeout.is_none() && self.context.only_ring_in_flight() {
-                self.context.flush_and_wait();
-                continue;
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return 0;
             }
-            self.context.wait_event(timeout);
-            let count = self.reap(into);
-            if count > 0 || timeout.is_some() {
-                return count;
+            self.kick();
+            if left.is_none() && self.context.only_ring_in_flight() {
+                self.context.flush_and_wait();
+            } else {
+                self.context.wait_event(left);
             }
         }
     }
@@ -94,6 +97,27 @@ impl Queue {
     /// Readable when [`Queue::reap`] is worth a call. Level-triggered; [`Queue::acknowledge`] resets it.
     pub fn event(&self) -> BorrowedFd<'_> {
         self.context.event()
+    }
+}
+
+/// A request that runs elsewhere. However it ends, its tag comes back.
+struct Errand {
+    inbox: Arc<Inbox>,
+    tag: u64,
+    done: Option<Done>,
+}
+
+impl Errand {
+    fn end(mut self, done: Done) {
+        self.done = Some(done);
+    }
+}
+
+impl Drop for Errand {
+    /// Without a result, the driver panicked or the home thread ended before the request did.
+    fn drop(&mut self) {
+        let done = self.done.take().unwrap_or(Done { result: Err(IoError::CANCELLED), buf: None });
+        self.inbox.complete(self.tag, done);
     }
 }
 

@@ -283,10 +283,7 @@ impl Root {
         if let Some((request, Target::Channel(send))) = self.start(context, request, target) {
             let root = self.clone();
             let run = async move { drop(send.send(root.run(request).await)) };
-            match tokio::runtime::Handle::try_current() {
-                Ok(handle) => drop(handle.spawn(run)),
-                Err(_) => self.home().spawn(run),
-            }
+            self.home().spawn(run);
         }
     }
 
@@ -315,19 +312,26 @@ impl Root {
         if leaf == Leaf::Slow || (fua && leaf != Leaf::File) {
             return Some((request, target));
         }
-        let buf = request.buf.take()?;
         let kind = request.kind;
         if leaf == Leaf::File {
+            let buf = match request.buf.take() {
+                Some(buf) => buf,
+                None => return Some((request, target)),
+            };
             let op = match access {
                 Access::Read => FileOp::read(offset.0, buf),
                 Access::Write => FileOp::write(offset.0, buf, fua),
             };
-            match pipeline::start_at_file(&path, op, |op, pool| (op, pool)) {
+            match pipeline::target(&path, op) {
                 Ok((op, pool)) => drop(context.start(op, Hold::Root(kind, root, path), &pool, target)),
-                Err(error) => deliver(context, target, Done { result: Err(error), buf: None }),
+                Err(op) => {
+                    request.buf = op.buf;
+                    return Some((request, target));
+                }
             }
             return None;
         }
+        let Some(buf) = request.buf.take() else { return Some((request, target)) };
         let result = pipeline::serve_now(leaf, &path, offset, access, &buf);
         root.account(kind, request.len, result);
         drop((root, path));

@@ -1,6 +1,6 @@
 //! The synchronisation primitives that the model-checked parts of this crate use: std's, or loom's under `--cfg loom`.
 //!
-//! Only `gate` and `edge` go through here; what they promise is checked by the models in `model.rs`.
+//! Only `gate` and `link` go through here; what they promise is checked by the models in `model.rs`.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic;
@@ -41,13 +41,15 @@ pub(crate) fn shard() -> usize {
 }
 
 #[cfg(loom)]
+loom::thread_local!(static SHARD: std::cell::Cell<usize> = std::cell::Cell::new(0));
+
+/// A model says which counter each of its threads uses: numbering them would only multiply the interleavings.
+#[cfg(loom)]
 pub(crate) fn shard() -> usize {
-    loom::thread_local!(static SHARD: std::cell::Cell<usize> = std::cell::Cell::new(usize::MAX));
-    loom::lazy_static! { static ref NEXT: atomic::AtomicUsize = atomic::AtomicUsize::new(0); }
-    SHARD.with(|shard| {
-        if shard.get() == usize::MAX {
-            shard.set(NEXT.fetch_add(1, atomic::Ordering::Relaxed) % SHARDS);
-        }
-        shard.get()
-    })
+    SHARD.with(std::cell::Cell::get)
+}
+
+#[cfg(loom)]
+pub(crate) fn use_shard(shard: usize) {
+    SHARD.with(|current| current.set(shard % SHARDS));
 }

@@ -5,25 +5,83 @@
 
 use crate::context::IoContext;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 struct Shared {
     name: String,
-    tasks: mpsc::UnboundedSender<Task>,
+    tasks: Arc<Tasks>,
     /// Longest busy wait before sleeping, in nanoseconds.
     poll_max_ns: AtomicU32,
+}
+
+/// Tasks on their way to a thread. Not a channel of tokio's: a send that races with the receiver's end may leave its task in
+/// there for as long as a sender lives, and who waits for that task holds one.
+#[derive(Default)]
+struct Tasks(Mutex<TasksState>);
+
+#[derive(Default)]
+struct TasksState {
+    waiting: Vec<Task>,
+    /// The thread, while it waits for tasks.
+    thread: Option<Waker>,
+    is_closed: bool,
+}
+
+impl Tasks {
+    fn state(&self) -> MutexGuard<'_, TasksState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hand a task over, or give it back when the thread has ended.
+    fn push(&self, task: Task) -> Result<(), Task> {
+        let mut state = self.state();
+        if state.is_closed {
+            return Err(task);
+        }
+        state.waiting.push(task);
+        let thread = state.thread.take();
+        drop(state);
+        thread.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    fn poll_take(&self, cx: &Context<'_>) -> Poll<Vec<Task>> {
+        let waker = cx.waker().clone();
+        let mut state = self.state();
+        if state.waiting.is_empty() {
+            let old = state.thread.replace(waker);
+            drop(state);
+            drop(old);
+            return Poll::Pending;
+        }
+        Poll::Ready(std::mem::take(&mut state.waiting))
+    }
+}
+
+/// The thread's end of its tasks. When it goes, what waits is dropped, and so is whatever comes later.
+struct Receiver(Arc<Tasks>);
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.is_closed = true;
+        let rest = (std::mem::take(&mut state.waiting), state.thread.take());
+        drop(state);
+        drop(rest);
+    }
 }
 
 /// How to run an I/O thread.
@@ -62,7 +120,8 @@ impl IoThread {
     /// # Errors
     /// What the host said when it refused a thread, a descriptor or memory.
     pub fn spawn(options: IoThreadOptions) -> std::io::Result<Self> {
-        let (tasks, receive) = mpsc::unbounded_channel();
+        let tasks = Arc::new(Tasks::default());
+        let receive = Receiver(tasks.clone());
         let (stop, stopped) = oneshot::channel();
         let (started, start) = std::sync::mpsc::channel();
         let poll_max_ns = AtomicU32::new(u32::try_from(options.poll_max.as_nanos()).unwrap_or(u32::MAX));
@@ -116,8 +175,9 @@ impl IoThreadHandle {
     }
 
     pub(crate) fn spawn_boxed(&self, task: Task) {
-        if self.0.tasks.send(task).is_err() {
+        if let Err(task) = self.0.tasks.push(task) {
             tracing::warn!(thread = self.0.name, "a task was given to an I/O thread that has ended");
+            drop(task);
         }
     }
 
@@ -154,29 +214,38 @@ impl fmt::Debug for IoThreadHandle {
 fn run(
     use_ring: bool,
     poll_max_ns: impl Fn() -> u32 + Send + Sync + 'static,
-    tasks: mpsc::UnboundedReceiver<Task>,
+    tasks: Receiver,
     stopped: oneshot::Receiver<()>,
     started: &std::sync::mpsc::Sender<std::io::Result<()>>,
 ) {
     let set_up = || {
         let context = IoContext::new(use_ring)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .event_interval(61)
-            .on_thread_park(move || before_sleep(poll_max_ns()))
-            .build()?;
-        Ok((context, runtime))
+        let runtime = runtime(poll_max_ns)?;
+        let watched = {
+            let _entered = runtime.enter();
+            Watched { event: watch(context.event())?, ring: context.ring_fd().map(watch).transpose()? }
+        };
+        Ok((context, runtime, watched))
     };
-    let (context, runtime) = match set_up() {
-        Ok(both) => both,
+    let (context, runtime, watched) = match set_up() {
+        Ok(all) => all,
         Err(error) => return drop(started.send(Err(error))),
     };
     IoContext::set_current(Some(context.clone()));
     let _ = started.send(Ok(()));
-    runtime.block_on(serve(&context, tasks, stopped));
+    runtime.block_on(serve(&context, watched, tasks, stopped));
     // The tasks that still wait go first: they may detach operations from the context.
     drop(runtime);
     IoContext::set_current(None);
+}
+
+#[cfg_attr(loom, expect(unused, reason = "tokio has no such hook under loom, and no model runs an I/O thread"))]
+fn runtime(poll_max_ns: impl Fn() -> u32 + Send + Sync + 'static) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().event_interval(61);
+    #[cfg(not(loom))]
+    builder.on_thread_park(move || before_sleep(poll_max_ns()));
+    builder.build()
 }
 
 /// The thread is about to sleep: submit, take what is there, and wait a little if that has paid lately.
@@ -185,55 +254,62 @@ fn before_sleep(poll_max_ns: u32) {
     let Some(context) = IoContext::current() else { return };
     context.flush();
     if context.reap() > 0 || context.in_flight() == 0 || poll_max_ns == 0 {
-        return;
+        return context.wake_unless_submitted();
     }
     let window = POLL_NS.get().min(poll_max_ns);
     let begin = Instant::now();
     while begin.elapsed().as_nanos() < u128::from(window) {
         if context.reap() > 0 {
-            return;
+            return context.wake_unless_submitted();
         }
         std::hint::spin_loop();
     }
     // Nothing came within the window: try a longer one until the limit has failed, then start over from none.
     POLL_NS.set(if window >= poll_max_ns { 0 } else { (window * 2).clamp(4000.min(poll_max_ns), poll_max_ns) });
+    context.wake_unless_submitted();
+}
+
+/// The descriptors that tell of completions.
+struct Watched {
+    event: AsyncFd<OwnedFd>,
+    ring: Option<AsyncFd<OwnedFd>>,
 }
 
 /// Watch a descriptor of the context, through a duplicate of our own.
-fn watch(fd: Option<BorrowedFd<'_>>) -> std::io::Result<Option<AsyncFd<OwnedFd>>> {
-    let Some(fd) = fd else { return Ok(None) };
+fn watch(fd: BorrowedFd<'_>) -> std::io::Result<AsyncFd<OwnedFd>> {
     let fd = fd.try_clone_to_owned()?;
     // SAFETY: the AsyncFd owns the descriptor, never gives it away, and takes it from the reactor before closing it.
     #[allow(unsafe_code, reason = "tokio asks its callers to vouch for the descriptor's lifetime")]
     let watched = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? };
-    Ok(Some(watched))
+    Ok(watched)
 }
 
-async fn serve(context: &Rc<IoContext>, mut tasks: mpsc::UnboundedReceiver<Task>, mut stopped: oneshot::Receiver<()>) {
-    let event = watch(Some(context.event()));
-    let ring = watch(context.ring_fd());
-    let (Ok(Some(event)), Ok(ring)) = (event, ring) else {
-        tracing::error!("an I/O thread cannot watch its descriptors");
-        return;
-    };
+#[allow(clippy::disallowed_methods, reason = "this is the I/O thread's own runtime, and the one place that spawns on it")]
+async fn serve(context: &Rc<IoContext>, watched: Watched, tasks: Receiver, mut stopped: oneshot::Receiver<()>) {
+    // A busy thread does not sleep: this task comes after those that were ready when an operation was queued.
+    drop(tokio::spawn(poll_fn(|cx| {
+        if let Some(context) = IoContext::current() {
+            context.flush_by(cx.waker());
+        }
+        Poll::<()>::Pending
+    })));
     loop {
         tokio::select! {
             biased;
             _ = &mut stopped => return,
-            task = tasks.recv() => match task {
-                Some(task) => drop(tokio::spawn(task)),
-                None => return,
-            },
-            ready = event.readable() => if let Ok(mut ready) = ready {
+            tasks = poll_fn(|cx| tasks.0.poll_take(cx)) => tasks.into_iter().for_each(|task| drop(tokio::spawn(task))),
+            ready = watched.event.readable() => if let Ok(mut ready) = ready {
                 ready.clear_ready();
                 context.clear_event();
                 context.reap_inbox();
             },
-            ready = readable(ring.as_ref()) => if let Some(mut ready) = ready {
+            ready = readable(watched.ring.as_ref()) => if let Some(mut ready) = ready {
                 ready.clear_ready();
                 context.reap();
             },
         }
+        // However much comes in, the tasks get their turn.
+        tokio::task::coop::consume_budget().await;
     }
 }
 

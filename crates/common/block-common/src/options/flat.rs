@@ -34,45 +34,39 @@ pub(super) fn flatten_value(key: String, value: Value, out: &mut Vec<(String, Va
 
 /// Refuse keys that no option can have, as options that nobody knows: JSON allows any text there.
 pub(super) fn check_keys(dict: &Dict) -> Result<(), OptionsError> {
-    fn check(value: &Value, path: &mut String) -> Result<(), OptionsError> {
-        let len = path.len();
-        match value {
-            Value::Dict(dict) => {
-                for (key, value) in dict.iter() {
-                    path.push_str(if len == 0 { "" } else { "." });
-                    path.push_str(key);
-                    if let Err(error) = keyval::check_key_part(key) {
-                        return Err(match error {
-                            OptionsError::KeyTooLong { .. } => error,
-                            _ => OptionsError::Unexpected { key: excerpt(path) },
-                        });
-                    }
-                    check(value, path)?;
-                    path.truncate(len);
-                }
-            }
-            Value::List(list) => {
-                for (index, value) in list.iter().enumerate() {
-                    path.push_str(&format!("[{index}]"));
-                    check(value, path)?;
-                    path.truncate(len);
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-    let mut path = String::new();
+    check_dict(dict, &mut String::new())
+}
+
+/// `path` names the dictionary, and is given back as it was if all is well.
+fn check_dict(dict: &Dict, path: &mut String) -> Result<(), OptionsError> {
+    let len = path.len();
     for (key, value) in dict.iter() {
-        path.clear();
+        path.push_str(if len == 0 { "" } else { "." });
         path.push_str(key);
         match keyval::check_key_part(key) {
-            Ok(()) => check(value, &mut path)?,
-            Err(error @ OptionsError::KeyTooLong { .. }) => return Err(error),
-            Err(_) => return Err(OptionsError::Unexpected { key: excerpt(key) }),
+            Ok(()) => check_value(value, path)?,
+            Err(OptionsError::InvalidKey { .. }) => return Err(OptionsError::Unexpected { key: excerpt(path) }),
+            Err(error) => return Err(error),
         }
+        path.truncate(len);
     }
     Ok(())
+}
+
+fn check_value(value: &Value, path: &mut String) -> Result<(), OptionsError> {
+    match value {
+        Value::Dict(dict) => check_dict(dict, path),
+        Value::List(list) => {
+            let len = path.len();
+            for (index, value) in list.iter().enumerate() {
+                path.push_str(&format!("[{index}]"));
+                check_value(value, path)?;
+                path.truncate(len);
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A tree under construction: whether a branch is a list shows only when all of it is there.

@@ -32,7 +32,7 @@ pub(super) fn convert(value: &serde_json::Value) -> Result<Value, OptionsError> 
         if *count > VALUES_MAX {
             return Err(OptionsError::TooMany);
         }
-        if depth > DEPTH_MAX {
+        if depth >= DEPTH_MAX && (value.is_array() || value.is_object()) {
             return Err(OptionsError::TooDeep);
         }
         Ok(match value {
@@ -155,7 +155,10 @@ impl<'a> Parser<'a> {
         self.skip_space();
         let start = self.at;
         match self.value()? {
-            Value::Str(key) => Ok((start, key)),
+            Value::Str(key) => {
+                self.count -= 1;
+                Ok((start, key))
+            }
             _ => Err(JsonError { kind: Kind::KeyType, offset: start }.into()),
         }
     }

@@ -211,9 +211,7 @@ impl Item {
     pub fn into_child(self) -> Result<ChildSpec, OptionsError> {
         match self.value {
             Value::Str(name) => Ok(ChildSpec::Reference(name)),
-            Value::Dict(dict) => {
-                Ok(ChildSpec::Inline(Options { dialect: self.dialect, path: self.path, dict }))
-            }
+            Value::Dict(dict) => Ok(ChildSpec::Inline(Options { dialect: self.dialect, path: self.path, dict })),
             _ if self.dialect == Dialect::Legacy => Err(OptionsError::MissingChild { key: self.key() }),
             _ => Err(self.wrong_type("BlockdevRef")),
         }
@@ -250,10 +248,7 @@ impl Item {
     ///
     /// # Errors
     /// Another type, or what `read` returns.
-    pub fn into_list<T, E: From<OptionsError>>(
-        self,
-        mut read: impl FnMut(Item) -> Result<T, E>,
-    ) -> Result<Vec<T>, E> {
+    pub fn into_list<T, E: From<OptionsError>>(self, mut read: impl FnMut(Item) -> Result<T, E>) -> Result<Vec<T>, E> {
         let Value::List(list) = self.value else { return Err(self.wrong_type("array").into()) };
         let (path, dialect) = (self.path, self.dialect);
         list.into_iter().enumerate().map(|(i, value)| read(Item { value, path: path.index(i), dialect })).collect()

@@ -7,7 +7,7 @@
 
 use async_trait::async_trait;
 use block_common::{
-    BlockStatus, GuestOffset, GuestRange, IoBuf, IoResult, RequestFlags, StatusExtent,
+    BlockStatus, GuestOffset, GuestRange, HostOffset, IoBuf, IoResult, RequestFlags, StatusExtent,
 };
 use block_io::{Access, Driver, Mapping, NowRequest, Req};
 use std::sync::Arc;
@@ -136,6 +136,6 @@ impl Driver for Null {
     async fn block_status(&self, _req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
         let zeroes = self.0.read_zeroes.load(Ordering::Relaxed);
         let status = if zeroes { BlockStatus::ZERO } else { BlockStatus::empty() };
-        Ok(StatusExtent::mapped(status, range.len(), range.offset().0))
+        Ok(StatusExtent::mapped(status, range.len(), HostOffset(range.offset().0)))
     }
 }

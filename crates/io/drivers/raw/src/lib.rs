@@ -1,1 +1,254 @@
-//! The raw driver's engine: a window into its file.
+//! The raw driver's engine: its child's bytes, all of them or a window of them.
+//!
+//! A raw node adds nothing and keeps nothing: every request goes to the child at a fixed distance. It deliberately knows
+//! neither how its format was found out nor what its guest may write into the first sector: that is the graph's owner's.
+
+#![forbid(unsafe_code)]
+
+use async_trait::async_trait;
+use block_common::{
+    BlockStatus, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags,
+    StatusExtent,
+};
+use block_io::{Access, Driver, Edge, Mapping, Quiesced, Req};
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// Sizes are multiples of this many bytes, as in the field.
+const SECTOR: u64 = 512;
+
+/// Which part of its child a raw node shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RawOptions {
+    /// Bytes of the child before the first one shown.
+    pub offset: u64,
+    /// How many bytes are shown. Without it all that the child has from `offset` on, also when that changes.
+    pub size: Option<u64>,
+}
+
+/// Why there is no such window into the child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RawError {
+    /// The window begins past the child's end.
+    #[error("Offset ({offset}) cannot be greater than size of the containing file ({length})")]
+    OffsetPastEnd {
+        /// The offset asked for, in bytes.
+        offset: u64,
+        /// The child's length, in bytes.
+        length: u64,
+    },
+    /// The window ends past the child's end.
+    #[error(
+        "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the actual size of the \
+         containing file ({length})"
+    )]
+    WindowPastEnd {
+        /// The offset asked for, in bytes.
+        offset: u64,
+        /// The size asked for, in bytes.
+        size: u64,
+        /// The child's length, in bytes.
+        length: u64,
+    },
+    /// The window's size is odd.
+    #[error("Specified size is not multiple of {SECTOR}")]
+    SizeNotSectors {
+        /// The size asked for, in bytes.
+        size: u64,
+    },
+    /// The child did not tell its length.
+    #[error("Could not get the size of the containing file: {0}")]
+    Child(IoError),
+}
+
+/// Without a fixed size the window is as long as anything can be.
+const UNLIMITED: u64 = u64::MAX;
+
+#[derive(Debug)]
+struct Shared {
+    file: Edge,
+    offset: AtomicU64,
+    /// The fixed size in bytes, or [`UNLIMITED`].
+    size: AtomicU64,
+    limits: RwLock<Limits>,
+}
+
+impl Shared {
+    /// Offset and size. They change only while nothing is in flight, so two loads are one value.
+    fn window(&self) -> (u64, u64) {
+        (self.offset.load(Ordering::Acquire), self.size.load(Ordering::Acquire))
+    }
+
+    async fn check(&self, req: &Req, options: RawOptions) -> Result<RawReopen, RawError> {
+        let length = self.file.refresh_length(req).await.map_err(RawError::Child)?;
+        let limits = self.file.limits(req).map_err(RawError::Child)?;
+        let RawOptions { offset, size } = options;
+        if offset > length {
+            return Err(RawError::OffsetPastEnd { offset, length });
+        }
+        if let Some(size) = size {
+            if size > length - offset {
+                return Err(RawError::WindowPastEnd { offset, size, length });
+            }
+            if !size.is_multiple_of(SECTOR) {
+                return Err(RawError::SizeNotSectors { size });
+            }
+        }
+        Ok(RawReopen { options, limits })
+    }
+
+    fn set(&self, reopen: RawReopen) {
+        self.offset.store(reopen.options.offset, Ordering::Release);
+        self.size.store(reopen.options.size.unwrap_or(UNLIMITED), Ordering::Release);
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = reopen.limits;
+    }
+}
+
+/// The engine.
+#[derive(Debug)]
+pub struct Raw(Arc<Shared>);
+
+/// The engine's control half: may move the window.
+#[derive(Debug)]
+pub struct RawControl(Arc<Shared>);
+
+/// A window that was checked and waits to be committed.
+#[derive(Clone, Copy, Debug)]
+pub struct RawReopen {
+    options: RawOptions,
+    limits: Limits,
+}
+
+impl Raw {
+    /// An engine that shows the window `options` of `file`, and its control. `req` is a token on the node that owns the edge.
+    ///
+    /// # Errors
+    /// [`RawError`] when the child has no such window.
+    pub async fn open(req: &Req, file: Edge, options: RawOptions) -> Result<(Self, RawControl), RawError> {
+        let shared = Shared {
+            file,
+            offset: AtomicU64::new(0),
+            size: AtomicU64::new(UNLIMITED),
+            limits: RwLock::new(Limits::NONE),
+        };
+        let window = shared.check(req, options).await?;
+        shared.set(window);
+        let shared = Arc::new(shared);
+        Ok((Self(shared.clone()), RawControl(shared)))
+    }
+
+    /// Where the guest's `range` lies in the child. Only a write through an edge that may resize can leave a fixed window.
+    fn place(&self, range: GuestRange) -> IoResult<HostOffset> {
+        let (offset, size) = self.0.window();
+        if range.end() > size {
+            return Err(IoError::OUT_OF_BOUNDS);
+        }
+        range.offset().0.checked_add(offset).map(HostOffset).ok_or(IoError::OUT_OF_BOUNDS)
+    }
+
+    fn place_of(&self, offset: GuestOffset, buf: &IoBuf) -> IoResult<HostOffset> {
+        self.place(GuestRange::new(offset.0, buf.len() as u64)?)
+    }
+}
+
+impl RawControl {
+    /// The window as it is.
+    pub fn options(&self) -> RawOptions {
+        let (offset, size) = self.0.window();
+        RawOptions { offset, size: (size != UNLIMITED).then_some(size) }
+    }
+
+    /// Check whether the window may become `options`, and look at the child's limits again. Changes nothing. To be awaited on
+    /// an I/O thread, with a token on the node.
+    ///
+    /// # Errors
+    /// [`RawError`] when the child has no such window.
+    pub fn prepare(
+        &self,
+        req: Req,
+        options: RawOptions,
+    ) -> impl Future<Output = Result<RawReopen, RawError>> + Send + use<> {
+        let shared = self.0.clone();
+        async move { shared.check(&req, options).await }
+    }
+
+    /// Show the prepared window from now on. The node's length and limits are to be refreshed after it.
+    pub fn commit(&mut self, reopen: RawReopen, _proof: &Quiesced<'_>) {
+        self.0.set(reopen);
+    }
+}
+
+#[async_trait]
+impl Driver for Raw {
+    fn format_name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn limits(&self) -> Limits {
+        *self.0.limits.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline]
+    fn map_cached(&self, _access: Access, range: GuestRange) -> Mapping<'_> {
+        match self.place(range) {
+            Ok(offset) => Mapping::Child { edge: &self.0.file, offset, len: range.len() },
+            Err(_) => Mapping::Slow,
+        }
+    }
+
+    async fn length(&self, req: &Req) -> IoResult<u64> {
+        let (offset, size) = self.0.window();
+        let length = self.0.file.refresh_length(req).await?;
+        Ok(length.saturating_sub(offset).min(size))
+    }
+
+    async fn read(&self, req: &Req, offset: GuestOffset, buf: &IoBuf) -> IoResult<()> {
+        self.0.file.read(req, self.place_of(offset, buf)?, buf).await
+    }
+
+    async fn write(&self, req: &Req, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
+        self.0.file.write(req, self.place_of(offset, buf)?, buf, flags).await
+    }
+
+    async fn zero(&self, req: &Req, range: GuestRange, flags: RequestFlags) -> IoResult<()> {
+        self.0.file.zero(req, self.place(range)?, range.len(), flags).await
+    }
+
+    async fn discard(&self, req: &Req, range: GuestRange) -> IoResult<()> {
+        self.0.file.discard(req, self.place(range)?, range.len()).await
+    }
+
+    async fn flush(&self, req: &Req) -> IoResult<()> {
+        self.0.file.flush(req).await
+    }
+
+    /// The child's answer, whose place is then where the bytes are in the end. Only the end is our own.
+    async fn block_status(&self, req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
+        let mut extent = self.0.file.block_status(req, self.place(range)?, range.len()).await?;
+        if range.offset().0 + extent.len != req.length() {
+            extent.status.remove(BlockStatus::EOF);
+        }
+        Ok(extent)
+    }
+
+    async fn truncate(&self, req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {
+        match self.0.window() {
+            (offset, UNLIMITED) => {
+                let len = len.checked_add(offset).ok_or(IoError::INVALID)?;
+                self.0.file.truncate(req, len, preallocation).await
+            }
+            // "Cannot resize fixed-size raw disks".
+            _ => Err(IoError::UNSUPPORTED),
+        }
+    }
+
+    /// A device's own commands know nothing of a window: they pass only where there is none.
+    async fn ioctl(&self, req: &Req, number: u64, argument: &IoBuf) -> IoResult<()> {
+        match self.0.window() {
+            (0, UNLIMITED) => self.0.file.ioctl(req, number, argument).await,
+            _ => Err(IoError::UNSUPPORTED),
+        }
+    }
+}

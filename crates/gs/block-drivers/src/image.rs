@@ -1,0 +1,152 @@
+//! From what a user wrote (a file name, a format, a cache mode) to an open node.
+//!
+//! Guessing a format happens here and nowhere else, and only when the caller names none. Names that stand in an image never come here.
+
+use block_common::options::{Dialect, Dict, Value};
+use block_common::{AlignedBuf, CacheFlags, FileName, Options, PROBE_BYTES, ParentKind, Perm, PermPair, probe_format};
+use block_gs::{GlobalState, GraphError, GraphResult, NodeRef};
+
+/// How a tool opens an image.
+#[derive(Clone, Debug, Default)]
+pub struct ImageOptions {
+    /// The format, or `None` to guess it from the first bytes.
+    pub format: Option<String>,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// Cache mode.
+    pub cache: CacheFlags,
+    /// Who carries out requests on a host file: the option `aio`.
+    pub aio: Option<String>,
+    /// Let others use the image in any way.
+    pub force_share: bool,
+    /// Pass discards on.
+    pub unmap: bool,
+}
+
+/// Open the image that a user named.
+///
+/// # Errors
+/// An unknown protocol or format, bad options, or what the storage answered.
+#[doc(alias = "bdrv_open")]
+#[doc(alias = "blk_new_open")]
+#[doc(alias = "bdrv_find_protocol")]
+pub async fn open_image(gs: &GlobalState, name: &str, how: &ImageOptions) -> GraphResult<NodeRef> {
+    let options = match FileName::parse(name)? {
+        FileName::Json(options) => return open_options(gs, options, how).await,
+        FileName::Path(path) => file_options(&path, how)?,
+        FileName::Protocol { protocol, name } => protocol_options(gs, &protocol, &name)?,
+    };
+    open_with_format(gs, options, how).await
+}
+
+/// Open the image that a user described with options (`--image-opts`, `json:`).
+///
+/// # Errors
+/// As [`open_image`].
+pub async fn open_options(gs: &GlobalState, mut options: Options, how: &ImageOptions) -> GraphResult<NodeRef> {
+    match (options.lookup("driver"), options.lookup("filename"), options.lookup("file")) {
+        (Some(_), ..) => {
+            common(&mut options, how)?;
+            gs.open(options).await
+        }
+        (None, Some(Value::Str(path)), _) => {
+            let path = path.clone();
+            let mut dict = options.into_dict();
+            dict.remove("filename");
+            let mut file = file_options(&path, how)?;
+            for (key, value) in dict.iter() {
+                file.insert(key, value.clone())?;
+            }
+            open_with_format(gs, file, how).await
+        }
+        (None, _, Some(Value::Dict(file))) if options.dict().len() == 1 => {
+            let file = Options::from_dict(options.dialect(), file.clone());
+            open_with_format(gs, file, how).await
+        }
+        _ => Err(GraphError::Open("Must specify either driver or file".into())),
+    }
+}
+
+fn file_options(path: &str, how: &ImageOptions) -> GraphResult<Options> {
+    let mut options = Options::new(Dialect::Legacy);
+    options.insert("driver", "file")?;
+    options.insert("filename", path)?;
+    if let Some(aio) = &how.aio {
+        options.insert("aio", aio.as_str())?;
+    }
+    Ok(options)
+}
+
+/// Protocols whose name says everything: `null-co://`.
+fn protocol_options(gs: &GlobalState, protocol: &str, name: &str) -> GraphResult<Options> {
+    let mut options = Options::new(Dialect::Legacy);
+    if !matches!(protocol, "null-co" | "null-aio") || gs.driver(protocol).is_err() {
+        return Err(GraphError::Open(format!("Unknown protocol '{protocol}'")));
+    }
+    if name.strip_prefix(protocol) != Some("://") {
+        return Err(GraphError::Open(format!("The only allowed filename for this driver is '{protocol}://'")));
+    }
+    options.insert("driver", protocol)?;
+    Ok(options)
+}
+
+/// The options of every node, as the caller's modes say, where the text does not.
+fn common(options: &mut Options, how: &ImageOptions) -> GraphResult<()> {
+    options.insert_default("read-only", how.read_only)?;
+    if how.force_share {
+        options.insert_default("force-share", true)?;
+    }
+    if how.unmap {
+        options.insert_default("discard", "unmap")?;
+    }
+    options.insert_default("cache.direct", how.cache.direct)?;
+    options.insert_default("cache.no-flush", how.cache.no_flush)?;
+    Ok(())
+}
+
+/// Open `file`, and the format on it that was named or is guessed.
+async fn open_with_format(gs: &GlobalState, file: Options, how: &ImageOptions) -> GraphResult<NodeRef> {
+    let mut file = file;
+    common(&mut file, how)?;
+    if let Some(format) = &how.format {
+        // The protocol itself may be asked for.
+        if file.lookup("driver") == Some(&Value::Str(format.clone())) {
+            return gs.open(file).await;
+        }
+        return gs.open(format_options(format, Value::Dict(file.into_dict()), how)?).await;
+    }
+    let node = gs.open(file).await?;
+    let format = guess(gs, &node).await?;
+    if gs.driver(format).is_err() {
+        return Err(GraphError::NotBuilt(format!("Image format '{format}'")));
+    }
+    gs.open(format_options(format, Value::Str(node.name().to_owned()), how)?).await
+}
+
+fn format_options(format: &str, file: Value, how: &ImageOptions) -> GraphResult<Options> {
+    let mut dict = Dict::new();
+    dict.insert("driver", format)?;
+    dict.insert("file", file)?;
+    let mut options = Options::from_dict(Dialect::Legacy, dict);
+    common(&mut options, how)?;
+    Ok(options)
+}
+
+/// The format that the node's first bytes look like.
+async fn guess(gs: &GlobalState, node: &NodeRef) -> GraphResult<&'static str> {
+    let perm = PermPair::new(Perm::CONSISTENT_READ, Perm::all());
+    let root = gs.new_root("", ParentKind::Backend, perm, &gs.main_io());
+    gs.attach_root(&root, Some(node)).await?;
+    let limits = node.io().limits();
+    // Whole blocks only; of a file that is shorter than one, nothing.
+    let len = node.io().length().min(PROBE_BYTES.max(limits.request_alignment as usize) as u64);
+    let len = len as usize / limits.request_alignment as usize * limits.request_alignment as usize;
+    let buf = AlignedBuf::zeroed(len, limits.memory_alignment.max(1) as usize).into_io();
+    let (result, buf) = root.io().read(0, buf).await;
+    result.map_err(GraphError::io("Could not read image for determining its format"))?;
+    let mut head = vec![0; len];
+    if let Some(buf) = buf {
+        buf.copy_to_slice(0, &mut head);
+    }
+    Ok(probe_format(&head))
+}

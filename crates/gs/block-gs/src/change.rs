@@ -1,0 +1,205 @@
+//! Changing the graph: replacing children and nodes, inserting and dropping filters, freezing edges, and looking at it.
+
+use crate::drain::DrainGuard;
+use crate::error::{GraphError, GraphResult};
+use crate::graph::{Graph, NodeRef, ParentEnd};
+use crate::perm::{Change, describe};
+use crate::state::GlobalState;
+use block_common::PermPair;
+use block_common::options::Dict;
+use block_io::GateState;
+
+/// What can be seen of a node.
+#[derive(Clone, Debug)]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: String,
+    /// Its driver's name.
+    pub driver: &'static str,
+    /// Its length in bytes, as last known.
+    pub length: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Its gate's state.
+    pub state: GateState,
+    /// Its edges: name, child, permissions.
+    pub children: Vec<(String, Option<String>, PermPair)>,
+    /// Its users, as messages say them.
+    pub parents: Vec<String>,
+    /// The options that it was opened with.
+    pub options: Dict,
+    /// Whether the monitor holds a reference.
+    pub monitor_owned: bool,
+}
+
+impl GlobalState {
+    /// Let the edge called `edge` of `parent` lead to `child`, or nowhere. `guard` covers the parent.
+    ///
+    /// # Errors
+    /// [`GraphError::NotDrained`], [`GraphError::Frozen`], [`GraphError::Cycle`], [`GraphError::NoSuchEdge`] or
+    /// [`GraphError::Permission`]; nothing has changed then.
+    #[doc(alias = "bdrv_attach_child")]
+    #[doc(alias = "bdrv_unref_child")]
+    #[doc(alias = "bdrv_set_backing_hd")]
+    pub fn replace_child(
+        &self,
+        guard: &DrainGuard,
+        parent: &NodeRef,
+        edge: &str,
+        child: Option<&NodeRef>,
+    ) -> GraphResult<()> {
+        guard.check(self)?;
+        let old = {
+            let mut graph = self.0.graph.borrow_mut();
+            let at = graph.edge_at(parent, edge)?;
+            let end = ParentEnd::Node(parent.id(), at);
+            graph.repoint(&[Change { end, child: child.cloned() }])?
+        };
+        drop(old);
+        Ok(())
+    }
+
+    /// Let every user of `from` use `to` instead, but for `to` itself and what is below it. `guard` covers `from`.
+    ///
+    /// # Errors
+    /// As [`GlobalState::replace_child`].
+    #[doc(alias = "bdrv_replace_node")]
+    #[doc(alias = "bdrv_append")]
+    #[doc(alias = "bdrv_insert_node")]
+    #[doc(alias = "bdrv_drop_filter")]
+    pub fn replace_node(&self, guard: &DrainGuard, from: &NodeRef, to: &NodeRef) -> GraphResult<()> {
+        guard.check(self)?;
+        let old = {
+            let mut graph = self.0.graph.borrow_mut();
+            let changes = graph.replacement(from, to)?;
+            graph.repoint(&changes)?
+        };
+        drop(old);
+        Ok(())
+    }
+
+    /// Forbid (or allow again) that the edge called `edge` of `parent` is repointed or removed.
+    ///
+    /// # Errors
+    /// [`GraphError::NoSuchEdge`]; [`GraphError::Frozen`] when somebody else froze it.
+    #[doc(alias = "bdrv_freeze_backing_chain")]
+    #[doc(alias = "bdrv_unfreeze_backing_chain")]
+    pub fn set_frozen(&self, parent: &NodeRef, edge: &str, frozen: bool) -> GraphResult<()> {
+        let mut graph = self.0.graph.borrow_mut();
+        let at = graph.edge_at(parent, edge)?;
+        let Some(node) = graph.nodes.get_mut(&parent.id()) else { return Ok(()) };
+        let found = &mut node.edges[at];
+        if frozen && found.frozen {
+            return Err(GraphError::Frozen {
+                edge: edge.into(),
+                parent: parent.name().into(),
+                child: found.child.as_ref().map_or("", NodeRef::name).into(),
+            });
+        }
+        found.frozen = frozen;
+        Ok(())
+    }
+
+    /// The child at the edge called `edge` of `parent`.
+    ///
+    /// # Errors
+    /// [`GraphError::NoSuchEdge`].
+    #[doc(alias = "bdrv_cow_child")]
+    #[doc(alias = "bdrv_primary_child")]
+    pub fn child(&self, parent: &NodeRef, edge: &str) -> GraphResult<Option<NodeRef>> {
+        let graph = self.0.graph.borrow();
+        let at = graph.edge_at(parent, edge)?;
+        Ok(graph.node(parent)?.edges[at].child.clone())
+    }
+
+    /// Run `with` on the node's control half, downcast to the driver's own type.
+    ///
+    /// # Errors
+    /// [`GraphError::NotFound`] when the node is gone or is another driver's.
+    pub fn with_control<C: 'static, T>(&self, node: &NodeRef, with: impl FnOnce(&mut C) -> T) -> GraphResult<T> {
+        let mut graph = self.0.graph.borrow_mut();
+        let found = graph.nodes.get_mut(&node.id()).and_then(|node| node.engine_control.as_any().downcast_mut::<C>());
+        found.map(with).ok_or_else(|| GraphError::NotFound(node.name().into()))
+    }
+
+    /// Send requests on `node` the slow way (or not any more). What was in flight when this returns is over.
+    ///
+    /// # Errors
+    /// [`GraphError::NotFound`] when the node is gone.
+    pub async fn set_detour(&self, node: &NodeRef, state: GateState, on: bool) -> GraphResult<()> {
+        let idle = {
+            let mut graph = self.0.graph.borrow_mut();
+            let found = graph.nodes.get_mut(&node.id()).ok_or_else(|| GraphError::NotFound(node.name().into()))?;
+            found.control.set_detour(state, on);
+            found.control.settled()
+        };
+        if on {
+            idle.await;
+        }
+        Ok(())
+    }
+
+    /// Let the monitor hold a reference to `node`, so that it stays without other users; or give it up.
+    #[doc(alias = "bdrv_set_monitor_owned")]
+    pub fn set_monitor_owned(&self, node: &NodeRef, owned: bool) {
+        let old = {
+            let mut graph = self.0.graph.borrow_mut();
+            let found = graph.nodes.get_mut(&node.id());
+            found.and_then(|found| std::mem::replace(&mut found.monitor, owned.then(|| node.clone())))
+        };
+        drop(old);
+    }
+
+    /// Every node, in the order of opening.
+    #[doc(alias = "bdrv_named_nodes_list")]
+    #[doc(alias = "bdrv_get_xdbg_block_graph")]
+    #[doc(alias = "bdrv_next_node")]
+    pub fn nodes(&self) -> Vec<NodeInfo> {
+        let graph = self.0.graph.borrow();
+        graph.nodes.keys().filter_map(|id| graph.info(*id)).collect()
+    }
+
+    /// What can be seen of one node.
+    ///
+    /// # Errors
+    /// [`GraphError::NotFound`] when it is gone.
+    pub fn node_info(&self, node: &NodeRef) -> GraphResult<NodeInfo> {
+        self.0.graph.borrow().info(node.id()).ok_or_else(|| GraphError::NotFound(node.name().into()))
+    }
+}
+
+impl Graph {
+    fn info(&self, id: u64) -> Option<NodeInfo> {
+        let node = self.nodes.get(&id)?;
+        let io = node.control.node();
+        let name = node.name.as_str();
+        Some(NodeInfo {
+            name: name.into(),
+            driver: node.driver.name(),
+            length: io.length(),
+            read_only: node.read_only,
+            state: io.state(),
+            children: node
+                .edges
+                .iter()
+                .map(|edge| {
+                    let child = edge.child.as_ref().map(|child| child.name().to_owned());
+                    (edge.name.as_str().to_owned(), child, edge.writer.perm())
+                })
+                .collect(),
+            parents: node.parents.iter().map(|end| describe(self, *end, name)).collect(),
+            options: node.options.clone(),
+            monitor_owned: node.monitor.is_some(),
+        })
+    }
+
+    /// The changes that give `from`'s users to `to`.
+    fn replacement(&self, from: &NodeRef, to: &NodeRef) -> GraphResult<Vec<Change>> {
+        let users = self.node(from)?.parents.iter().copied();
+        let outside = users.filter(|end| match end {
+            ParentEnd::Node(id, _) => !self.reaches(to.id(), *id),
+            ParentEnd::Root(_) => true,
+        });
+        Ok(outside.map(|end| Change { end, child: Some(to.clone()) }).collect())
+    }
+}

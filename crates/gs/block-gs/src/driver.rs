@@ -1,0 +1,92 @@
+//! The global-state half of a driver: how its nodes are opened, what they need from their children, how they change.
+
+use crate::error::GraphResult;
+use crate::open::OpenContext;
+use async_trait::async_trait;
+use block_common::options::DriverKind;
+use block_common::{ChildRole, OptionReader, Perm, PermPair};
+use block_io::Driver;
+use std::any::Any;
+use std::fmt;
+
+/// A driver, as the graph knows it. One value serves all its nodes.
+#[async_trait(?Send)]
+pub trait DriverType: 'static {
+    /// The name in `driver=…`.
+    fn name(&self) -> &'static str;
+
+    /// Whether it reaches storage itself or needs a child that does.
+    fn kind(&self) -> DriverKind;
+
+    /// Whether its nodes pass their data through unchanged.
+    #[doc(alias = "bdrv_filter_child")]
+    fn is_filter(&self) -> bool {
+        false
+    }
+
+    /// Open a node: take the driver's options, attach children, read headers, make the engine. Options that are left
+    /// over are refused by the caller. On an error everything that was attached is detached again.
+    ///
+    /// # Errors
+    /// Bad options, missing children, or what the storage answered.
+    #[doc(alias = "bdrv_open")]
+    #[doc(alias = "bdrv_file_open")]
+    async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened>;
+
+    /// What an edge in `role` asks of its child and shares, when the node's own users ask `above` of it together.
+    #[doc(alias = "bdrv_child_perm")]
+    fn child_perm(&self, role: ChildRole, above: PermPair, read_only: bool) -> PermPair {
+        if role.contains(ChildRole::FILTERED) { filter_perm(above) } else { format_perm(role, above, read_only) }
+    }
+}
+
+/// A filter asks for what is asked of it.
+#[doc(alias = "bdrv_default_perms")]
+pub fn filter_perm(above: PermPair) -> PermPair {
+    above
+}
+
+/// A format needs its image consistent, writes and grows it when it is written itself, and lets nobody else write it;
+/// of a backing file it needs that it stays the same.
+pub fn format_perm(role: ChildRole, above: PermPair, read_only: bool) -> PermPair {
+    let reading = Perm::CONSISTENT_READ;
+    if role.contains(ChildRole::COW) {
+        let writers = if above.shared.contains(Perm::WRITE) { Perm::WRITE | Perm::RESIZE } else { Perm::empty() };
+        return PermPair::new(above.perm & reading, reading | Perm::WRITE_UNCHANGED | writers);
+    }
+    let writing = if read_only { Perm::empty() } else { Perm::WRITE | Perm::RESIZE };
+    let shared = if read_only { reading | Perm::WRITE_UNCHANGED | (above.shared & Perm::WRITE) } else { reading };
+    PermPair::new(reading | writing, shared | Perm::WRITE_UNCHANGED)
+}
+
+/// What opening a node made.
+pub struct Opened {
+    /// The I/O half.
+    pub engine: Box<dyn Driver>,
+    /// The half that stays with the graph.
+    pub control: Box<dyn EngineControl>,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Opened({})", self.engine.format_name())
+    }
+}
+
+/// The control half of one node's engine, kept by the graph. Drivers downcast it to their own type.
+pub trait EngineControl: Any {
+    /// For downcasting.
+    fn as_any(&mut self) -> &mut dyn Any;
+}
+
+/// The control of an engine that has nothing to control.
+#[derive(Debug)]
+pub struct NoControl;
+
+impl EngineControl for NoControl {
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+}

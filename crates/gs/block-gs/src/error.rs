@@ -1,0 +1,98 @@
+//! What goes wrong on the control path: errors with a name and a reason.
+
+use block_common::{IoError, NodeNameError, OptionsError, Perm};
+
+/// Why a change of the graph, or a look at it, failed. The graph is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GraphError {
+    /// No node or root has this name.
+    #[error("Cannot find device='{0}' nor node-name='{0}'")]
+    NotFound(String),
+    /// A node has this name already.
+    #[error("Duplicate nodes with node-name='{0}'")]
+    DuplicateName(String),
+    /// Not a name for a node.
+    #[error(transparent)]
+    BadName(#[from] NodeNameError),
+    /// No driver has this name.
+    #[error("Unknown driver '{0}'")]
+    UnknownDriver(String),
+    /// Something is wrong with the options.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// A known option or feature that this build does not have.
+    #[error("{0} is not supported")]
+    NotBuilt(String),
+    /// The driver could not open its image.
+    #[error("{0}")]
+    Open(String),
+    /// The host or a child answered a request with an error.
+    #[error("{context}: {error}")]
+    Io {
+        /// What was being done, to what.
+        context: String,
+        /// The answer.
+        error: IoError,
+    },
+    /// An edge would need what another does not share.
+    #[error(
+        "Permission conflict on node '{node}': permissions '{perm}' are both required by {user} and unshared by {other}"
+    )]
+    Permission {
+        /// The node.
+        node: String,
+        /// What is in conflict.
+        perm: Perm,
+        /// Who needs it.
+        user: String,
+        /// Who does not share it.
+        other: String,
+    },
+    /// A node would be below itself.
+    #[error("Making '{child}' a child of '{parent}' would create a cycle")]
+    Cycle {
+        /// The node that would be the parent.
+        parent: String,
+        /// The node that would be the child.
+        child: String,
+    },
+    /// A job relies on the edge.
+    #[error("Cannot change frozen '{edge}' link from '{parent}' to '{child}'")]
+    Frozen {
+        /// The edge's name.
+        edge: String,
+        /// The parent.
+        parent: String,
+        /// The child.
+        child: String,
+    },
+    /// There is no such edge.
+    #[error("Node '{parent}' has no child '{edge}'")]
+    NoSuchEdge {
+        /// The parent.
+        parent: String,
+        /// The edge's name.
+        edge: String,
+    },
+    /// The node is still used.
+    #[error("Node {0} is in use")]
+    InUse(String),
+    /// A change was asked for outside a drained section that covers it.
+    #[error("node '{0}' is not drained")]
+    NotDrained(String),
+    /// The thread or the block layer has ended.
+    #[error("the block layer is shutting down")]
+    ShuttingDown,
+}
+
+impl GraphError {
+    /// A failed request, with what it was for.
+    pub fn io(context: impl Into<String>) -> impl FnOnce(IoError) -> Self {
+        let context = context.into();
+        move |error| Self::Io { context, error }
+    }
+}
+
+/// What a call on the control path returns.
+pub type GraphResult<T> = Result<T, GraphError>;

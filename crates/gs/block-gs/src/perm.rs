@@ -1,0 +1,186 @@
+//! Permissions: what every edge needs and shares, over the whole affected part of the graph, all or nothing.
+//!
+//! A plan computes the permissions that a change would lead to, top down, and checks every node's users against each
+//! other; only a plan that holds is committed, and committing cannot fail (rules perm-1 and perm-2). What the *host* must be asked for (locks, access
+//! modes) is not here yet: rule perm-3 comes with file locks.
+
+use crate::error::{GraphError, GraphResult};
+use crate::graph::{Graph, Id, NodeRef, ParentEnd};
+use block_common::{ParentKind, Perm, PermPair};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// An edge that is to lead elsewhere.
+#[derive(Clone, Debug)]
+pub(crate) struct Change {
+    pub(crate) end: ParentEnd,
+    pub(crate) child: Option<NodeRef>,
+}
+
+/// The permissions of the affected edges after a change.
+pub(crate) struct Plan {
+    perms: BTreeMap<ParentEnd, PermPair>,
+}
+
+/// The graph as it would be.
+struct Future<'a> {
+    graph: &'a Graph,
+    changes: BTreeMap<ParentEnd, Option<Id>>,
+    perms: BTreeMap<ParentEnd, PermPair>,
+}
+
+impl Plan {
+    /// The permissions after `changes`, for the nodes that these and `also` affect.
+    pub(crate) fn new(graph: &Graph, changes: &[Change], also: &[Id]) -> GraphResult<Self> {
+        Self::with_roots(graph, changes, also, &BTreeMap::new())
+    }
+
+    /// As [`Plan::new`], when roots ask for other permissions than before.
+    pub(crate) fn with_roots(
+        graph: &Graph,
+        changes: &[Change],
+        also: &[Id],
+        roots: &BTreeMap<Id, PermPair>,
+    ) -> GraphResult<Self> {
+        let mut start: BTreeSet<Id> = also.iter().copied().collect();
+        let mut future = Future { graph, changes: BTreeMap::new(), perms: BTreeMap::new() };
+        for change in changes {
+            let child = change.child.as_ref().map(NodeRef::id);
+            future.changes.insert(change.end, child);
+            start.extend(child);
+            start.extend(graph.child_at(change.end));
+            if let ParentEnd::Node(id, _) = change.end {
+                start.insert(id);
+            }
+        }
+        for (id, perm) in roots {
+            future.perms.insert(ParentEnd::Root(*id), *perm);
+            start.extend(graph.child_at(ParentEnd::Root(*id)));
+        }
+        for id in future.top_down(&start) {
+            future.visit(id)?;
+        }
+        Ok(Self { perms: future.perms })
+    }
+
+    /// Make it so.
+    pub(crate) fn commit(self, graph: &mut Graph) {
+        for (end, perm) in self.perms {
+            match end {
+                ParentEnd::Node(id, at) => {
+                    if let Some(edge) = graph.nodes.get_mut(&id).and_then(|node| node.edges.get_mut(at)) {
+                        edge.writer.set_perm(perm);
+                    }
+                }
+                ParentEnd::Root(id) => {
+                    if let Some(root) = graph.roots.get_mut(&id) {
+                        root.perm = perm;
+                        root.control.set_perm(perm);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Future<'_> {
+    fn child(&self, end: ParentEnd) -> Option<Id> {
+        self.changes.get(&end).copied().unwrap_or_else(|| self.graph.child_at(end))
+    }
+
+    fn ends(&self, id: Id) -> impl Iterator<Item = ParentEnd> {
+        let count = self.graph.nodes.get(&id).map_or(0, |node| node.edges.len());
+        (0..count).map(move |at| ParentEnd::Node(id, at))
+    }
+
+    /// The users of a node.
+    fn users(&self, id: Id) -> Vec<ParentEnd> {
+        let now = self.graph.nodes.get(&id).into_iter().flat_map(|node| node.parents.iter().copied());
+        let coming = self.changes.iter().filter(|(_, child)| **child == Some(id)).map(|(end, _)| *end);
+        let mut users: BTreeSet<_> = now.chain(coming).collect();
+        users.retain(|end| self.child(*end) == Some(id));
+        users.into_iter().collect()
+    }
+
+    fn perm(&self, end: ParentEnd) -> PermPair {
+        self.perms.get(&end).copied().unwrap_or_else(|| match end {
+            ParentEnd::Node(id, at) => self.graph.nodes[&id].edges[at].writer.perm(),
+            ParentEnd::Root(id) => self.graph.roots[&id].perm,
+        })
+    }
+
+    /// The nodes below `start` (themselves included), parents before children.
+    fn top_down(&self, start: &BTreeSet<Id>) -> Vec<Id> {
+        let (mut done, mut order) = (BTreeSet::new(), Vec::new());
+        for id in start {
+            self.post_order(*id, &mut done, &mut order);
+        }
+        order.reverse();
+        order
+    }
+
+    /// Depth first without recursion: a chain of images may be long.
+    fn post_order(&self, from: Id, done: &mut BTreeSet<Id>, order: &mut Vec<Id>) {
+        let mut stack = vec![(from, false)];
+        while let Some((id, left)) = stack.pop() {
+            if left {
+                order.push(id);
+            } else if done.insert(id) {
+                stack.push((id, true));
+                stack.extend(self.ends(id).filter_map(|end| self.child(end)).map(|child| (child, false)));
+            }
+        }
+    }
+
+    /// Check a node's users against each other, and compute what its own edges need.
+    fn visit(&mut self, id: Id) -> GraphResult<()> {
+        let users = self.users(id);
+        let mut above = PermPair::NONE;
+        for user in &users {
+            let wanted = self.perm(*user);
+            for other in users.iter().filter(|other| *other != user) {
+                let denied = wanted.denied_by(self.perm(*other));
+                if !denied.is_empty() {
+                    return Err(self.conflict(id, denied, *user, *other));
+                }
+            }
+            above = above.combine(wanted);
+        }
+        let Some(node) = self.graph.nodes.get(&id) else { return Ok(()) };
+        for (at, edge) in node.edges.iter().enumerate() {
+            let perm = node.driver.child_perm(edge.role, above, node.read_only);
+            self.perms.insert(ParentEnd::Node(id, at), perm);
+        }
+        Ok(())
+    }
+
+    fn conflict(&self, id: Id, perm: Perm, user: ParentEnd, other: ParentEnd) -> GraphError {
+        let node = self.graph.nodes.get(&id).map_or("", |node| node.name.as_str());
+        GraphError::Permission {
+            node: node.into(),
+            perm,
+            user: describe(self.graph, user, node),
+            other: describe(self.graph, other, node),
+        }
+    }
+}
+
+/// A user of a node, as messages say it.
+#[doc(alias = "bdrv_get_parent_name")]
+pub(crate) fn describe(graph: &Graph, end: ParentEnd, node: &str) -> String {
+    let (who, edge) = match end {
+        ParentEnd::Node(id, at) => match graph.nodes.get(&id) {
+            Some(parent) => (format!("node '{}'", parent.name.as_str()), parent.edges[at].name.as_str().to_owned()),
+            None => ("a node that is being opened".into(), "?".into()),
+        },
+        ParentEnd::Root(id) => {
+            let who = graph.roots.get(&id).map(|root| match (&root.kind, root.name.as_str()) {
+                (ParentKind::Backend, "") => "an unnamed block device".into(),
+                (ParentKind::Backend, name) => format!("block device '{name}'"),
+                (ParentKind::Job, name) => format!("block job '{name}'"),
+                (_, name) => format!("{name:?}"),
+            });
+            (who.unwrap_or_default(), "root".into())
+        }
+    };
+    format!("{who} (uses node '{node}' as '{edge}' child)")
+}
