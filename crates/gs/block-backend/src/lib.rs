@@ -27,6 +27,9 @@ pub enum BackendError {
     /// There is a medium in it already.
     #[error("There already is a medium in device '{0}'")]
     Occupied(String),
+    /// Somebody else holds it as well.
+    #[error("Device '{0}' is held by somebody else")]
+    Shared(String),
     /// Another device uses it.
     #[error("Device '{0}' is in use")]
     DeviceAttached(String),
@@ -42,9 +45,27 @@ struct Registry(RefCell<BTreeMap<String, Weak<Inner>>>);
 struct Inner {
     gs: GlobalState,
     name: String,
-    root: RootRef,
+    /// There until the backend goes.
+    root: Option<RootRef>,
     io: BackendIo,
     control: BackendControl,
+}
+
+impl Inner {
+    fn root(&self) -> &RootRef {
+        self.root.as_ref().expect("only the drop of the backend takes it")
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let registry = self.gs.extension::<Registry>();
+        let mut registry = registry.0.borrow_mut();
+        // Somebody else may have the name by now.
+        if registry.get(&self.name).is_some_and(|held| held.strong_count() == 0) {
+            registry.remove(&self.name);
+        }
+    }
 }
 
 /// The global-state half of a backend. Clones are the same backend; it goes, and lets go of its medium, with the last one.
@@ -85,7 +106,7 @@ impl Backend {
         let root = gs.new_root(&name, ParentKind::Backend, options.perm, &options.home);
         let (io, control, events) = BackendIo::new(root.io().clone(), options.settings);
         forward(gs, &name, events);
-        let inner = Rc::new(Inner { gs: gs.clone(), name: name.clone(), root, io, control });
+        let inner = Rc::new(Inner { gs: gs.clone(), name: name.clone(), root: Some(root), io, control });
         if !name.is_empty() {
             registry.0.borrow_mut().insert(name, Rc::downgrade(&inner));
         }
@@ -121,7 +142,7 @@ impl Backend {
     /// The medium in it.
     #[doc(alias = "blk_bs")]
     pub fn node(&self) -> Option<NodeRef> {
-        self.0.gs.root_node(&self.0.root)
+        self.0.gs.root_node(self.0.root())
     }
 
     /// Put a medium into an empty backend.
@@ -130,10 +151,13 @@ impl Backend {
     /// [`BackendError::Occupied`], or a permission conflict with the node's other users.
     #[doc(alias = "blk_insert_bs")]
     pub async fn insert(&self, node: &NodeRef) -> Result<(), BackendError> {
-        if self.node().is_some() {
-            return Err(BackendError::Occupied(self.0.name.clone()));
-        }
-        Ok(self.0.gs.attach_root(&self.0.root, Some(node)).await?)
+        let if_empty = |there: Option<&NodeRef>| match there {
+            None => Ok(()),
+            Some(_) => Err(BackendError::Occupied(self.0.name.clone())),
+        };
+        // Not only when the wait is over: a full one need not hold its requests back.
+        if_empty(self.node().as_ref())?;
+        self.0.gs.attach_root_if(self.0.root(), Some(node), if_empty).await
     }
 
     /// Put another medium in place of the one that is there, if any.
@@ -142,7 +166,7 @@ impl Backend {
     /// A permission conflict with the node's other users; the old medium stays then.
     #[doc(alias = "blk_replace_bs")]
     pub async fn replace(&self, node: &NodeRef) -> Result<(), BackendError> {
-        Ok(self.0.gs.attach_root(&self.0.root, Some(node)).await?)
+        Ok(self.0.gs.attach_root(self.0.root(), Some(node)).await?)
     }
 
     /// Take the medium out. Requests in flight finish first, later ones find none.
@@ -151,7 +175,23 @@ impl Backend {
     /// The block layer is gone.
     #[doc(alias = "blk_remove_bs")]
     pub async fn remove(&self) -> Result<(), BackendError> {
-        Ok(self.0.gs.attach_root(&self.0.root, None).await?)
+        Ok(self.0.gs.attach_root(self.0.root(), None).await?)
+    }
+
+    /// Let go of the medium and of the name, and wait until the requests in flight are over. Dropping the last clone does the same in
+    /// its own time. A device that still holds its half gets [`IoError::CLOSED`](block_common::IoError::CLOSED).
+    ///
+    /// # Errors
+    /// [`BackendError::Shared`] when there are other clones: nothing has changed then.
+    #[doc(alias = "blk_unref")]
+    pub async fn close(self) -> Result<(), BackendError> {
+        let mut inner = Rc::try_unwrap(self.0).map_err(|inner| BackendError::Shared(inner.name.clone()))?;
+        let (gs, root) = (inner.gs.clone(), inner.root.take());
+        drop(inner);
+        if let Some(root) = root {
+            gs.close_root(root).await;
+        }
+        Ok(())
     }
 
     /// Set what the backend asks of its medium and shares.
@@ -160,25 +200,25 @@ impl Backend {
     /// A conflict with the node's other users; nothing has changed then.
     #[doc(alias = "blk_set_perm")]
     pub fn set_perm(&self, perm: PermPair) -> Result<(), BackendError> {
-        Ok(self.0.gs.set_root_perm(&self.0.root, perm)?)
+        Ok(self.0.gs.set_root_perm(self.0.root(), perm)?)
     }
 
     /// What the backend asks of its medium and shares.
     #[doc(alias = "blk_get_perm")]
     pub fn perm(&self) -> PermPair {
-        self.0.gs.root_perm(&self.0.root)
+        self.0.gs.root_perm(self.0.root())
     }
 
     /// Run slow requests on `home` from now on.
     #[doc(alias = "blk_set_aio_context")]
     pub async fn set_home(&self, home: &IoThreadHandle) {
-        self.0.gs.set_root_home(&self.0.root, home).await;
+        self.0.gs.set_root_home(self.0.root(), home).await;
     }
 
     /// Hold back this backend's requests, and wait for those in flight.
     #[doc(alias = "blk_drain")]
     pub async fn drain(&self) -> DrainGuard {
-        self.0.gs.drain_root(&self.0.root).await
+        self.0.gs.drain_root(self.0.root()).await
     }
 
     /// A device uses the backend from now on.
@@ -212,9 +252,9 @@ fn forward(gs: &GlobalState, name: &str, mut told: BackendEvents) {
     let (events, name) = (gs.event_sender(), name.to_owned());
     drop(gs.main().spawn(async move {
         while let Some(event) = told.next().await {
+            // The other events are for the device's policy and for statistics, which come later.
             if let BackendEvent::TrayMoved { open } = event {
-                // Whoever does not want events has dropped the receiver.
-                let _ = events.send(Event::TrayMoved { backend: name.clone(), open });
+                events.send(Event::TrayMoved { backend: name.clone(), open });
             }
         }
     }));

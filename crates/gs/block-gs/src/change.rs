@@ -2,7 +2,7 @@
 
 use crate::drain::DrainGuard;
 use crate::error::{GraphError, GraphResult};
-use crate::graph::{Graph, NodeRef, ParentEnd};
+use crate::graph::{Graph, NodeRef, ParentEnd, frozen};
 use crate::perm::{Change, describe};
 use crate::state::GlobalState;
 use block_common::PermPair;
@@ -26,10 +26,18 @@ pub struct NodeInfo {
     pub children: Vec<(String, Option<String>, PermPair)>,
     /// Its users, as messages say them.
     pub parents: Vec<String>,
-    /// The options that it was opened with.
+    /// The options that it was opened with. A child that was opened with it stands there by its name.
     pub options: Dict,
     /// Whether the monitor holds a reference.
     pub monitor_owned: bool,
+}
+
+/// Which users a replacement moved. Dropping it lets the replacement stand.
+#[derive(Debug)]
+pub struct Replacement {
+    ends: Vec<ParentEnd>,
+    from: NodeRef,
+    to: NodeRef,
 }
 
 impl GlobalState {
@@ -48,13 +56,10 @@ impl GlobalState {
         edge: &str,
         child: Option<&NodeRef>,
     ) -> GraphResult<()> {
-        guard.check(self)?;
-        let old = {
-            let mut graph = self.0.graph.borrow_mut();
-            let at = graph.edge_at(parent, edge)?;
-            let end = ParentEnd::Node(parent.id(), at);
-            graph.repoint(&[Change { end, child: child.cloned() }])?
-        };
+        let at = self.0.graph.borrow().edge_at(parent, edge)?;
+        let section = guard.target(self).ok_or_else(|| GraphError::NotDrained(parent.name().into()))?;
+        let changes = [Change { end: ParentEnd::Node(parent.id(), at), child: child.cloned() }];
+        let old = self.0.graph.borrow_mut().repoint(&changes, section)?;
         drop(old);
         Ok(())
     }
@@ -68,11 +73,37 @@ impl GlobalState {
     #[doc(alias = "bdrv_insert_node")]
     #[doc(alias = "bdrv_drop_filter")]
     pub fn replace_node(&self, guard: &DrainGuard, from: &NodeRef, to: &NodeRef) -> GraphResult<()> {
-        guard.check(self)?;
+        let changes = self.0.graph.borrow().replacement(from, to)?;
+        let section = guard.target(self).ok_or_else(|| GraphError::NotDrained(from.name().into()))?;
+        let old = self.0.graph.borrow_mut().repoint(&changes, section)?;
+        drop(old);
+        Ok(())
+    }
+
+    /// As [`GlobalState::replace_node`], for who may have to take it back.
+    ///
+    /// # Errors
+    /// As [`GlobalState::replace_child`].
+    pub fn replace_node_for_now(&self, guard: &DrainGuard, from: &NodeRef, to: &NodeRef) -> GraphResult<Replacement> {
+        let changes = self.0.graph.borrow().replacement(from, to)?;
+        self.replace_node(guard, from, to)?;
+        let ends = changes.into_iter().map(|change| change.end).collect();
+        Ok(Replacement { ends, from: from.clone(), to: to.clone() })
+    }
+
+    /// Take a replacement back: those users that it moved, and that are still where it moved them to, use the former node again. `guard`
+    /// covers the node that they use now.
+    ///
+    /// # Errors
+    /// As [`GlobalState::replace_child`]; only when the graph was changed otherwise meanwhile.
+    pub fn take_back(&self, guard: &DrainGuard, replacement: Replacement) -> GraphResult<()> {
+        let Replacement { ends, from, to } = replacement;
+        let section = guard.target(self).ok_or_else(|| GraphError::NotDrained(to.name().into()))?;
         let old = {
             let mut graph = self.0.graph.borrow_mut();
-            let changes = graph.replacement(from, to)?;
-            graph.repoint(&changes)?
+            let still = ends.into_iter().filter(|end| graph.child_at(*end) == Some(to.id()));
+            let changes: Vec<_> = still.map(|end| Change { end, child: Some(from.clone()) }).collect();
+            graph.repoint(&changes, section)?
         };
         drop(old);
         Ok(())
@@ -84,19 +115,14 @@ impl GlobalState {
     /// [`GraphError::NoSuchEdge`]; [`GraphError::Frozen`] when somebody else froze it.
     #[doc(alias = "bdrv_freeze_backing_chain")]
     #[doc(alias = "bdrv_unfreeze_backing_chain")]
-    pub fn set_frozen(&self, parent: &NodeRef, edge: &str, frozen: bool) -> GraphResult<()> {
+    pub fn set_frozen(&self, parent: &NodeRef, edge: &str, freeze: bool) -> GraphResult<()> {
         let mut graph = self.0.graph.borrow_mut();
         let at = graph.edge_at(parent, edge)?;
         let Some(node) = graph.nodes.get_mut(&parent.id()) else { return Ok(()) };
-        let found = &mut node.edges[at];
-        if frozen && found.frozen {
-            return Err(GraphError::Frozen {
-                edge: edge.into(),
-                parent: parent.name().into(),
-                child: found.child.as_ref().map_or("", NodeRef::name).into(),
-            });
+        if freeze && node.edges[at].frozen {
+            return Err(frozen(node, &node.edges[at]));
         }
-        found.frozen = frozen;
+        node.edges[at].frozen = freeze;
         Ok(())
     }
 
@@ -112,13 +138,17 @@ impl GlobalState {
         Ok(graph.node(parent)?.edges[at].child.clone())
     }
 
-    /// Run `with` on the node's control half, downcast to the driver's own type.
+    /// Run `with` on the node's control half, downcast to the driver's own type. It may use the graph, but not this control again.
     ///
     /// # Errors
     /// [`GraphError::NotFound`] when the node is gone or is another driver's.
+    ///
+    /// # Panics
+    /// When `with` comes back here for the same node.
     pub fn with_control<C: 'static, T>(&self, node: &NodeRef, with: impl FnOnce(&mut C) -> T) -> GraphResult<T> {
-        let mut graph = self.0.graph.borrow_mut();
-        let found = graph.nodes.get_mut(&node.id()).and_then(|node| node.engine_control.as_any().downcast_mut::<C>());
+        let control = self.0.graph.borrow().node(node)?.engine_control.clone();
+        let mut control = control.borrow_mut();
+        let found = control.as_any().downcast_mut::<C>();
         found.map(with).ok_or_else(|| GraphError::NotFound(node.name().into()))
     }
 

@@ -4,13 +4,13 @@
 //! anew after every change. So nesting, and parents that attach to a drained node, need no counters. The guard exists before the
 //! wait: giving up half-way undoes everything. Ending is synchronous and cannot fail.
 
-use crate::error::{GraphError, GraphResult};
-use crate::graph::{DrainTarget, Graph, Id, NodeRef, ParentEnd};
+use crate::graph::{DrainTarget, Graph, Id, NodeRef, ParentEnd, number};
 use crate::state::GlobalState;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 
 /// A drained section. Ends when dropped.
 #[must_use = "the section ends when its guard is dropped"]
@@ -31,7 +31,7 @@ impl Drop for DrainGuard {
 
 impl fmt::Debug for DrainGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DrainGuard({:?})", self.gs.0.graph.borrow().drains.get(&self.id))
+        write!(f, "DrainGuard({:?})", self.gs.0.graph.try_borrow().map(|graph| graph.drains.get(&self.id).copied()))
     }
 }
 
@@ -53,30 +53,52 @@ impl GlobalState {
 
     /// Closes the gates at once, before the first poll; the future waits.
     pub(crate) fn begin(&self, target: DrainTarget) -> impl Future<Output = DrainGuard> + use<> {
-        let id = {
+        let id = number();
+        {
             let mut graph = self.0.graph.borrow_mut();
-            let id = graph.number();
             graph.drains.insert(id, target);
             graph.apply_drains();
-            id
-        };
+        }
         let guard = DrainGuard { gs: self.clone(), id };
         async move {
-            guard.settle().await;
+            guard.settled().await;
             guard
+        }
+    }
+
+    /// Wait until `done`. It is asked again whenever something was closed, or an act of the main loop is over.
+    pub(crate) async fn wait_until(&self, mut done: impl FnMut(&Graph) -> bool) {
+        loop {
+            let changed = self.0.changed.notified();
+            if done(&self.0.graph.borrow()) {
+                return;
+            }
+            changed.await;
         }
     }
 }
 
 impl DrainGuard {
-    /// Wait until everything that this guard covers is idle, parents before children. What attached meanwhile is waited for as well.
-    async fn settle(&self) {
+    /// Wait until everything that this guard covers is idle, parents before children. It was when the section began; afterwards the main
+    /// loop may have sent requests of its own, which no section holds back: a node above that is being closed flushes, a node that is being opened reads
+    /// its header.
+    pub async fn settled(&self) {
         loop {
-            // Looked up anew after each wait: the graph may have changed (rule drain-3).
-            let waiting = self.gs.0.graph.borrow().first_busy(self.id);
-            match waiting {
-                Some(idle) => idle.await,
-                None => return,
+            // Looked up anew after each wait: the graph may have changed, and what attached meanwhile counts as well (rule drain-3).
+            let changed = self.gs.0.changed.notified();
+            let (waiting, is_acted_on) = {
+                let graph = self.gs.0.graph.borrow();
+                let busy = graph.busy(self.id);
+                let is_acted_on = busy.is_empty() && graph.is_section_acted_on(self.id);
+                (busy, is_acted_on)
+            };
+            if is_acted_on {
+                changed.await;
+            } else if waiting.is_empty() {
+                return;
+            }
+            for idle in waiting {
+                idle.await;
             }
         }
     }
@@ -87,12 +109,34 @@ impl DrainGuard {
         graph.drains.get(&self.id).is_some_and(|target| graph.above(*target).0.contains(&node.id()))
     }
 
-    pub(crate) fn check(&self, gs: &GlobalState) -> GraphResult<()> {
-        if std::rc::Rc::ptr_eq(&self.gs.0, &gs.0) {
-            Ok(())
-        } else {
-            Err(GraphError::NotDrained("of another block layer".into()))
+    /// What it drains, if it is a section of `gs`.
+    pub(crate) fn target(&self, gs: &GlobalState) -> Option<DrainTarget> {
+        if !Rc::ptr_eq(&self.gs.0, &gs.0) {
+            return None;
         }
+        gs.0.graph.borrow().drains.get(&self.id).copied()
+    }
+}
+
+/// The main loop has requests of its own on nodes, for as long as this lives.
+pub(crate) struct Act {
+    gs: GlobalState,
+    id: Id,
+}
+
+impl GlobalState {
+    /// Requests of the main loop's own are going to enter at `nodes`, drained or not.
+    pub(crate) fn act(&self, nodes: Vec<Id>) -> Act {
+        let id = number();
+        self.0.graph.borrow_mut().acts.insert(id, nodes);
+        Act { gs: self.clone(), id }
+    }
+}
+
+impl Drop for Act {
+    fn drop(&mut self) {
+        self.gs.0.graph.borrow_mut().acts.remove(&self.id);
+        self.gs.0.changed.notify_waiters();
     }
 }
 
@@ -100,7 +144,7 @@ type Idle = Pin<Box<dyn Future<Output = ()>>>;
 
 impl Graph {
     /// The nodes and roots from `target` all the way up.
-    fn above(&self, target: DrainTarget) -> (BTreeSet<Id>, BTreeSet<Id>) {
+    pub(crate) fn above(&self, target: DrainTarget) -> (BTreeSet<Id>, BTreeSet<Id>) {
         let (mut nodes, mut roots) = (BTreeSet::new(), BTreeSet::new());
         match target {
             DrainTarget::All => return (self.nodes.keys().copied().collect(), self.roots.keys().copied().collect()),
@@ -108,10 +152,11 @@ impl Graph {
             DrainTarget::Node(id) => {
                 let mut stack = vec![id];
                 while let Some(id) = stack.pop() {
+                    let Some(node) = self.nodes.get(&id) else { continue };
                     if !nodes.insert(id) {
                         continue;
                     }
-                    for parent in self.nodes.get(&id).into_iter().flat_map(|node| node.parents.iter()) {
+                    for parent in &node.parents {
                         match parent {
                             ParentEnd::Node(id, _) => stack.push(*id),
                             ParentEnd::Root(id) => drop(roots.insert(*id)),
@@ -132,33 +177,40 @@ impl Graph {
             roots.extend(more_roots);
         }
         for (id, root) in &mut self.roots {
-            root.control.set_quiesced(roots.contains(id));
+            root.control.set_quiesced(root.closing || roots.contains(id));
         }
         for (id, node) in &mut self.nodes {
-            node.control.set_quiesced(nodes.contains(id));
+            node.control.set_quiesced(node.closing || nodes.contains(id));
         }
     }
 
-    /// Something that a drain covers and that was not yet seen idle, topmost first.
-    fn first_busy(&self, drain: Id) -> Option<Idle> {
-        let (nodes, roots) = self.above(*self.drains.get(&drain)?);
-        for id in &roots {
-            let root = self.roots.get(id)?;
-            if root.control.proof().is_none() {
-                return Some(Box::pin(root.control.idle()));
-            }
-        }
-        for id in self.parents_first(&nodes) {
-            let node = self.nodes.get(&id)?;
-            if node.control.proof().is_none() {
-                return Some(Box::pin(node.control.idle()));
-            }
-        }
-        None
+    /// What a drain covers and was not yet seen idle, topmost first.
+    fn busy(&self, drain: Id) -> Vec<Idle> {
+        let Some(target) = self.drains.get(&drain) else { return Vec::new() };
+        let (nodes, roots) = self.above(*target);
+        let roots = roots.iter().filter_map(|id| self.roots.get(id));
+        let roots = roots.filter(|root| root.control.proof().is_none());
+        let mut busy: Vec<Idle> = roots.map(|root| Box::pin(root.control.idle()) as Idle).collect();
+        let nodes = self.parents_first(&nodes);
+        let nodes = nodes.iter().filter_map(|id| self.nodes.get(id)).filter(|node| node.control.proof().is_none());
+        busy.extend(nodes.map(|node| Box::pin(node.control.idle()) as Idle));
+        busy
+    }
+
+    /// Whether the main loop has requests of its own on what a drain covers.
+    fn is_section_acted_on(&self, drain: Id) -> bool {
+        let Some(target) = self.drains.get(&drain) else { return false };
+        let (nodes, _) = self.above(*target);
+        self.acts.values().flatten().any(|entry| nodes.contains(entry))
+    }
+
+    /// Every node, parents before their children.
+    pub(crate) fn all_parents_first(&self) -> Vec<Id> {
+        self.parents_first(&self.nodes.keys().copied().collect())
     }
 
     /// `nodes`, every parent before its children.
-    fn parents_first(&self, nodes: &BTreeSet<Id>) -> Vec<Id> {
+    pub(crate) fn parents_first(&self, nodes: &BTreeSet<Id>) -> Vec<Id> {
         let (mut done, mut order) = (BTreeSet::new(), Vec::new());
         for start in nodes {
             let mut stack = vec![(*start, false)];

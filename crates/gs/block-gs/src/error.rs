@@ -1,5 +1,6 @@
 //! What goes wrong on the control path: errors with a name and a reason.
 
+use crate::graph::DEPTH_MAX;
 use block_common::{IoError, NodeNameError, OptionsError, Perm};
 
 /// Why a change of the graph, or a look at it, failed. The graph is as it was.
@@ -12,6 +13,9 @@ pub enum GraphError {
     /// A node has this name already.
     #[error("Duplicate nodes with node-name='{0}'")]
     DuplicateName(String),
+    /// A device's backend has this name already: nodes and backends share one name space.
+    #[error("node-name={0} is conflicting with a device id")]
+    NameOfDevice(String),
     /// Not a name for a node.
     #[error(transparent)]
     BadName(#[from] NodeNameError),
@@ -37,7 +41,7 @@ pub enum GraphError {
     },
     /// An edge would need what another does not share.
     #[error(
-        "Permission conflict on node '{node}': permissions '{perm}' are both required by {user} and unshared by {other}"
+        "Permission conflict on node '{node}': permissions '{perm}' are both required by {user} and unshared by {other}."
     )]
     Permission {
         /// The node.
@@ -49,14 +53,22 @@ pub enum GraphError {
         /// Who does not share it.
         other: String,
     },
+    /// Somebody would write to a node that was opened for reading.
+    #[error("Block node '{0}' is read-only")]
+    ReadOnly(String),
     /// A node would be below itself.
-    #[error("Making '{child}' a child of '{parent}' would create a cycle")]
+    #[error("Making '{child}' a {edge} child of '{parent}' would create a cycle")]
     Cycle {
         /// The node that would be the parent.
         parent: String,
+        /// The edge's name.
+        edge: String,
         /// The node that would be the child.
         child: String,
     },
+    /// A chain of nodes would be longer than requests can follow.
+    #[error("node '{0}' would be on top of a chain of more than {max} nodes", max = DEPTH_MAX)]
+    TooDeep(String),
     /// A job relies on the edge.
     #[error("Cannot change frozen '{edge}' link from '{parent}' to '{child}'")]
     Frozen {
@@ -76,8 +88,11 @@ pub enum GraphError {
         edge: String,
     },
     /// The node is still used.
-    #[error("Node {0} is in use")]
+    #[error("Block device {0} is in use")]
     InUse(String),
+    /// Somebody still refers to these nodes, by their names, after everything should have been closed.
+    #[error("nodes are left open: {}", .0.join(", "))]
+    LeftOpen(Vec<String>),
     /// A change was asked for outside a drained section that covers it.
     #[error("node '{0}' is not drained")]
     NotDrained(String),

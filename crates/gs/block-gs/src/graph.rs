@@ -9,14 +9,26 @@ use crate::perm::{Change, Plan};
 use block_common::options::Dict;
 use block_common::{ChildName, ChildRole, NodeName, ParentKind, PermPair};
 use block_io::{EdgeWriter, IoNode, NodeControl, RootControl};
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::rc::{Rc, Weak};
-use std::task::Waker;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 
-/// Numbers nodes, roots and drains; never used twice.
+/// Numbers nodes, roots, drains and acts; never used twice, nor by another block layer of this process: a stranger's handle
+/// names nothing here.
 pub(crate) type Id = u64;
+
+/// The longest way from the top to the bottom, in nodes. A request that no shortcut is found for takes one call for each, on an I/O thread's
+/// stack.
+pub(crate) const DEPTH_MAX: usize = 1024;
+
+/// The next number. It is no state of any block layer.
+pub(crate) fn number() -> Id {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
 
 /// The end of an edge at which the parent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,14 +51,26 @@ pub(crate) struct GsNode {
     pub(crate) name: NodeName,
     pub(crate) driver: Rc<dyn DriverType>,
     pub(crate) control: NodeControl,
-    pub(crate) engine_control: Box<dyn EngineControl>,
+    /// Shared with whoever uses it, so that the graph is not borrowed meanwhile.
+    pub(crate) engine_control: Rc<RefCell<Box<dyn EngineControl>>>,
     pub(crate) edges: Vec<GsEdge>,
     pub(crate) parents: BTreeSet<ParentEnd>,
     pub(crate) read_only: bool,
     pub(crate) options: Dict,
     /// The monitor's own reference, for nodes that were added by name.
     pub(crate) monitor: Option<NodeRef>,
+    /// The reaper is at it: it stays quiesced.
+    pub(crate) closing: bool,
+    /// How many nodes the longest way down from here has, this one included.
+    depth: usize,
     token: Weak<Token>,
+}
+
+impl GsNode {
+    /// Whether somebody refers to it. Otherwise it is on its way out.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.token.strong_count() > 0
+    }
 }
 
 pub(crate) struct GsRoot {
@@ -55,6 +79,17 @@ pub(crate) struct GsRoot {
     pub(crate) control: RootControl,
     pub(crate) child: Option<NodeRef>,
     pub(crate) perm: PermPair,
+    /// The reaper is at it: it stays quiesced.
+    pub(crate) closing: bool,
+    /// Held by its [`RootRef`](crate::RootRef).
+    pub(crate) holder: Weak<()>,
+}
+
+impl GsRoot {
+    /// Whether somebody holds it. Otherwise it is on its way out.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.holder.strong_count() > 0
+    }
 }
 
 /// Below which node (or below everything) requests are held back.
@@ -67,9 +102,12 @@ pub(crate) enum DrainTarget {
 
 /// Nodes and roots whose last reference was dropped. Outside the graph's cell, so that a drop may come at any time.
 #[derive(Default)]
-pub(crate) struct ReapQueue {
-    pub(crate) dead: RefCell<Vec<Dead>>,
-    pub(crate) waker: Cell<Option<Waker>>,
+pub(crate) struct ReapQueue(RefCell<Reap>);
+
+#[derive(Default)]
+struct Reap {
+    dead: VecDeque<Dead>,
+    reaper: Option<Waker>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,10 +118,27 @@ pub(crate) enum Dead {
 
 impl ReapQueue {
     pub(crate) fn push(&self, dead: Dead) {
-        self.dead.borrow_mut().push(dead);
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
+        self.0.borrow_mut().dead.push_back(dead);
+        self.wake();
+    }
+
+    /// Have the reaper look.
+    pub(crate) fn wake(&self) {
+        let reaper = self.0.borrow_mut().reaper.take();
+        reaper.into_iter().for_each(Waker::wake);
+    }
+
+    /// The next one that is dead, or whether to go on waiting: `None` when `is_over`.
+    pub(crate) fn poll(&self, cx: &Context<'_>, is_over: impl FnOnce() -> bool) -> Poll<Option<Dead>> {
+        let waker = cx.waker().clone();
+        let mut reap = self.0.borrow_mut();
+        if let Some(dead) = reap.dead.pop_front() {
+            return Poll::Ready(Some(dead));
         }
+        let old = reap.reaper.replace(waker);
+        drop(reap);
+        drop(old);
+        if is_over() { Poll::Ready(None) } else { Poll::Pending }
     }
 }
 
@@ -150,23 +205,45 @@ pub(crate) struct NewNode {
     pub(crate) options: Dict,
 }
 
+impl NewNode {
+    /// As a node of the graph, that nobody refers to yet.
+    pub(crate) fn complete(self) -> Box<GsNode> {
+        let Self { name, driver, control, engine_control, edges, read_only, options } = self;
+        Box::new(GsNode {
+            name,
+            driver,
+            control,
+            engine_control: Rc::new(RefCell::new(engine_control)),
+            edges,
+            parents: BTreeSet::new(),
+            read_only,
+            options,
+            monitor: None,
+            closing: false,
+            depth: 1,
+            token: Weak::new(),
+        })
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Graph {
-    next: Id,
     pub(crate) nodes: BTreeMap<Id, GsNode>,
     pub(crate) roots: BTreeMap<Id, GsRoot>,
+    /// A name may still lead to a node that is on its way out; it is free then.
     names: BTreeMap<String, Id>,
+    names_made: u64,
     pub(crate) drains: BTreeMap<Id, DrainTarget>,
+    /// What the main loop itself is doing to nodes: reading headers through them, closing them. Each with the nodes at which its
+    /// requests enter, drained or not.
+    pub(crate) acts: BTreeMap<Id, Vec<Id>>,
+    /// How many nodes are being opened.
+    pub(crate) opening: usize,
     pub(crate) reap: Rc<ReapQueue>,
     pub(crate) shut: bool,
 }
 
 impl Graph {
-    pub(crate) fn number(&mut self) -> Id {
-        self.next += 1;
-        self.next
-    }
-
     pub(crate) fn node_count(&self) -> usize {
         self.nodes.len()
     }
@@ -186,51 +263,77 @@ impl Graph {
         Some(NodeRef { token: node.token.upgrade()?, io: node.control.node() })
     }
 
-    /// A name that is free: the wanted one, or a generated one.
-    pub(crate) fn name(&mut self, wanted: Option<NodeName>) -> GraphResult<NodeName> {
-        match wanted {
-            Some(name) if self.names.contains_key(name.as_str()) => {
-                Err(GraphError::DuplicateName(name.as_str().into()))
-            }
-            Some(name) => Ok(name),
-            None => {
-                let serial = self.number();
-                Ok(NodeName::generated(serial))
-            }
-        }
+    /// Whether the node, or what keeps it from above, is on its way out.
+    pub(crate) fn is_being_freed(&self, id: Id) -> bool {
+        let (nodes, roots) = self.above(DrainTarget::Node(id));
+        let root_goes = |id| self.roots.get(id).is_some_and(|root| !root.is_alive());
+        nodes.iter().any(|id| !self.is_closed_or_alive(*id)) || roots.iter().any(root_goes)
     }
 
-    /// Make a node part of the graph: its edges' permissions are taken, or nothing happens.
-    pub(crate) fn insert(&mut self, new: NewNode) -> GraphResult<NodeRef> {
-        if self.names.contains_key(new.name.as_str()) {
-            return Err(GraphError::DuplicateName(new.name.as_str().into()));
+    /// Whether a refusal to attach to `nodes` may come from users who are on their way out, so that waiting for them may help.
+    pub(crate) fn may_pass<'a>(&self, error: &GraphError, nodes: impl IntoIterator<Item = &'a NodeRef>) -> bool {
+        let conflict = matches!(error, GraphError::Permission { .. });
+        conflict && nodes.into_iter().flat_map(|node| self.below(node.id())).any(|id| self.is_being_freed(id))
+    }
+
+    /// Not on its way out: nothing is left to wait for.
+    pub(crate) fn is_closed_or_alive(&self, id: Id) -> bool {
+        self.nodes.get(&id).is_none_or(GsNode::is_alive)
+    }
+
+    /// Whether nothing at all is on its way out.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.nodes.values().all(GsNode::is_alive) && self.roots.values().all(GsRoot::is_alive)
+    }
+
+    /// A name that is free: the wanted one, or a generated one.
+    pub(crate) fn name(&mut self, wanted: Option<NodeName>) -> GraphResult<NodeName> {
+        if let Some(name) = wanted {
+            return self.check_name(name.as_str()).map(|()| name);
         }
-        let id = self.number();
-        let token = Rc::new(Token { id, queue: self.reap.clone() });
-        let io = new.control.node();
-        let node = GsNode {
-            name: new.name,
-            driver: new.driver,
-            control: new.control,
-            engine_control: new.engine_control,
-            edges: new.edges,
-            parents: BTreeSet::new(),
-            read_only: new.read_only,
-            options: new.options,
-            monitor: None,
-            token: Rc::downgrade(&token),
-        };
-        self.names.insert(node.name.as_str().into(), id);
-        self.nodes.insert(id, node);
+        self.names_made += 1;
+        Ok(NodeName::generated(self.names_made))
+    }
+
+    fn check_name(&self, name: &str) -> GraphResult<()> {
+        let named = self.names.get(name).and_then(|id| self.nodes.get(id));
+        if named.is_some_and(GsNode::is_alive) {
+            return Err(GraphError::DuplicateName(name.into()));
+        }
+        let has_it = |root: &GsRoot| root.kind == ParentKind::Backend && root.name == name && root.is_alive();
+        if self.roots.values().any(has_it) { Err(GraphError::NameOfDevice(name.into())) } else { Ok(()) }
+    }
+
+    /// Make a node part of the graph: its edges' permissions are taken. Or nothing happens, and the node comes back.
+    pub(crate) fn insert(&mut self, node: Box<GsNode>) -> Result<NodeRef, (GraphError, Box<GsNode>)> {
+        if self.shut {
+            return Err((GraphError::ShuttingDown, node));
+        }
+        if let Err(error) = self.check_name(node.name.as_str()) {
+            return Err((error, node));
+        }
+        let below = node.edges.iter().filter_map(|edge| edge.child.as_ref()).map(|child| self.depth(child.id()));
+        let depth = 1 + below.max().unwrap_or(0);
+        if depth > DEPTH_MAX {
+            return Err((GraphError::TooDeep(node.name.as_str().into()), node));
+        }
+        let (id, io) = (number(), node.control.node());
+        self.nodes.insert(id, GsNode { depth, ..*node });
         self.link_children(id);
-        match Plan::new(self, &[], &[id]) {
-            Ok(plan) => plan.commit(self),
+        let plan = match Plan::new(self, &[], &[id]) {
+            Ok(plan) => plan,
             Err(error) => {
                 self.unlink_children(id);
-                self.forget(id);
-                return Err(error);
+                let back = self.nodes.remove(&id).expect("it was put there above");
+                return Err((error, Box::new(back)));
             }
+        };
+        let token = Rc::new(Token { id, queue: self.reap.clone() });
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.token = Rc::downgrade(&token);
+            self.names.insert(node.name.as_str().into(), id);
         }
+        plan.commit(self);
         self.apply_drains();
         Ok(NodeRef { token, io })
     }
@@ -252,15 +355,43 @@ impl Graph {
         }
     }
 
-    /// A node's name is free again.
+    /// A node's name is free again, if it is still the node's.
     pub(crate) fn forget_name(&mut self, id: Id) {
-        self.names.retain(|_, named| *named != id);
+        let Some(node) = self.nodes.get(&id) else { return };
+        if self.names.get(node.name.as_str()) == Some(&id) {
+            self.names.remove(node.name.as_str());
+        }
     }
 
-    /// Take a node out.
+    /// Take a node out. What it asked of its children it asks no longer.
     pub(crate) fn forget(&mut self, id: Id) -> Option<GsNode> {
         self.forget_name(id);
-        self.nodes.remove(&id)
+        let below: Vec<_> = self.children(id).into_iter().map(|(_, child)| child).collect();
+        self.unlink_children(id);
+        let gone = self.nodes.remove(&id);
+        self.loosen(&below);
+        gone
+    }
+
+    /// Take a root out. What it asked of its node it asks no longer.
+    pub(crate) fn forget_root(&mut self, id: Id) -> Option<GsRoot> {
+        let gone = self.roots.remove(&id)?;
+        if let Some(child) = gone.child.as_ref().map(NodeRef::id) {
+            if let Some(node) = self.nodes.get_mut(&child) {
+                node.parents.remove(&ParentEnd::Root(id));
+            }
+            self.loosen(&[child]);
+        }
+        Some(gone)
+    }
+
+    /// Nodes have lost users: compute anew what is asked of what is below them. Less than before, so it cannot fail; if a driver sees that
+    /// differently, what was taken stays taken.
+    pub(crate) fn loosen(&mut self, nodes: &[Id]) {
+        match Plan::new(self, &[], nodes) {
+            Ok(plan) => plan.commit(self),
+            Err(error) => tracing::error!(%error, "a driver asks for more when it has fewer users"),
+        }
     }
 
     /// The edges of a node that lead somewhere.
@@ -300,15 +431,58 @@ impl Graph {
         false
     }
 
-    /// Repoint edges, all or none: every parent must be drained, no edge frozen, no cycle made, no permission in conflict.
-    pub(crate) fn repoint(&mut self, changes: &[Change]) -> GraphResult<Vec<NodeRef>> {
+    /// The nodes below `id`, itself included.
+    pub(crate) fn below(&self, id: Id) -> BTreeSet<Id> {
+        let (mut seen, mut stack) = (BTreeSet::new(), vec![id]);
+        while let Some(id) = stack.pop() {
+            if seen.insert(id) {
+                stack.extend(self.children(id).into_iter().map(|(_, child)| child));
+            }
+        }
+        seen
+    }
+
+    fn depth(&self, id: Id) -> usize {
+        self.nodes.get(&id).map_or(0, |node| node.depth)
+    }
+
+    /// How many nodes the longest way up from `id` has, itself included.
+    fn height(&self, id: Id) -> usize {
+        let mut heights = BTreeMap::new();
+        for above in self.parents_first(&self.above(DrainTarget::Node(id)).0) {
+            let parents = self.nodes[&above].parents.iter().filter_map(|end| match end {
+                ParentEnd::Node(parent, _) => heights.get(parent).copied(),
+                ParentEnd::Root(_) => None,
+            });
+            let height = 1 + parents.max().unwrap_or(0);
+            heights.insert(above, height);
+        }
+        heights.get(&id).copied().unwrap_or(1)
+    }
+
+    /// The depths of `id` and of what is above it, after an edge of it was repointed.
+    fn refresh_depths(&mut self, id: Id) {
+        for above in self.parents_first(&self.above(DrainTarget::Node(id)).0).into_iter().rev() {
+            let below = self.children(above).into_iter().map(|(_, child)| self.depth(child));
+            let depth = 1 + below.max().unwrap_or(0);
+            if let Some(node) = self.nodes.get_mut(&above) {
+                node.depth = depth;
+            }
+        }
+    }
+
+    /// Repoint edges, all or none: every parent must be drained by `section`, no edge frozen, no cycle made, no permission in conflict.
+    pub(crate) fn repoint(&mut self, changes: &[Change], section: DrainTarget) -> GraphResult<Vec<NodeRef>> {
+        let covered = self.above(section);
         for change in changes {
-            self.check_repoint(change)?;
+            self.check_repoint(change, &covered)?;
         }
         let plan = Plan::new(self, changes, &[])?;
-        let mut old = Vec::new();
+        let old = changes.iter().filter_map(|change| self.repoint_one(change)).collect();
         for change in changes {
-            old.extend(self.repoint_one(change));
+            if let ParentEnd::Node(id, _) = change.end {
+                self.refresh_depths(id);
+            }
         }
         plan.commit(self);
         self.apply_drains();
@@ -316,37 +490,50 @@ impl Graph {
         Ok(old)
     }
 
-    fn check_repoint(&self, change: &Change) -> GraphResult<()> {
+    fn check_repoint(&self, change: &Change, covered: &(BTreeSet<Id>, BTreeSet<Id>)) -> GraphResult<()> {
+        if let Some(child) = &change.child {
+            self.node(child)?;
+        }
         match change.end {
             ParentEnd::Node(id, at) => {
                 let Some(parent) = self.nodes.get(&id) else { return Err(GraphError::ShuttingDown) };
-                let edge = &parent.edges[at];
+                let (edge, name) = (&parent.edges[at], parent.name.as_str());
                 if edge.frozen {
-                    return Err(GraphError::Frozen {
-                        edge: edge.name.as_str().into(),
-                        parent: parent.name.as_str().into(),
-                        child: edge.child.as_ref().map_or("", NodeRef::name).into(),
-                    });
+                    return Err(frozen(parent, edge));
                 }
                 if let Some(child) = &change.child
                     && self.reaches(child.id(), id)
                 {
-                    let (parent, child) = (parent.name.as_str().into(), child.name().into());
-                    return Err(GraphError::Cycle { parent, child });
+                    let (parent, edge, child) = (name.into(), edge.name.as_str().into(), child.name().into());
+                    return Err(GraphError::Cycle { parent, edge, child });
                 }
-                let drained = parent.control.proof().is_some();
-                drained.then_some(()).ok_or_else(|| GraphError::NotDrained(parent.name.as_str().into()))
+                if let Some(child) = &change.child
+                    && self.height(id) + self.depth(child.id()) > DEPTH_MAX
+                {
+                    return Err(GraphError::TooDeep(name.into()));
+                }
+                let drained = covered.0.contains(&id) && parent.control.proof().is_some() && !self.is_acted_on(id);
+                drained.then_some(()).ok_or_else(|| GraphError::NotDrained(name.into()))
             }
             ParentEnd::Root(id) => {
                 let Some(root) = self.roots.get(&id) else { return Err(GraphError::ShuttingDown) };
-                let drained = root.control.proof().is_some();
+                let drained = covered.1.contains(&id) && root.control.proof().is_some();
                 drained.then_some(()).ok_or_else(|| GraphError::NotDrained(root.name.clone()))
             }
         }
     }
 
+    /// Whether requests of the main loop's own may be on a node.
+    pub(crate) fn is_acted_on(&self, id: Id) -> bool {
+        if self.acts.is_empty() {
+            return false;
+        }
+        let (above, _) = self.above(DrainTarget::Node(id));
+        self.acts.values().flatten().any(|entry| above.contains(entry))
+    }
+
     /// Commit one change that was checked. Returns the former child.
-    fn repoint_one(&mut self, change: &Change) -> Option<NodeRef> {
+    pub(crate) fn repoint_one(&mut self, change: &Change) -> Option<NodeRef> {
         let io = change.child.as_ref().map(NodeRef::io);
         let old = match change.end {
             ParentEnd::Node(id, at) => {
@@ -369,5 +556,14 @@ impl Graph {
             node.parents.insert(change.end);
         }
         old
+    }
+}
+
+/// The error of whoever would change a frozen edge.
+pub(crate) fn frozen(parent: &GsNode, edge: &GsEdge) -> GraphError {
+    GraphError::Frozen {
+        edge: edge.name.as_str().into(),
+        parent: parent.name.as_str().into(),
+        child: edge.child.as_ref().map_or("", NodeRef::name).into(),
     }
 }

@@ -26,11 +26,11 @@ mod close;
 mod open;
 mod root;
 
-pub use change::NodeInfo;
+pub use change::{NodeInfo, Replacement};
 pub use drain::DrainGuard;
 pub use driver::{DriverType, EngineControl, NoControl, Opened, filter_perm, format_perm};
 pub use error::{GraphError, GraphResult};
-pub use event::Event;
+pub use event::{Event, EventSender, Events};
 pub use graph::NodeRef;
 pub use main_loop::{JoinHandle, MainHandle, MainLoop};
 pub use mutation::Ticket;

@@ -3,7 +3,7 @@
 //! It is driven by [`MainLoop::run`], or from a foreign event loop by [`MainLoop::fd`] and [`MainLoop::turn`]. It serves no node
 //! I/O: requests run on I/O threads, and their results wake tasks here.
 
-use async_task::{Runnable, Task};
+use async_task::{FallibleTask, Runnable};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
@@ -14,9 +14,13 @@ use std::future::{Future, poll_fn};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
+
+/// A century.
+const LONG: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// How many tasks one turn runs before it lets its caller look at other things.
 const TURN_MAX: usize = 256;
@@ -25,6 +29,8 @@ const TURN_MAX: usize = 256;
 struct Queue {
     runnable: Mutex<VecDeque<Runnable>>,
     event: OwnedFd,
+    /// A turn is under way, and will look into the queue once more before it ends: no need for the descriptor.
+    in_turn: AtomicBool,
 }
 
 impl Queue {
@@ -37,9 +43,22 @@ impl Queue {
         self.runnable.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
+    fn is_empty(&self) -> bool {
+        self.runnable.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Have the loop look. What it is to see was stored before.
     fn signal(&self) {
-        // A full counter is a signalled one.
-        let _ = rustix::io::write(&self.event, &event_count());
+        if !self.in_turn.load(Ordering::SeqCst) {
+            // A full counter is a signalled one.
+            let _ = rustix::io::write(&self.event, &event_count());
+        }
+    }
+
+    /// Reset the descriptor, before looking at what is in the queue.
+    fn acknowledge(&self) {
+        let mut count = [0u8; 8];
+        let _ = rustix::io::read(&self.event, &mut count);
     }
 }
 
@@ -48,9 +67,38 @@ fn event_count() -> [u8; 8] {
     1u64.to_ne_bytes()
 }
 
-impl Wake for Queue {
+/// Wakes the future that [`MainLoop::run`] runs. It has a flag of its own: the event may have been read, by a turn that began
+/// before the wake, when the loop wants to sleep.
+struct RunWaker {
+    queue: Arc<Queue>,
+    woken: AtomicBool,
+}
+
+impl Wake for RunWaker {
     fn wake(self: Arc<Self>) {
-        self.signal();
+        self.woken.store(true, Ordering::SeqCst);
+        self.queue.signal();
+    }
+}
+
+/// A turn that is under way. A panic ends it as well.
+struct Turn<'a>(&'a Queue);
+
+impl<'a> Turn<'a> {
+    fn begin(queue: &'a Queue) -> Self {
+        queue.in_turn.store(true, Ordering::SeqCst);
+        queue.acknowledge();
+        Self(queue)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.in_turn.store(false, Ordering::SeqCst);
+        if std::thread::panicking() {
+            // Nobody looks once more.
+            self.0.signal();
+        }
     }
 }
 
@@ -64,6 +112,28 @@ struct Shared {
     queue: Arc<Queue>,
     timers: Timers,
     epoll: OwnedFd,
+    tasks: RefCell<Tasks>,
+}
+
+/// The tasks that are not over, so that they can be dropped with the loop whoever would wake them.
+#[derive(Default)]
+struct Tasks {
+    last: u64,
+    alive: BTreeMap<u64, Waker>,
+    ended: bool,
+}
+
+/// Strikes its task off the list when the task's future is dropped.
+struct Alive {
+    shared: Rc<Shared>,
+    number: u64,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        let waker = self.shared.tasks.borrow_mut().alive.remove(&self.number);
+        drop(waker);
+    }
 }
 
 /// One thread's executor. `!Send`: what is spawned here stays here.
@@ -86,7 +156,8 @@ impl MainLoop {
         epoll::add(&epoll, &event, EventData::new_u64(0), EventFlags::IN)?;
         epoll::add(&epoll, &timer, EventData::new_u64(1), EventFlags::IN)?;
         let timers = Timers { fd: timer, next: Cell::new(0), waiting: RefCell::default() };
-        Ok(Self(Rc::new(Shared { queue: Arc::new(Queue { runnable: Mutex::default(), event }), timers, epoll })))
+        let queue = Arc::new(Queue { runnable: Mutex::default(), event, in_turn: AtomicBool::new(false) });
+        Ok(Self(Rc::new(Shared { queue, timers, epoll, tasks: RefCell::default() })))
     }
 
     /// A handle to spawn with.
@@ -101,30 +172,37 @@ impl MainLoop {
 
     /// Run the tasks that are ready, without waiting. Returns whether more are ready.
     pub fn turn(&self) -> bool {
-        let mut count = [0u8; 8];
-        let _ = rustix::io::read(&self.0.queue.event, &mut count);
-        let _ = rustix::io::read(&self.0.timers.fd, &mut count);
+        let turn = Turn::begin(&self.0.queue);
         self.0.timers.expire();
         for _ in 0..TURN_MAX {
             match self.0.queue.pop() {
                 Some(runnable) => drop(runnable.run()),
-                None => return false,
+                None => break,
             }
         }
-        self.0.queue.signal();
-        true
+        drop(turn);
+        // Also what was pushed by somebody who saw the turn, and left the descriptor alone.
+        let more = !self.0.queue.is_empty();
+        if more {
+            self.0.queue.signal();
+        }
+        more
     }
 
-    /// Run until `future` is done, and return its output.
+    /// Run until `future` is done, and return its output. A panic of a task comes out of here (and of [`MainLoop::turn`]); the
+    /// loop can be run again after it.
     pub fn run<T>(&self, future: impl Future<Output = T>) -> T {
         let mut future = pin!(future);
-        let waker = Waker::from(self.0.queue.clone());
+        let main = Arc::new(RunWaker { queue: self.0.queue.clone(), woken: AtomicBool::new(true) });
+        let waker = Waker::from(main.clone());
         let mut cx = Context::from_waker(&waker);
         loop {
-            if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+            if main.woken.swap(false, Ordering::SeqCst)
+                && let Poll::Ready(output) = future.as_mut().poll(&mut cx)
+            {
                 return output;
             }
-            if !self.turn() {
+            if !self.turn() && !main.woken.load(Ordering::SeqCst) {
                 self.wait();
             }
         }
@@ -139,12 +217,25 @@ impl MainLoop {
 }
 
 impl Drop for MainLoop {
-    /// Tasks that still wait are dropped; each may wake others.
+    /// Tasks that still wait are dropped, whatever they wait for; each may wake others, or try to spawn.
     fn drop(&mut self) {
-        self.0.timers.waiting.borrow_mut().clear();
-        while let Some(runnable) = self.0.queue.pop() {
-            drop(runnable);
+        self.0.tasks.borrow_mut().ended = true;
+        loop {
+            let alive: Vec<_> = self.0.tasks.borrow().alive.values().cloned().collect();
+            // A task is dropped as what runs it is; waking it brings that into the queue, if it is not there.
+            alive.into_iter().for_each(Waker::wake);
+            while let Some(runnable) = self.0.queue.pop() {
+                drop(runnable);
+            }
+            if self.0.tasks.borrow().alive.is_empty() {
+                break;
+            }
+            // Another thread is just waking one: what runs it is on its way here.
+            self.wait();
+            self.0.queue.acknowledge();
         }
+        let timers = std::mem::take(&mut *self.0.timers.waiting.borrow_mut());
+        drop(timers);
     }
 }
 
@@ -155,18 +246,38 @@ impl fmt::Debug for MainLoop {
 }
 
 impl MainHandle {
-    /// Run `future` on the loop. Dropping the returned handle detaches it.
+    /// Run `future` on the loop. Dropping the returned handle detaches it. Once the loop is gone, the future is dropped.
     pub fn spawn<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> JoinHandle<T> {
-        let queue = self.0.queue.clone();
-        let (runnable, task) = async_task::spawn_local(future, move |runnable| queue.push(runnable));
-        runnable.schedule();
-        JoinHandle(Some(task))
+        let (queue, number) = (self.0.queue.clone(), self.0.tasks.borrow_mut().number());
+        let alive = Alive { shared: self.0.clone(), number };
+        let listed = async move {
+            let _alive = alive;
+            future.await
+        };
+        let (runnable, task) = async_task::spawn_local(listed, move |runnable| queue.push(runnable));
+        let ended = {
+            let mut tasks = self.0.tasks.borrow_mut();
+            tasks.alive.insert(number, runnable.waker());
+            tasks.ended
+        };
+        if ended { drop(runnable) } else { runnable.schedule() }
+        JoinHandle(Some(task.fallible()))
     }
 
     /// Wait for `duration`.
     pub async fn sleep(&self, duration: Duration) {
-        let timer = Timer { shared: &self.0.timers, key: (Instant::now() + duration, self.0.timers.number()) };
+        let now = Instant::now();
+        // A time that cannot be counted is later than anything that is waited for.
+        let at = now.checked_add(duration).unwrap_or_else(|| now + LONG);
+        let timer = Timer { shared: &self.0.timers, key: (at, self.0.timers.number()) };
         poll_fn(|cx| timer.poll(cx)).await;
+    }
+}
+
+impl Tasks {
+    fn number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
     }
 }
 
@@ -177,16 +288,19 @@ impl fmt::Debug for MainHandle {
 }
 
 /// The output of a spawned task. Dropping it detaches the task: it runs on.
-pub struct JoinHandle<T>(Option<Task<T>>);
+pub struct JoinHandle<T>(Option<FallibleTask<T>>);
 
 impl<T> JoinHandle<T> {
     /// Wait for the task. Dropping the future detaches the task, as dropping the handle does.
+    ///
+    /// # Panics
+    /// When there will be no output: the task panicked, or the loop is gone.
     pub async fn join(mut self) -> T {
-        poll_fn(|cx| match &mut self.0 {
+        let output = poll_fn(|cx| match &mut self.0 {
             Some(task) => pin!(task).poll(cx),
-            None => Poll::Pending,
-        })
-        .await
+            None => Poll::Ready(None),
+        });
+        output.await.expect("a task was waited for that had panicked, or was dropped with its main loop")
     }
 }
 
@@ -214,7 +328,8 @@ impl Timer<'_> {
         if Instant::now() >= self.key.0 {
             return Poll::Ready(());
         }
-        self.shared.waiting.borrow_mut().insert(self.key, cx.waker().clone());
+        let old = self.shared.waiting.borrow_mut().insert(self.key, cx.waker().clone());
+        drop(old);
         self.shared.arm();
         Poll::Pending
     }
@@ -222,7 +337,8 @@ impl Timer<'_> {
 
 impl Drop for Timer<'_> {
     fn drop(&mut self) {
-        self.shared.waiting.borrow_mut().remove(&self.key);
+        let waker = self.shared.waiting.borrow_mut().remove(&self.key);
+        drop(waker);
     }
 }
 
@@ -234,6 +350,8 @@ impl Timers {
 
     /// Wake whoever's time has come.
     fn expire(&self) {
+        let mut count = [0u8; 8];
+        let _ = rustix::io::read(&self.fd, &mut count);
         let now = Instant::now();
         loop {
             let due = {

@@ -50,11 +50,14 @@ impl Tickets {
 impl Ticket {
     async fn turn(&self) {
         poll_fn(|cx| {
+            let waker = cx.waker().clone();
             let mut line = self.line.0.borrow_mut();
-            match line.waiting.iter_mut().position(|(number, _)| *number == self.number) {
+            match line.waiting.iter().position(|(number, _)| *number == self.number) {
                 Some(0) | None => Poll::Ready(()),
                 Some(place) => {
-                    line.waiting[place].1 = Some(cx.waker().clone());
+                    let old = line.waiting[place].1.replace(waker);
+                    drop(line);
+                    drop(old);
                     Poll::Pending
                 }
             }
@@ -65,7 +68,12 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.line.0.borrow_mut().waiting.retain(|(number, _)| *number != self.number);
+        let gone = {
+            let mut line = self.line.0.borrow_mut();
+            let place = line.waiting.iter().position(|(number, _)| *number == self.number);
+            place.and_then(|place| line.waiting.remove(place))
+        };
+        drop(gone);
         self.line.advance();
     }
 }
@@ -78,11 +86,17 @@ impl fmt::Debug for Ticket {
 
 impl GlobalState {
     /// Run `mutation` when its turn has come, in the order of asking. It runs to its end on the main loop even if the returned
-    /// future is dropped: a caller that goes away leaves no half change behind.
-    pub fn mutate<T: 'static, F: Future<Output = T> + 'static>(
-        &self,
-        mutation: impl FnOnce(GlobalState) -> F + 'static,
-    ) -> impl Future<Output = T> + 'static {
+    /// future is dropped: a caller that goes away leaves no half change behind. A mutation must not wait for another one: that one's turn
+    /// comes when this one is over.
+    ///
+    /// # Panics
+    /// A panic of `mutation` comes out of the main loop, and then out of the returned future. The next one's turn comes all the same.
+    pub fn mutate<T, F, M>(&self, mutation: M) -> impl Future<Output = T> + 'static + use<T, F, M>
+    where
+        T: 'static,
+        F: Future<Output = T> + 'static,
+        M: FnOnce(GlobalState) -> F + 'static,
+    {
         let ticket = self.0.tickets.take();
         let gs = self.clone();
         let task = self.0.main.spawn(async move {

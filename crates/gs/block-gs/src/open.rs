@@ -1,21 +1,24 @@
 //! Opening nodes by their options, children and all.
 //!
 //! Opening works beside the graph: a node under construction has a gate and edges of its own, and becomes part of the graph when it is
-//! complete. If anything fails it is dropped, and so are the references to its children.
+//! complete. If anything fails, its engine is closed, if there is one, and so are the children that were opened with it, before
+//! the caller hears of it.
 
 use crate::driver::{DriverType, Opened};
 use crate::error::{GraphError, GraphResult};
-use crate::graph::{GsEdge, NewNode, NodeRef};
+use crate::graph::{GsEdge, GsNode, Id, NewNode, NodeRef};
 use crate::state::GlobalState;
-use block_common::options::Dict;
+use block_common::options::{Dialect, Dict, Value};
 use block_common::{
-    ChildName, ChildOrNull, ChildRole, ChildSpec, DetectZeroes, DiscardMode, IoResult, NodeName, OptionReader, Options,
-    PermPair,
+    ChildName, ChildOrNull, ChildRole, ChildSpec, DetectZeroes, DiscardMode, IoError, IoResult, NodeName, OptionReader,
+    Options, OptionsError, PermPair,
 };
-use block_io::{Edge, IoThreadHandle, NodeControl, NodeModes, Req, ThreadPool};
+use block_io::{Edge, NodeControl, NodeModes, Req, ThreadPool};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::rc::Rc;
 
 /// How deep children may nest in one set of options.
 const DEPTH_MAX: usize = 200;
@@ -47,6 +50,18 @@ struct Inherited {
 }
 
 impl CommonOptions {
+    /// What a child in `role` takes from this node.
+    fn for_child(mut self, role: ChildRole) -> Self {
+        // A backing file is only read; what its own children do is its own business.
+        if role.contains(ChildRole::COW) {
+            self.read_only = true;
+            self.auto_read_only = false;
+        }
+        // What reaches a child was let through above, or is the driver's own.
+        self.discard = DiscardMode::Unmap;
+        self
+    }
+
     fn take(options: &mut OptionReader, inherited: Inherited) -> GraphResult<Self> {
         let above = inherited.common.unwrap_or_default();
         let cache = options.take_dict("cache", |cache| {
@@ -83,6 +98,9 @@ pub struct OpenContext<'a> {
     common: CommonOptions,
     depth: usize,
     edges: Vec<GsEdge>,
+    /// The options as the node will show them.
+    shown: Dict,
+    opened: Rc<RefCell<BTreeSet<Id>>>,
 }
 
 impl OpenContext<'_> {
@@ -116,11 +134,12 @@ impl OpenContext<'_> {
         let child = match spec {
             ChildSpec::Reference(name) => self.gs.find_node(&name)?,
             ChildSpec::Inline(options) => {
-                let mut common = self.common;
-                // A backing file is only read; what its own children do is its own business.
-                common.read_only |= role.contains(ChildRole::COW);
-                let inherited = Inherited { common: Some(common), depth: self.depth + 1 };
-                open_boxed(self.gs, options, inherited).await?
+                let inherited = Inherited { common: Some(self.common.for_child(role)), depth: self.depth + 1 };
+                // A task of its own: however deep children nest, the stack does not.
+                let opening = open(self.gs.clone(), options, inherited, self.opened.clone());
+                let child = self.gs.main().spawn(opening).join().await?;
+                show_child(&mut self.shown, name.as_str(), child.name());
+                child
             }
         };
         Ok(self.attach(name, role, Some(child)))
@@ -163,7 +182,8 @@ impl OpenContext<'_> {
         edge
     }
 
-    /// Run `work` on an I/O thread with a token on the node: to read a header, say.
+    /// Run `work` on an I/O thread with a token on the node: to read a header, say. Its requests reach the children even where these are
+    /// drained: they are the main loop's own.
     ///
     /// # Errors
     /// What `work` returns.
@@ -172,7 +192,7 @@ impl OpenContext<'_> {
         what: &str,
         work: impl FnOnce(Req) -> F,
     ) -> GraphResult<T> {
-        run_on(&self.gs.main_io(), self.control, what, work).await
+        run(self.gs, self.control, &self.edges, work).await.map_err(named(what))
     }
 }
 
@@ -182,64 +202,163 @@ impl fmt::Debug for OpenContext<'_> {
     }
 }
 
-/// Run `work` with a token on a node, on `home`.
-pub(crate) async fn run_on<T: Send + 'static, F: Future<Output = IoResult<T>> + Send + 'static>(
-    home: &IoThreadHandle,
+/// The error of a request of the main loop's own; `None` when the I/O thread is gone.
+fn named(what: &str) -> impl FnOnce(Option<IoError>) -> GraphError {
+    move |error| error.map_or(GraphError::ShuttingDown, GraphError::io(what))
+}
+
+/// Run `work` on an I/O thread with a token on a node that is not part of the graph and has `edges`.
+async fn run<T: Send + 'static, F: Future<Output = IoResult<T>> + Send + 'static>(
+    gs: &GlobalState,
     control: &NodeControl,
-    what: &str,
+    edges: &[GsEdge],
     work: impl FnOnce(Req) -> F,
-) -> GraphResult<T> {
-    let req = control.enter().map_err(GraphError::io(what))?;
-    let result = home.run(work(req)).await;
-    result.ok_or(GraphError::ShuttingDown)?.map_err(GraphError::io(what))
+) -> Result<T, Option<IoError>> {
+    let req = control.enter()?;
+    let act = gs.act(edges.iter().filter_map(|edge| edge.child.as_ref()).map(NodeRef::id).collect());
+    let result = gs.main_io().run(work(req)).await;
+    drop(act);
+    Ok(result.ok_or(None)??)
 }
 
-type Opening<'a> = Pin<Box<dyn Future<Output = GraphResult<NodeRef>> + 'a>>;
+/// `dict` without the options of children that it describes: what was opened with them shows its own.
+fn without_children(dict: &Dict) -> Dict {
+    let mut shown = Dict::new();
+    for (key, value) in dict.iter() {
+        let value = match value {
+            Value::Dict(child) if child.contains_key("driver") => Value::Null,
+            Value::List(list) => Value::List(list.iter().map(element).collect()),
+            other => other.clone(),
+        };
+        // The key stood in a dictionary, so it can.
+        let _ = shown.insert(key, value);
+    }
+    return shown;
 
-fn open_boxed(gs: &GlobalState, options: Options, inherited: Inherited) -> Opening<'_> {
-    Box::pin(open(gs, options, inherited))
+    fn element(value: &Value) -> Value {
+        match value {
+            Value::Dict(child) if child.contains_key("driver") => Value::Null,
+            other => other.clone(),
+        }
+    }
 }
 
-async fn open(gs: &GlobalState, options: Options, inherited: Inherited) -> GraphResult<NodeRef> {
+/// Put a child's name where its options stood: at `file`, or at `children.0`.
+fn show_child(shown: &mut Dict, place: &str, name: &str) {
+    let name = Value::Str(name.to_owned());
+    match place.split_once('.') {
+        None => {
+            let _ = shown.insert(place, name);
+        }
+        Some((list, at)) => {
+            if let (Some(Value::List(list)), Ok(at)) = (shown.lookup_mut(list), at.parse::<usize>())
+                && let Some(element) = list.get_mut(at)
+            {
+                *element = name;
+            }
+        }
+    }
+}
+
+async fn open(
+    gs: GlobalState,
+    options: Options,
+    inherited: Inherited,
+    opened: Rc<RefCell<BTreeSet<Id>>>,
+) -> GraphResult<NodeRef> {
+    let gs = &gs;
+    if gs.0.graph.borrow().shut {
+        return Err(GraphError::ShuttingDown);
+    }
     if inherited.depth > DEPTH_MAX {
         return Err(GraphError::Open(format!("children nest deeper than {DEPTH_MAX} levels")));
     }
-    let given = options.dict().clone();
+    let shown = without_children(options.dict());
     let mut options = options.reader();
-    let driver = gs.driver(&options.require_str("driver")?)?;
+    let driver = take_driver(gs, &mut options)?;
     options.set_driver(driver.kind(), driver.name());
     let wanted = options.take_node_name("node-name")?;
     let common = CommonOptions::take(&mut options, inherited)?;
     let name = gs.0.graph.borrow_mut().name(wanted)?;
     let control = NodeControl::shell(name.as_str());
-    let mut context = OpenContext { gs, control: &control, common, depth: inherited.depth, edges: Vec::new() };
-    let opened = driver.open(&mut context, &mut options).await?;
-    let edges = context.edges;
-    options.finish()?;
-    finish(gs, NewParts { name, driver, control, edges, common, given }, opened).await
+    let depth = inherited.depth;
+    let mut context = OpenContext { gs, control: &control, common, depth, edges: Vec::new(), shown, opened };
+
+    let made = driver.open(&mut context, &mut options).await?;
+    let OpenContext { edges, shown, opened, .. } = context;
+    let Opened { engine, control: engine_control, read_only } = made;
+    control.install(engine, 0, read_only);
+    control.set_modes(NodeModes {
+        unmap: common.discard == DiscardMode::Unmap,
+        detect_zeroes: common.detect_zeroes,
+    });
+    let node = NewNode { name, driver, control, engine_control, edges, read_only, options: shown }.complete();
+    let node = finish(gs, node, options).await?;
+    opened.borrow_mut().insert(node.id());
+    Ok(node)
 }
 
-struct NewParts {
-    name: NodeName,
-    driver: std::rc::Rc<dyn DriverType>,
-    control: NodeControl,
-    edges: Vec<GsEdge>,
-    common: CommonOptions,
-    given: Dict,
+/// The driver that `options` ask for.
+fn take_driver(gs: &GlobalState, options: &mut OptionReader) -> GraphResult<Rc<dyn DriverType>> {
+    let name = options.require_str("driver")?;
+    gs.driver(&name).map_err(|error| match options.dialect() {
+        Dialect::Legacy => error,
+        // To QMP, the drivers are the values of an enumeration.
+        _ => OptionsError::BadValue { key: "driver".into(), value: name }.into(),
+    })
 }
 
-/// Install the engine and make the node part of the graph. An engine that fails here is closed again.
-async fn finish(gs: &GlobalState, parts: NewParts, opened: Opened) -> GraphResult<NodeRef> {
-    let NewParts { name, driver, control, edges, common, given } = parts;
-    let modes = NodeModes { unmap: common.discard == DiscardMode::Unmap, detect_zeroes: common.detect_zeroes };
-    control.install(opened.engine, 0, opened.read_only);
-    control.set_modes(modes);
-    let home = gs.main_io();
-    let what = format!("Could not get the length of '{}'", name.as_str());
-    run_on(&home, &control, &what, |req| async move { NodeControl::refresh_length(&req).await }).await?;
-    let read_only = opened.read_only;
-    let new = NewNode { name, driver, control, engine_control: opened.control, edges, read_only, options: given };
-    gs.0.graph.borrow_mut().insert(new)
+/// Make a node with an engine part of the graph. If that fails, the engine is closed again.
+async fn finish(gs: &GlobalState, mut node: Box<GsNode>, options: OptionReader) -> GraphResult<NodeRef> {
+    let ready = match options.finish() {
+        Ok(()) => refresh_length(gs, &node).await,
+        Err(error) => Err(error.into()),
+    };
+    let error = match ready {
+        Ok(()) => loop {
+            let changed = gs.0.changed.notified();
+            let inserted = gs.0.graph.borrow_mut().insert(node);
+            let (error, back) = match inserted {
+                Ok(inserted) => return Ok(inserted),
+                Err(refused) => refused,
+            };
+            node = back;
+            let children = node.edges.iter().filter_map(|edge| edge.child.as_ref());
+            if !gs.0.graph.borrow().may_pass(&error, children) {
+                break error;
+            }
+            changed.await;
+        },
+        Err(error) => error,
+    };
+    let closed = run(gs, &node.control, &node.edges, |req| async move { NodeControl::close_engine(&req).await }).await;
+    if let Err(why) = closed {
+        let node = node.name.as_str();
+        tracing::error!(node, ?why, "closing a node that could not be opened failed as well");
+    }
+    Err(error)
+}
+
+async fn refresh_length(gs: &GlobalState, node: &GsNode) -> GraphResult<()> {
+    let asked = run(gs, &node.control, &node.edges, |req| async move { NodeControl::refresh_length(&req).await }).await;
+    asked.map(drop).map_err(named(&format!("Could not get the length of '{}'", node.name.as_str())))
+}
+
+/// Counts a node that is being opened.
+struct Counted(GlobalState);
+
+impl Counted {
+    fn new(gs: &GlobalState) -> Self {
+        gs.0.graph.borrow_mut().opening += 1;
+        Self(gs.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.graph.borrow_mut().opening -= 1;
+        self.0.0.changed.notify_waiters();
+    }
 }
 
 impl GlobalState {
@@ -250,7 +369,7 @@ impl GlobalState {
     /// What is wrong with the options, or what the storage answered. The graph is then as it was.
     #[doc(alias = "bdrv_new_open_driver_opts")]
     #[doc(alias = "bdrv_new_open_driver")]
-    pub fn open(&self, options: Options) -> impl Future<Output = GraphResult<NodeRef>> + 'static {
+    pub fn open(&self, options: Options) -> impl Future<Output = GraphResult<NodeRef>> + 'static + use<> {
         self.mutate(|gs| async move { gs.open_in_mutation(options).await })
     }
 
@@ -259,10 +378,44 @@ impl GlobalState {
     /// # Errors
     /// As [`GlobalState::open`].
     pub async fn open_in_mutation(&self, options: Options) -> GraphResult<NodeRef> {
-        if self.0.graph.borrow().shut {
-            return Err(GraphError::ShuttingDown);
+        let _counted = Counted::new(self);
+        let opened = Rc::default();
+        let result = open(self.clone(), options, Inherited::default(), Rc::clone(&opened)).await;
+        if result.is_err() {
+            let opened = opened.take();
+            self.closed(&opened).await;
         }
-        open(self, options, Inherited::default()).await
+        result
+    }
+
+    /// Add a node that no options describe, a job's filter for example: `children` are attached in order, and `build` makes the engine from the
+    /// edges to them. Within a mutation; a drained section does not hold it up.
+    ///
+    /// # Errors
+    /// As [`GlobalState::open`].
+    pub async fn add_node(
+        &self,
+        name: Option<NodeName>,
+        driver: Rc<dyn DriverType>,
+        children: &[(ChildName, ChildRole, &NodeRef)],
+        build: impl FnOnce(Vec<Edge>) -> Opened,
+    ) -> GraphResult<NodeRef> {
+        let _counted = Counted::new(self);
+        let name = self.0.graph.borrow_mut().name(name)?;
+        let control = NodeControl::shell(name.as_str());
+        let (mut edges, mut ends) = (Vec::new(), Vec::new());
+        for (name, role, child) in children {
+            let (writer, edge) = control.edge(*role, PermPair::NONE, Some(child.io()));
+            let child = Some((*child).clone());
+            edges.push(GsEdge { name: name.clone(), role: *role, writer, child, frozen: false });
+            ends.push(edge);
+        }
+        let Opened { engine, control: engine_control, read_only } = build(ends);
+        control.install(engine, 0, read_only);
+        control.set_modes(NodeModes::default());
+        let options = Dict::new();
+        let node = NewNode { name, driver, control, engine_control, edges, read_only, options }.complete();
+        finish(self, node, Options::default().reader()).await
     }
 
     /// The node called `name`.

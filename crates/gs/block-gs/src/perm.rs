@@ -56,8 +56,12 @@ impl Plan {
             future.perms.insert(ParentEnd::Root(*id), *perm);
             start.extend(graph.child_at(ParentEnd::Root(*id)));
         }
+        // Whatever no change reaches has its permissions already.
+        let mut touched = start.clone();
         for id in future.top_down(&start) {
-            future.visit(id)?;
+            if touched.contains(&id) {
+                touched.extend(future.visit(id)?);
+            }
         }
         Ok(Self { perms: future.perms })
     }
@@ -131,26 +135,44 @@ impl Future<'_> {
         }
     }
 
-    /// Check a node's users against each other, and compute what its own edges need.
-    fn visit(&mut self, id: Id) -> GraphResult<()> {
-        let users = self.users(id);
-        let mut above = PermPair::NONE;
-        for user in &users {
-            let wanted = self.perm(*user);
-            for other in users.iter().filter(|other| *other != user) {
-                let denied = wanted.denied_by(self.perm(*other));
-                if !denied.is_empty() {
-                    return Err(self.conflict(id, denied, *user, *other));
-                }
-            }
-            above = above.combine(wanted);
+    /// Check a node's users against each other, and compute what its own edges need. Returns the children that see a change.
+    fn visit(&mut self, id: Id) -> GraphResult<Vec<Id>> {
+        let above = self.check_users(id)?;
+        let Some(node) = self.graph.nodes.get(&id) else { return Ok(Vec::new()) };
+        if node.read_only && above.perm.intersects(Perm::WRITE | Perm::WRITE_UNCHANGED) {
+            return Err(GraphError::ReadOnly(node.name.as_str().into()));
         }
-        let Some(node) = self.graph.nodes.get(&id) else { return Ok(()) };
+        let mut touched = Vec::new();
         for (at, edge) in node.edges.iter().enumerate() {
+            let end = ParentEnd::Node(id, at);
             let perm = node.driver.child_perm(edge.role, above, node.read_only);
-            self.perms.insert(ParentEnd::Node(id, at), perm);
+            if perm != self.perm(end) {
+                touched.extend(self.child(end));
+                self.perms.insert(end, perm);
+            }
         }
-        Ok(())
+        Ok(touched)
+    }
+
+    /// What a node's users ask of it together, if nobody needs what another one does not share. Every pair is checked, but in one
+    /// pass: a node may have many users.
+    fn check_users(&self, id: Id) -> GraphResult<PermPair> {
+        let users: Vec<_> = self.users(id).into_iter().map(|end| (end, self.perm(end))).collect();
+        let above = users.iter().fold(PermPair::NONE, |above, (_, perm)| above.combine(*perm));
+        // How many users do not share each permission.
+        let keepers = |perm: Perm| users.iter().filter(|(_, pair)| !pair.shared.contains(perm)).count();
+        let wanted_and_kept = above.perm & !above.shared;
+        for (perm, keepers) in wanted_and_kept.iter().map(|perm| (perm, keepers(perm))) {
+            let conflict = |(_, pair): &&(ParentEnd, PermPair)| {
+                pair.perm.contains(perm) && keepers > usize::from(!pair.shared.contains(perm))
+            };
+            let Some((user, wanted)) = users.iter().find(conflict) else { continue };
+            let others = users.iter().filter(|(end, pair)| end != user && !pair.shared.contains(perm));
+            if let Some((other, pair)) = others.into_iter().next() {
+                return Err(self.conflict(id, wanted.denied_by(*pair), *user, *other));
+            }
+        }
+        Ok(above)
     }
 
     fn conflict(&self, id: Id, perm: Perm, user: ParentEnd, other: ParentEnd) -> GraphError {
@@ -177,7 +199,8 @@ pub(crate) fn describe(graph: &Graph, end: ParentEnd, node: &str) -> String {
                 (ParentKind::Backend, "") => "an unnamed block device".into(),
                 (ParentKind::Backend, name) => format!("block device '{name}'"),
                 (ParentKind::Job, name) => format!("block job '{name}'"),
-                (_, name) => format!("{name:?}"),
+                (ParentKind::Export, name) => format!("export '{name}'"),
+                (ParentKind::Node, name) => format!("node '{name}'"),
             });
             (who.unwrap_or_default(), "root".into())
         }

@@ -2,7 +2,7 @@
 
 use crate::drain::DrainGuard;
 use crate::error::{GraphError, GraphResult};
-use crate::graph::{Dead, DrainTarget, Graph, GsRoot, Id, NodeRef, ParentEnd, ReapQueue};
+use crate::graph::{Dead, DrainTarget, GsRoot, Id, NodeRef, ParentEnd, ReapQueue, number};
 use crate::perm::{Change, Plan};
 use crate::state::GlobalState;
 use block_common::{ParentKind, PermPair};
@@ -16,6 +16,7 @@ pub struct RootRef {
     id: Id,
     queue: Rc<ReapQueue>,
     io: Root,
+    _holder: Rc<()>,
 }
 
 impl RootRef {
@@ -37,51 +38,70 @@ impl fmt::Debug for RootRef {
     }
 }
 
-impl Graph {
-    /// Let roots lead nowhere; they must be drained. Returns the references that they held.
-    pub(crate) fn detach_roots(&mut self, roots: &[Id]) -> Vec<NodeRef> {
-        let mut released = Vec::new();
-        for id in roots {
-            let change = Change { end: ParentEnd::Root(*id), child: None };
-            released.extend(self.repoint(&[change]).unwrap_or_default());
-            if let Some(root) = self.roots.get_mut(id) {
-                root.control.shut();
-            }
-        }
-        released
-    }
-}
-
 impl GlobalState {
     /// A root entry that leads nowhere, asks for `perm`, and whose slow requests run on `home`.
     pub fn new_root(&self, name: &str, kind: ParentKind, perm: PermPair, home: &IoThreadHandle) -> RootRef {
-        let mut graph = self.0.graph.borrow_mut();
-        let id = graph.number();
+        let (id, alive) = (number(), Rc::new(()));
         let control = RootControl::new(name, home, perm, None);
         let io = control.root();
-        graph.roots.insert(id, GsRoot { name: name.into(), kind, control, child: None, perm });
+        let holder = Rc::downgrade(&alive);
+        let root = GsRoot { name: name.into(), kind, control, child: None, perm, closing: false, holder };
+        let mut graph = self.0.graph.borrow_mut();
+        graph.roots.insert(id, root);
         graph.apply_drains();
-        RootRef { id, queue: graph.reap.clone(), io }
+        RootRef { id, queue: graph.reap.clone(), io, _holder: alive }
     }
 
-    /// Let `root` lead to `node`, or nowhere. Drains the root for it, and nothing else.
+    /// Let `root` lead to `node`, or nowhere. Drains the root for it, and nothing else. Users of the node that are on their way out
+    /// already, and in the way, are waited for.
     ///
     /// # Errors
-    /// [`GraphError::Permission`] when the node's other users are in the way. The root is then as it was.
+    /// [`GraphError::Permission`] when the node's other users are in the way, [`GraphError::ReadOnly`]. The root is then as it was.
     #[doc(alias = "blk_insert_bs")]
     #[doc(alias = "blk_remove_bs")]
     #[doc(alias = "blk_replace_bs")]
     #[doc(alias = "bdrv_root_unref_child")]
     pub async fn attach_root(&self, root: &RootRef, node: Option<&NodeRef>) -> GraphResult<()> {
-        if node.is_some() && self.0.graph.borrow().shut {
-            return Err(GraphError::ShuttingDown);
-        }
-        let guard = self.begin(DrainTarget::Root(root.id)).await;
-        let change = Change { end: ParentEnd::Root(root.id), child: node.cloned() };
-        let old = self.0.graph.borrow_mut().repoint(&[change])?;
+        self.attach_root_if(root, node, |_| Ok(())).await
+    }
+
+    /// As [`GlobalState::attach_root`], if `allows` has nothing against it once nothing is in the way any more: it sees the node that the root
+    /// leads to then.
+    ///
+    /// # Errors
+    /// As [`GlobalState::attach_root`], and what `allows` answers.
+    pub async fn attach_root_if<E: From<GraphError>>(
+        &self,
+        root: &RootRef,
+        node: Option<&NodeRef>,
+        mut allows: impl FnMut(Option<&NodeRef>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let section = DrainTarget::Root(root.id);
+        let guard = self.begin(section).await;
+        let changes = [Change { end: ParentEnd::Root(root.id), child: node.cloned() }];
+        let old = loop {
+            let changed = self.0.changed.notified();
+            // The wait may have been long (rule drain-3).
+            if node.is_some() && self.0.graph.borrow().shut {
+                return Err(GraphError::ShuttingDown.into());
+            }
+            allows(self.root_node(root).as_ref())?;
+            let repointed = self.0.graph.borrow_mut().repoint(&changes, section);
+            match repointed {
+                Err(error) if self.0.graph.borrow().may_pass(&error, node) => changed.await,
+                other => break other?,
+            }
+        };
         drop(guard);
         drop(old);
         Ok(())
+    }
+
+    /// Give `root` up, and wait until its last request is over and it is detached. Dropping it does the same in its own time.
+    pub async fn close_root(&self, root: RootRef) {
+        let id = root.id;
+        drop(root);
+        self.wait_until(|graph| !graph.roots.contains_key(&id)).await;
     }
 
     /// The node that `root` leads to.

@@ -6,8 +6,8 @@
 use crate::close::reaper;
 use crate::driver::DriverType;
 use crate::error::{GraphError, GraphResult};
-use crate::event::Event;
-use crate::graph::Graph;
+use crate::event::{Event, EventSender, Events, events};
+use crate::graph::{Graph, Id};
 use crate::main_loop::{MainHandle, MainLoop};
 use crate::mutation::Tickets;
 use block_io::{IoThread, IoThreadHandle, IoThreadOptions, ThreadPool};
@@ -16,8 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::rc::Rc;
-use std::task::Waker;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 
 /// How to set up a block layer.
 #[derive(Clone, Debug)]
@@ -38,14 +37,14 @@ pub(crate) struct Inner {
     pub(crate) main: MainHandle,
     pub(crate) graph: RefCell<Graph>,
     pub(crate) tickets: Tickets,
-    pub(crate) events: mpsc::UnboundedSender<Event>,
-    events_out: Cell<Option<mpsc::UnboundedReceiver<Event>>>,
+    events: EventSender,
+    events_out: Cell<Option<Events>>,
     drivers: RefCell<BTreeMap<&'static str, Rc<dyn DriverType>>>,
     extensions: RefCell<HashMap<TypeId, Rc<dyn Any>>>,
-    /// Nodes and roots that the reaper is at.
-    pub(crate) closing: Cell<usize>,
-    pub(crate) close_error: RefCell<Option<GraphError>>,
-    pub(crate) settlers: RefCell<Vec<Waker>>,
+    /// Closings that failed and that nobody has been told of, oldest first.
+    pub(crate) close_errors: RefCell<Vec<(Id, GraphError)>>,
+    /// Told when something is closed, and when an act of the main loop on a node is over.
+    pub(crate) changed: Notify,
     pool: ThreadPool,
     /// Last: engines that are dropped with the graph may still have operations on it.
     main_io: IoThread,
@@ -63,7 +62,7 @@ impl GlobalState {
     /// # Errors
     /// What the host said when it refused an I/O thread.
     pub fn new(main: &MainLoop, options: GlobalOptions) -> std::io::Result<Self> {
-        let (events, events_out) = mpsc::unbounded_channel();
+        let (events, events_out) = events();
         let inner = Rc::new(Inner {
             main: main.handle(),
             graph: RefCell::default(),
@@ -72,9 +71,8 @@ impl GlobalState {
             events_out: Cell::new(Some(events_out)),
             drivers: RefCell::default(),
             extensions: RefCell::default(),
-            closing: Cell::new(0),
-            close_error: RefCell::default(),
-            settlers: RefCell::default(),
+            close_errors: RefCell::default(),
+            changed: Notify::new(),
             pool: ThreadPool::new(options.pool_threads_max),
             main_io: IoThread::spawn(options.main_io)?,
         });
@@ -101,7 +99,9 @@ impl GlobalState {
     /// Make a driver known. The last one with a name wins.
     #[doc(alias = "bdrv_register")]
     pub fn register(&self, driver: Rc<dyn DriverType>) {
-        self.0.drivers.borrow_mut().insert(driver.name(), driver);
+        let name = driver.name();
+        let old = self.0.drivers.borrow_mut().insert(name, driver);
+        drop(old);
     }
 
     /// The driver called `name`.
@@ -122,24 +122,45 @@ impl GlobalState {
 
     /// State that a crate above this one keeps for each block layer: made when it is first asked for.
     pub fn extension<T: Default + 'static>(&self) -> Rc<T> {
-        let mut extensions = self.0.extensions.borrow_mut();
-        let held = extensions.entry(TypeId::of::<T>()).or_insert_with(|| Rc::new(T::default())).clone();
+        let held = self.0.extensions.borrow().get(&TypeId::of::<T>()).cloned();
+        // Made without a borrow: it may ask for another one.
+        let held = held.unwrap_or_else(|| {
+            let made: Rc<dyn Any> = Rc::new(T::default());
+            self.0.extensions.borrow_mut().entry(TypeId::of::<T>()).or_insert(made).clone()
+        });
         held.downcast().expect("the entry of a type is of that type")
     }
 
     /// What happens in the block layer, one event after the other. There is one stream; the first caller gets it.
-    pub fn take_events(&self) -> Option<mpsc::UnboundedReceiver<Event>> {
+    pub fn take_events(&self) -> Option<Events> {
         self.0.events_out.take()
     }
 
     /// Where I/O code sends its one-way events.
-    pub fn event_sender(&self) -> mpsc::UnboundedSender<Event> {
+    pub fn event_sender(&self) -> EventSender {
         self.0.events.clone()
     }
 
     pub(crate) fn emit(&self, event: Event) {
-        // Whoever does not want events has dropped the receiver.
-        let _ = self.0.events.send(event);
+        self.0.events.send(event);
+    }
+}
+
+impl Drop for Inner {
+    /// Whatever was not closed goes as in a power cut, parents before children: dropping the lowest of a long chain last keeps
+    /// one drop from being inside the other.
+    fn drop(&mut self) {
+        let graph = self.graph.get_mut();
+        if graph.node_count() > 0 {
+            let names: Vec<_> = graph.nodes.values().map(|node| node.name.as_str()).collect();
+            tracing::warn!(nodes = names.join(", "), "a block layer ends without having been closed");
+        }
+        drop(std::mem::take(&mut graph.roots));
+        for id in graph.all_parents_first() {
+            drop(graph.nodes.remove(&id));
+        }
+        // It has nothing left to wait for, and ends.
+        graph.reap.wake();
     }
 }
 

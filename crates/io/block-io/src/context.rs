@@ -25,6 +25,7 @@ use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin as StdPin;
 use std::rc::Rc;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use tokio::sync::oneshot;
@@ -78,7 +79,7 @@ enum Message {
     Completed(Completed),
 }
 
-/// Where other threads leave results for a context. Readable when something is in it.
+/// Where other threads leave results for a context. Its event is signalled for them, and by the ring for its completions.
 pub(crate) struct Inbox {
     messages: Mutex<Vec<Message>>,
     event: OwnedFd,
@@ -154,12 +155,15 @@ fn ring() -> Option<IoUring> {
         .setup_taskrun_flag()
         .setup_submit_all()
         .build(RING_ENTRIES);
-    let cooperative = |_| {
-        IoUring::builder().setup_coop_taskrun().setup_taskrun_flag().setup_submit_all().build(RING_ENTRIES)
-    };
-    defer.or_else(cooperative).or_else(|_| IoUring::new(RING_ENTRIES)).inspect_err(|error| {
-        tracing::info!(%error, "no io_uring: host files go through threads");
-    }).ok()
+    let cooperative =
+        |_| IoUring::builder().setup_coop_taskrun().setup_taskrun_flag().setup_submit_all().build(RING_ENTRIES);
+    defer
+        .or_else(cooperative)
+        .or_else(|_| IoUring::new(RING_ENTRIES))
+        .inspect_err(|error| {
+            tracing::info!(%error, "no io_uring: host files go through threads");
+        })
+        .ok()
 }
 
 /// Whether this host lets us have an io_uring.
@@ -173,6 +177,11 @@ impl IoContext {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let ring = if use_ring { ring() } else { None };
+        if let Some(ring) = &ring {
+            // Polling the ring's own descriptor is not enough: the kernel does not wake the pollers of a ring with deferred
+            // task work when an interrupt brings a completion.
+            ring.submitter().register_eventfd(event.as_raw_fd())?;
+        }
         Ok(Rc::new(Self {
             id: NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             ring: ring.map(RefCell::new),
@@ -202,21 +211,8 @@ impl IoContext {
         &self.inbox
     }
 
-    /// Make the ring signal the inbox's event for completions that come later; those that come at once do not.
-    pub(crate) fn signal_event(&self) -> std::io::Result<()> {
-        match &self.ring {
-            Some(ring) => ring.borrow().submitter().register_eventfd_async(self.inbox.event.as_raw_fd()),
-            None => Ok(()),
-        }
-    }
-
     pub(crate) fn event(&self) -> BorrowedFd<'_> {
         self.inbox.event.as_fd()
-    }
-
-    pub(crate) fn ring_fd(&self) -> Option<BorrowedFd<'_>> {
-        // SAFETY: the descriptor lives as long as the ring, which lives as long as the context and is never exchanged.
-        self.ring.as_ref().map(|ring| unsafe { BorrowedFd::borrow_raw(ring.borrow().as_raw_fd()) })
     }
 
     pub(crate) fn ready(&self) -> &RefCell<VecDeque<Completed>> {
@@ -315,13 +311,19 @@ impl IoContext {
         pushed
     }
 
+    /// Give the kernel what is queued, and wait for `want` completions. Those that it brings at once do not signal the event,
+    /// so whoever submits looks at the completions before sleeping.
     fn submit(&self, want: usize) {
         let Some(ring) = &self.ring else { return };
         let mut ring = ring.borrow_mut();
+        ring.completion().disable_eventfd();
         if let Err(error) = ring.submitter().submit_and_wait(want) {
             // EBUSY and EAGAIN: completions must be taken first; the entries stay queued and go with the next call.
             tracing::trace!(%error, "submission put off");
         }
+        ring.completion().enable_eventfd();
+        // What comes before this is seen by the look at the completions, what comes after it signals the event.
+        fence(Ordering::SeqCst);
         // The kernel may have taken some of them only.
         let left = ring.submission().len() as u32;
         self.unsubmitted.set(left);
@@ -352,13 +354,15 @@ impl IoContext {
         }
     }
 
-    /// Flush, and have `waker` woken whenever it should be done again soon.
+    /// Flush and reap, and have `waker` woken whenever it should be done again soon.
     pub(crate) fn flush_by(&self, waker: &Waker) {
         self.flush();
+        self.reap();
         let old = self.flusher.borrow_mut().replace(waker.clone());
         drop(old);
     }
 
+    #[cfg_attr(loom, allow(dead_code, reason = "no model runs an I/O thread"))]
     /// The kernel refused entries for now: do not sleep over it.
     pub(crate) fn wake_unless_submitted(&self) {
         if self.unsubmitted.get() > 0 || !self.backlog.borrow().is_empty() {
@@ -534,15 +538,11 @@ impl Drop for IoContext {
 }
 
 impl IoContext {
-    /// Sleep until the inbox's event is signalled (or the ring has something), at most `timeout` long. Clears the event.
+    /// Sleep until the event is signalled, at most `timeout` long, and clear it.
     pub(crate) fn wait_event(&self, timeout: Option<std::time::Duration>) {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let timeout = timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
-        let mut fds: SmallVec<[PollFd<'_>; 2]> = SmallVec::new();
-        fds.push(PollFd::new(&self.inbox.event, PollFlags::IN));
-        fds.extend(self.ring_fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        let _ = poll(&mut fds, timeout.as_ref());
-        drop(fds);
+        let _ = poll(&mut [PollFd::new(&self.inbox.event, PollFlags::IN)], timeout.as_ref());
         self.clear_event();
     }
 

@@ -97,11 +97,7 @@ impl EdgeWriter {
     #[doc(alias = "assert_bdrv_graph_writable")]
     pub fn repoint(&mut self, child: Option<&IoNode>, proof: &Quiesced<'_>) {
         let parent = self.shared.link.parent();
-        assert!(
-            proof.covers(parent),
-            "repointing an edge of gate #{parent} with the proof of gate #{}",
-            proof.id()
-        );
+        assert!(proof.covers(parent), "repointing an edge of gate #{parent} with the proof of gate #{}", proof.id());
         self.shared.link.repoint(child.map(|child| &child.0), self.gate.as_ref());
         self.collect();
     }

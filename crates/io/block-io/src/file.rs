@@ -272,7 +272,14 @@ pub(crate) fn iovecs(buf: &IoBuf, mut skip: usize) -> Vec<libc::iovec> {
 }
 
 /// Carry out one operation on this thread; the answer is as a ring's completion: bytes done, or a negative errno.
-pub(crate) fn run_blocking(kind: FileOpKind, fd: RawFd, offset: u64, len: u64, buf: Option<&IoBuf>, skip: usize) -> i32 {
+pub(crate) fn run_blocking(
+    kind: FileOpKind,
+    fd: RawFd,
+    offset: u64,
+    len: u64,
+    buf: Option<&IoBuf>,
+    skip: usize,
+) -> i32 {
     let offset = offset as libc::off_t;
     let vecs = buf.map(|buf| iovecs(buf, skip)).unwrap_or_default();
     let (base, count) = (vecs.as_ptr(), vecs.len() as i32);

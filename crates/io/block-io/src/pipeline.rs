@@ -14,7 +14,8 @@ use crate::gate::{GateState, Pin};
 use crate::node::{NodeBody, Req};
 use crate::pool::ThreadPool;
 use block_common::{
-    AlignedBuf, DetectZeroes, GuestOffset, GuestRange, IoBuf, IoError, IoResult, Preallocation, RequestFlags, StatusExtent,
+    AlignedBuf, DetectZeroes, GuestOffset, GuestRange, IoBuf, IoError, IoResult, Preallocation, RequestFlags,
+    StatusExtent,
 };
 
 /// Deeper graphs than this take the slow path.

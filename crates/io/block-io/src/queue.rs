@@ -27,7 +27,6 @@ impl Queue {
     /// What the host said when it refused a descriptor.
     pub fn new() -> std::io::Result<Self> {
         let context = IoContext::new(true)?;
-        context.signal_event()?;
         Ok(Self { context, pending: 0 })
     }
 

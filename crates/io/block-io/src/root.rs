@@ -14,7 +14,7 @@ use crate::pipeline::{self, Leaf};
 use crate::request::{Done, Request, RequestKind};
 use crate::thread::IoThreadHandle;
 use block_common::{
-    ChildRole, GuestRange, IoBuf, IoError, IoResult, Limits, PermPair, Perm, Preallocation, RequestFlags, StatusExtent,
+    ChildRole, GuestRange, IoBuf, IoError, IoResult, Limits, Perm, PermPair, Preallocation, RequestFlags, StatusExtent,
 };
 use crossbeam_utils::CachePadded;
 use std::fmt;

@@ -221,25 +221,25 @@ fn run(
     let set_up = || {
         let context = IoContext::new(use_ring)?;
         let runtime = runtime(poll_max_ns)?;
-        let watched = {
+        let event = {
             let _entered = runtime.enter();
-            Watched { event: watch(context.event())?, ring: context.ring_fd().map(watch).transpose()? }
+            watch(context.event())?
         };
-        Ok((context, runtime, watched))
+        Ok((context, runtime, event))
     };
-    let (context, runtime, watched) = match set_up() {
+    let (context, runtime, event) = match set_up() {
         Ok(all) => all,
         Err(error) => return drop(started.send(Err(error))),
     };
     IoContext::set_current(Some(context.clone()));
     let _ = started.send(Ok(()));
-    runtime.block_on(serve(&context, watched, tasks, stopped));
+    runtime.block_on(serve(&context, event, tasks, stopped));
     // The tasks that still wait go first: they may detach operations from the context.
     drop(runtime);
     IoContext::set_current(None);
 }
 
-#[cfg_attr(loom, expect(unused, reason = "tokio has no such hook under loom, and no model runs an I/O thread"))]
+#[cfg_attr(loom, allow(unused_variables, reason = "tokio has no such hook under loom, and no model runs an I/O thread"))]
 fn runtime(poll_max_ns: impl Fn() -> u32 + Send + Sync + 'static) -> std::io::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().event_interval(61);
@@ -249,6 +249,7 @@ fn runtime(poll_max_ns: impl Fn() -> u32 + Send + Sync + 'static) -> std::io::Re
 }
 
 /// The thread is about to sleep: submit, take what is there, and wait a little if that has paid lately.
+#[cfg_attr(loom, allow(dead_code, reason = "see `runtime`"))]
 fn before_sleep(poll_max_ns: u32) {
     thread_local!(static POLL_NS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) });
     let Some(context) = IoContext::current() else { return };
@@ -269,12 +270,6 @@ fn before_sleep(poll_max_ns: u32) {
     context.wake_unless_submitted();
 }
 
-/// The descriptors that tell of completions.
-struct Watched {
-    event: AsyncFd<OwnedFd>,
-    ring: Option<AsyncFd<OwnedFd>>,
-}
-
 /// Watch a descriptor of the context, through a duplicate of our own.
 fn watch(fd: BorrowedFd<'_>) -> std::io::Result<AsyncFd<OwnedFd>> {
     let fd = fd.try_clone_to_owned()?;
@@ -284,8 +279,11 @@ fn watch(fd: BorrowedFd<'_>) -> std::io::Result<AsyncFd<OwnedFd>> {
     Ok(watched)
 }
 
-#[allow(clippy::disallowed_methods, reason = "this is the I/O thread's own runtime, and the one place that spawns on it")]
-async fn serve(context: &Rc<IoContext>, watched: Watched, tasks: Receiver, mut stopped: oneshot::Receiver<()>) {
+#[allow(
+    clippy::disallowed_methods,
+    reason = "this is the I/O thread's own runtime, and the one place that spawns on it"
+)]
+async fn serve(context: &Rc<IoContext>, event: AsyncFd<OwnedFd>, tasks: Receiver, mut stopped: oneshot::Receiver<()>) {
     // A busy thread does not sleep: this task comes after those that were ready when an operation was queued.
     drop(tokio::spawn(poll_fn(|cx| {
         if let Some(context) = IoContext::current() {
@@ -298,24 +296,13 @@ async fn serve(context: &Rc<IoContext>, watched: Watched, tasks: Receiver, mut s
             biased;
             _ = &mut stopped => return,
             tasks = poll_fn(|cx| tasks.0.poll_take(cx)) => tasks.into_iter().for_each(|task| drop(tokio::spawn(task))),
-            ready = watched.event.readable() => if let Ok(mut ready) = ready {
-                ready.clear_ready();
-                context.clear_event();
-                context.reap_inbox();
-            },
-            ready = readable(watched.ring.as_ref()) => if let Some(mut ready) = ready {
+            ready = event.readable() => if let Ok(mut ready) = ready {
+                // Each signal is an edge of its own, so the event's counter need not be read.
                 ready.clear_ready();
                 context.reap();
             },
         }
         // However much comes in, the tasks get their turn.
         tokio::task::coop::consume_budget().await;
-    }
-}
-
-async fn readable(ring: Option<&AsyncFd<OwnedFd>>) -> Option<tokio::io::unix::AsyncFdReadyGuard<'_, OwnedFd>> {
-    match ring {
-        Some(ring) => ring.readable().await.ok(),
-        None => std::future::pending().await,
     }
 }

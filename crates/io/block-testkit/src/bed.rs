@@ -2,7 +2,9 @@
 //!
 //! Nothing here needs a runtime: futures are polled on the test's own thread, and a test that hangs fails with a message.
 
-use block_io::{FileEngine, IoThread, IoThreadOptions};
+use crate::{ToyCow, ToyCowControl, ToyFilter, ToyFilterControl, ToyFormat};
+use block_common::{ChildRole, IoResult, Perm};
+use block_io::{FileEngine, IoThread, IoThreadOptions, StaticGraph, StaticNode};
 use std::future::{Future, poll_fn};
 use std::io::Write as _;
 use std::pin::{Pin, pin};
@@ -42,6 +44,40 @@ impl Way {
 /// When the host refuses one.
 pub fn io_thread(ring: bool) -> IoThread {
     IoThread::spawn(IoThreadOptions { ring, ..IoThreadOptions::named("test-io") }).expect("an I/O thread")
+}
+
+/// Put a [`ToyCow`] over `file`, newly formatted if there is a `format`, and over `backing`.
+///
+/// # Errors
+/// Those of formatting and opening.
+pub async fn toy_cow(
+    graph: &mut StaticGraph,
+    file: &StaticNode,
+    backing: Option<&StaticNode>,
+    format: Option<ToyFormat>,
+) -> IoResult<(StaticNode, ToyCowControl)> {
+    let mut shell = graph.node("toy-cow");
+    let file = shell.child(ChildRole::IMAGE, Perm::all(), file);
+    let backing = backing.map(|backing| shell.child(ChildRole::COW, Perm::CONSISTENT_READ, backing));
+    let open = |req| async move {
+        if let Some(format) = format {
+            ToyCow::format(&req, &file, format).await?;
+        }
+        ToyCow::open(&req, file, backing).await
+    };
+    let (engine, control) = shell.run(open).await?;
+    Ok((shell.install(engine, false).await?, control))
+}
+
+/// Put a [`ToyFilter`] over `file`.
+///
+/// # Errors
+/// Those of opening.
+pub async fn toy_filter(graph: &mut StaticGraph, file: &StaticNode) -> IoResult<(StaticNode, ToyFilterControl)> {
+    let mut shell = graph.node("toy-filter");
+    let file = shell.child(ChildRole::FILTERED_PRIMARY, Perm::all(), file);
+    let (engine, control) = shell.run(|req| async move { ToyFilter::open(&req, file) }).await?;
+    Ok((shell.install(engine, false).await?, control))
 }
 
 /// Say that a test could not be run here, and why: on stderr, and in the file that `CAIRN_SKIP_LOG` names.

@@ -23,9 +23,7 @@ mod toy_filter;
 pub mod conformance;
 pub mod model;
 
-pub use mem::{
-    MemDiscard, MemDriver, MemMode, MemOp, MemOpKind, MemOptions, MemRecord, MemStorage, Verdict,
-};
+pub use mem::{MemDiscard, MemDriver, MemMode, MemOp, MemOpKind, MemOptions, MemRecord, MemStorage, Verdict};
 pub use mem_file::MemFile;
 pub use rng::{Rng, seed};
 pub use scattered::scattered;

@@ -134,14 +134,7 @@ pub struct MemOptions {
 impl MemOptions {
     /// `size` bytes that can do everything and need no alignment, without a journal.
     pub const fn new(size: u64) -> Self {
-        Self {
-            size,
-            limits: Limits::NONE,
-            zero: true,
-            discard: MemDiscard::Zeroes,
-            grows: true,
-            journal: false,
-        }
+        Self { size, limits: Limits::NONE, zero: true, discard: MemDiscard::Zeroes, grows: true, journal: false }
     }
 }
 

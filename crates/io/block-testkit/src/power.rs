@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 
 /// A medium stores this many bytes whole or not at all.
 const SECTOR: u64 = 512;
+/// To compare with, a piece at a time.
+static ZEROES: [u8; 4096] = [0; 4096];
 
 pub(crate) struct Content {
     bytes: Vec<u8>,
@@ -167,7 +169,7 @@ impl Content {
             let end = (at / block * block + block).min(offset + len);
             let from = (at as usize).min(self.bytes.len());
             let to = (end as usize).min(self.bytes.len());
-            (self.bytes[from..to].iter().all(|byte| *byte == 0), end)
+            (self.bytes[from..to].chunks(ZEROES.len()).all(|part| part == &ZEROES[..part.len()]), end)
         };
         let (zero, mut end) = is_zero(offset);
         while end < offset + len {

@@ -34,10 +34,11 @@ unsafe impl GuestMemory for Pieces {
 /// A buffer that consists of pieces of these lengths in bytes, each beginning `skew` bytes after a multiple of 4096.
 pub fn scattered(lens: &[usize], skew: usize) -> IoBuf {
     let pieces = lens.iter().map(|len| AlignedBuf::zeroed(len + skew, 4096).into_io().slice(skew, *len)).collect();
-    let ranges: Vec<_> = {
-        let mut at = 0u64;
-        lens.iter().map(|len| (std::mem::replace(&mut at, at + *len as u64), *len)).collect()
-    };
+    let starts = lens.iter().scan(0, |at, len| {
+        *at += len;
+        Some((*at - len) as u64)
+    });
+    let ranges: Vec<_> = starts.zip(lens.iter().copied()).collect();
     let memory = GuestMemoryRef::new(Arc::new(Pieces(pieces)));
     memory.buf(&ranges).expect("the ranges are those of the pieces")
 }

@@ -4,8 +4,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "this file is where the file driver blocks, on threads made for it")]
 
-use crate::error::{FileError, FileKind};
 use crate::FileAccess;
+use crate::error::{FileError, FileKind};
 use block_common::{AlignedBuf, Errno, Preallocation};
 use block_io::ThreadPool;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};

@@ -14,15 +14,15 @@ pub use host::create;
 
 use async_trait::async_trait;
 use block_common::{
-    BlockStatus, Errno, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoErrorKind, IoResult, Limits, Preallocation,
-    RequestFlags, StatusExtent,
+    BlockStatus, Errno, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoErrorKind, IoResult, Limits,
+    Preallocation, RequestFlags, StatusExtent,
 };
 use block_io::{
     Access, Driver, FileEngine, HostFile, HostFileControl, HostFileOptions, Mapping, Quiesced, Req, ThreadPool,
 };
 use std::fmt;
 use std::future::Future;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -307,7 +307,11 @@ impl Driver for FilePosix {
 
     /// Somebody else wrote the file: what the page cache has of it may be old on a network file system.
     async fn invalidate_cache(&self, _req: &Req) -> IoResult<()> {
-        self.0.file.call(|fd| Ok(host::forget_cached(fd))).await
+        let forget = |fd: BorrowedFd<'_>| {
+            host::forget_cached(fd);
+            Ok(())
+        };
+        self.0.file.call(forget).await
     }
 
     async fn close(&self, _req: &Req) -> IoResult<()> {
@@ -326,3 +330,6 @@ impl fmt::Debug for FilePosixControl {
         write!(f, "FilePosixControl({}, {:?})", self.shared.path.display(), self.access)
     }
 }
+
+#[cfg(test)]
+mod tests;

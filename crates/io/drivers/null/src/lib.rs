@@ -6,9 +6,7 @@
 #![forbid(unsafe_code)]
 
 use async_trait::async_trait;
-use block_common::{
-    BlockStatus, GuestOffset, GuestRange, HostOffset, IoBuf, IoResult, RequestFlags, StatusExtent,
-};
+use block_common::{BlockStatus, GuestOffset, GuestRange, HostOffset, IoBuf, IoResult, RequestFlags, StatusExtent};
 use block_io::{Access, Driver, Mapping, NowRequest, Req};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

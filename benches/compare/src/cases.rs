@@ -1,0 +1,255 @@
+//! The cases: who runs against whom, and the bar. The bars are the project's own; see its first issue, "Speed".
+
+use crate::inside::{NullBackend, layers};
+use crate::programs::{Bench, FIO, Fio, Peer, QEMU_IMG, Tools};
+use crate::report::{Bar, Row};
+use crate::rounds::{Contender, alternate};
+use crate::stats::median;
+use anyhow::{Context, Result};
+use cairn_benches::{DataFile, Driver, FileMode, Stack, warm};
+use std::cell::OnceCell;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// One case.
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
+    /// Programs that it needs.
+    pub(crate) peers: &'static [Peer],
+    /// Whether it needs io_uring.
+    pub(crate) ring: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Null { depth: usize },
+    TwoThreads { depth: usize },
+    Cached { depth: usize },
+    Direct { depth: usize },
+    Layer { layer: Layer, depth: usize },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Layer {
+    Raw,
+    Filter,
+    Format,
+}
+
+const fn null(name: &'static str, depth: usize) -> Case {
+    let what = "4 KiB reads of a null node: cairn-img bench against qemu-img bench";
+    Case { name, what, peers: &[QEMU_IMG], ring: false, kind: Kind::Null { depth } }
+}
+
+const fn threads(name: &'static str, depth: usize) -> Case {
+    let what = "4 KiB reads of one null node: two I/O threads against one";
+    Case { name, what, peers: &[], ring: false, kind: Kind::TwoThreads { depth } }
+}
+
+const fn cached(name: &'static str, depth: usize) -> Case {
+    let what = "4 KiB reads of a file in the page cache: cairn-img bench against fio and qemu-img bench";
+    Case { name, what, peers: &[FIO, QEMU_IMG], ring: true, kind: Kind::Cached { depth } }
+}
+
+const fn direct(name: &'static str, depth: usize) -> Case {
+    let what = "4 KiB reads of a file around the page cache: cairn-img bench against fio";
+    Case { name, what, peers: &[FIO], ring: true, kind: Kind::Direct { depth } }
+}
+
+const fn layer(name: &'static str, layer: Layer, depth: usize) -> Case {
+    let what = "4 KiB reads of a file in the page cache: what a layer above it adds";
+    Case { name, what, peers: &[], ring: true, kind: Kind::Layer { layer, depth } }
+}
+
+/// All of them.
+pub(crate) const CASES: [Case; 14] = [
+    null("null-d1", 1),
+    null("null-d32", 32),
+    threads("null-2threads-d1", 1),
+    threads("null-2threads-d32", 32),
+    cached("file-cached-d1", 1),
+    cached("file-cached-d32", 32),
+    direct("file-direct-d1", 1),
+    direct("file-direct-d32", 32),
+    layer("raw-d1", Layer::Raw, 1),
+    layer("raw-d32", Layer::Raw, 32),
+    layer("filter-d1", Layer::Filter, 1),
+    layer("filter-d32", Layer::Filter, 32),
+    layer("format-d1", Layer::Format, 1),
+    layer("format-d32", Layer::Format, 32),
+];
+
+/// What all cases share: programs, patience, and files, which are made when they are first needed.
+pub(crate) struct Place {
+    tools: Tools,
+    rounds: usize,
+    target: Duration,
+    file_len: u64,
+    dir: TempDir,
+    data: OnceCell<DataFile>,
+}
+
+impl Place {
+    /// A folder for files beside this program, which is on the disk that the project is built on.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub(crate) fn new(tools: Tools, rounds: usize, target: Duration, file_len: u64) -> Result<Self> {
+        let exe = std::env::current_exe()?;
+        let beside = exe.parent().context("this program is in a folder")?;
+        let dir = tempfile::Builder::new().prefix("compare-").tempdir_in(beside)?;
+        Ok(Self { tools, rounds, target, file_len, dir, data: OnceCell::new() })
+    }
+
+    /// Remove the files.
+    ///
+    /// # Errors
+    /// They cannot be removed.
+    pub(crate) fn remove(self) -> Result<()> {
+        let path = self.dir.path().to_owned();
+        self.dir.close().with_context(|| format!("cannot remove {}", path.display()))
+    }
+
+    fn data(&self) -> Result<&DataFile> {
+        if let Some(data) = self.data.get() {
+            return Ok(data);
+        }
+        let data = DataFile::create(self.dir.path(), "data", self.file_len)?;
+        Ok(self.data.get_or_init(|| data))
+    }
+
+    fn cairn(&self, depth: usize, args: &[&str], image: &OsStr) -> Bench {
+        Bench::new("cairn-img", &self.tools.cairn_img, depth, args, image)
+    }
+
+    fn qemu(&self, name: &str, depth: usize, args: &[&str], image: &OsStr) -> Bench {
+        Bench::new(name, Path::new(QEMU_IMG.program), depth, args, image)
+    }
+}
+
+impl Case {
+    /// Run it.
+    ///
+    /// # Errors
+    /// A program or a request fails. Missing a bar is no error.
+    pub(crate) fn run(&self, place: &Place) -> Result<Vec<Row>> {
+        match self.kind {
+            Kind::Null { depth } => self.null(place, depth),
+            Kind::TwoThreads { depth } => self.two_threads(place, depth),
+            Kind::Cached { depth } => self.cached(place, depth),
+            Kind::Direct { depth } => self.direct(place, depth),
+            Kind::Layer { layer, depth } => self.layer(place, layer, depth),
+        }
+    }
+
+    /// Run the first contender against the others, each with its bar.
+    fn against(
+        &self,
+        place: &Place,
+        ours: &mut dyn Contender,
+        peers: &mut [(&mut dyn Contender, Bar)],
+    ) -> Result<Vec<Row>> {
+        let name = ours.name().to_owned();
+        let named: Vec<_> = peers.iter().map(|(peer, bar)| (peer.name().to_owned(), *bar)).collect();
+        let mut all: Vec<&mut dyn Contender> = vec![ours];
+        all.extend(peers.iter_mut().map(|(peer, _)| &mut **peer as &mut dyn Contender));
+        let (first, second) = alternate(&mut all, place.rounds, place.target)?;
+        let rows = named
+            .iter()
+            .zip(1..)
+            .map(|((peer, bar), i)| Row::new(self.name, (&name, peer), *bar, (&first[0], &first[i], &second[i])));
+        Ok(rows.collect())
+    }
+
+    fn null(&self, place: &Place, depth: usize) -> Result<Vec<Row>> {
+        let image = OsStr::new("null-co://");
+        let mut ours = place.cairn(depth, &["-f", "null-co"], image);
+        let mut theirs = place.qemu("qemu-img", depth, &["-f", "null-co"], image);
+        self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(5.0))])
+    }
+
+    fn two_threads(&self, place: &Place, depth: usize) -> Result<Vec<Row>> {
+        let backend = NullBackend::open()?;
+        let (mut two, mut one) = (backend.threads(2, depth), backend.threads(1, depth));
+        let rows = self.against(place, &mut two, &mut [(&mut one, Bar::TimesFaster(1.8))])?;
+        drop((two, one));
+        backend.close()?;
+        Ok(rows)
+    }
+
+    fn cached(&self, place: &Place, depth: usize) -> Result<Vec<Row>> {
+        let data = place.data()?;
+        warm(&data.path)?;
+        let image = data.path.as_os_str();
+        let mut ours = place.cairn(depth, &["-f", "raw", "-i", "io_uring"], image);
+        let mut fio = Fio::new(&data.path, data.len, depth, false);
+        // aio=native needs O_DIRECT, so these are all that there are.
+        let mut qemu = [
+            place.qemu("qemu-img -i io_uring", depth, &["-f", "raw", "-i", "io_uring"], image),
+            place.qemu("qemu-img -i threads", depth, &["-f", "raw", "-i", "threads"], image),
+        ];
+        let fastest = fastest(&mut qemu, place.target)?;
+        let faster = if depth == 1 { 2.5 } else { 2.0 };
+        let peers: &mut [(&mut dyn Contender, Bar)] =
+            &mut [(&mut fio, Bar::TimesAsLong(1.2)), (&mut qemu[fastest], Bar::TimesFaster(faster))];
+        self.against(place, &mut ours, peers)
+    }
+
+    fn direct(&self, place: &Place, depth: usize) -> Result<Vec<Row>> {
+        let data = place.data()?;
+        let args = ["-f", "raw", "-t", "none", "-i", "io_uring"];
+        let mut ours = place.cairn(depth, &args, data.path.as_os_str());
+        let mut fio = Fio::new(&data.path, data.len, depth, true);
+        self.against(place, &mut ours, &mut [(&mut fio, Bar::WithinNoise)])
+    }
+
+    fn layer(&self, place: &Place, layer: Layer, depth: usize) -> Result<Vec<Row>> {
+        let data = place.data()?;
+        let mut below = Stack::file(&data.path, FileMode::CACHED)?;
+        let without = below.root();
+        let (name, bar, above) = match layer {
+            Layer::Raw => {
+                below.raw()?;
+                ("raw", 50.0, None)
+            }
+            Layer::Filter => {
+                below.filter()?;
+                ("toy filter", 50.0, None)
+            }
+            Layer::Format => ("toy format", 100.0, Some(toy_image(place, data.len)?)),
+        };
+        let mut above = above;
+        let with = above.as_mut().unwrap_or(&mut below).root();
+        warm(&data.path)?;
+        let times = layers(&with, &without, depth, place.rounds, place.target)?;
+        let times = (&times.with[..], &times.without[..], &times.again[..]);
+        let row = Row::new(self.name, (name, "file"), Bar::AddedNs(bar), times);
+        drop((with, without));
+        above.map_or(Ok(()), Stack::close)?;
+        below.close()?;
+        Ok(vec![row])
+    }
+}
+
+/// An image of the toy format with every cluster allocated, in a file of its own that is in the page cache.
+fn toy_image(place: &Place, len: u64) -> Result<Stack> {
+    let file = DataFile::create(place.dir.path(), "toy", 0)?;
+    let mut stack = Stack::file(&file.path, FileMode::CACHED)?;
+    stack.toy_format(len)?;
+    Driver::write_all(&stack.root())?;
+    Ok(stack)
+}
+
+/// The fastest of `contenders`, judged by three short runs of each.
+fn fastest(contenders: &mut [Bench], target: Duration) -> Result<usize> {
+    let mut all: Vec<&mut dyn Contender> = contenders.iter_mut().map(|one| one as &mut dyn Contender).collect();
+    let (times, _) = alternate(&mut all, 3, target.min(Duration::from_millis(200)))?;
+    let medians = times.iter().map(|times| median(times)).enumerate();
+    let best = medians.min_by(|(_, a), (_, b)| a.total_cmp(b));
+    best.map(|(index, _)| index).context("nobody to choose from")
+}

@@ -1,0 +1,140 @@
+//! What is measured within this process: two threads on one node, and what a layer adds to a read.
+
+use crate::rounds::Contender;
+use anyhow::{Context, Result};
+use block_backend::{Backend, BackendOptions};
+use block_common::options::Dialect;
+use block_common::{Options, Perm, PermPair};
+use block_drivers::register_all;
+use block_gs::{GlobalOptions, GlobalState, MainLoop};
+use block_io::Root;
+use cairn_benches::{Driver, Shape};
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+/// A backend with a null node in it.
+pub(crate) struct NullBackend {
+    // The backend goes before the block layer, and that before its loop.
+    backend: Backend,
+    gs: GlobalState,
+    main: MainLoop,
+}
+
+impl NullBackend {
+    /// Open it.
+    ///
+    /// # Errors
+    /// The host refuses threads or descriptors.
+    pub(crate) fn open() -> Result<Self> {
+        let main = MainLoop::new()?;
+        let gs = GlobalState::new(&main, GlobalOptions::default())?;
+        register_all(&gs);
+        let backend = main.run(async {
+            let mut options = Options::new(Dialect::Qmp);
+            options.insert("driver", "null-co")?;
+            let node = gs.open(options).await?;
+            let options = BackendOptions {
+                name: String::new(),
+                perm: PermPair::new(Perm::CONSISTENT_READ, Perm::all()),
+                home: gs.main_io(),
+                settings: Default::default(),
+            };
+            let backend = Backend::new(&gs, options)?;
+            backend.insert(&node).await?;
+            Ok::<_, anyhow::Error>(backend)
+        })?;
+        Ok(Self { backend, gs, main })
+    }
+
+    /// Some threads that send requests to it.
+    pub(crate) fn threads(&self, threads: usize, depth: usize) -> Threads {
+        let name = format!("{threads} thread{}", if threads == 1 { "" } else { "s" });
+        Threads { name, root: self.backend.io().root().clone(), threads, depth }
+    }
+
+    /// Close everything.
+    ///
+    /// # Errors
+    /// Something is still open.
+    pub(crate) fn close(self) -> Result<()> {
+        self.main.run(self.gs.close_all())?;
+        Ok(())
+    }
+}
+
+/// Threads with a queue each, on one root.
+pub(crate) struct Threads {
+    name: String,
+    root: Root,
+    threads: usize,
+    depth: usize,
+}
+
+impl Contender for Threads {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// All threads together make `count` requests.
+    fn run(&mut self, count: u64) -> Result<Duration> {
+        let each = count / self.threads as u64;
+        let start = Barrier::new(self.threads);
+        let one = || {
+            let mut driver = Driver::new(Shape::reads(self.depth))?;
+            driver.run(&self.root, 1000)?;
+            start.wait();
+            let begin = Instant::now();
+            driver.run(&self.root, each)?;
+            Ok((begin, Instant::now()))
+        };
+        let spans: Vec<Result<(Instant, Instant)>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.threads).map(|_| scope.spawn(one)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("the thread has not panicked")).collect()
+        });
+        let spans: Vec<_> = spans.into_iter().collect::<Result<_>>()?;
+        let begin = spans.iter().map(|(begin, _)| *begin).min().context("a thread")?;
+        let end = spans.iter().map(|(_, end)| *end).max().context("a thread")?;
+        Ok(end - begin)
+    }
+}
+
+/// Requests in one block; short, so that whatever else the machine does meets both sides.
+const BLOCK: u64 = 1000;
+
+/// Times of three roots, each from its own series of blocks, interleaved: a layer, what is below it, and that once more.
+pub(crate) struct Layers {
+    /// Through the layer.
+    pub(crate) with: Vec<f64>,
+    /// Without it.
+    pub(crate) without: Vec<f64>,
+    /// Without it, again: how far two equal things differ.
+    pub(crate) again: Vec<f64>,
+}
+
+/// Compare `with` and `without` in `rounds` rounds of `target` each. A round's numbers are the medians of its blocks' times per
+/// request, so that a block in which the machine was busy elsewhere does not count.
+pub(crate) fn layers(with: &Root, without: &Root, depth: usize, rounds: usize, target: Duration) -> Result<Layers> {
+    let mut driver = Driver::new(Shape::reads(depth))?;
+    for root in [with, without] {
+        driver.run(root, 20 * BLOCK)?;
+    }
+    let mut layers = Layers { with: Vec::new(), without: Vec::new(), again: Vec::new() };
+    for round in 0..rounds {
+        let mut blocks = [Vec::new(), Vec::new(), Vec::new()];
+        let begin = Instant::now();
+        let mut turn = round;
+        while begin.elapsed() < target || blocks[0].len() < 10 {
+            for place in 0..3 {
+                let who = (place + turn) % 3;
+                let took = driver.run(if who == 0 { with } else { without }, BLOCK)?;
+                blocks[who].push(took.as_nanos() as f64 / BLOCK as f64);
+            }
+            turn += 1;
+        }
+        let [with, without, again] = blocks.map(|block| crate::stats::median(&block));
+        layers.with.push(with);
+        layers.without.push(without);
+        layers.again.push(again);
+    }
+    Ok(layers)
+}

@@ -1,0 +1,197 @@
+//! The programs: cairn-img and qemu-img, whose own time counts, and fio. Each is started anew for every run; that it takes time to
+//! start does not count for any of them.
+
+use crate::cases::Case;
+use crate::rounds::Contender;
+use anyhow::{Context, Result, bail};
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Where the programs are.
+#[derive(Clone, Debug)]
+pub(crate) struct Tools {
+    pub(crate) cairn_img: PathBuf,
+}
+
+/// A peer, and Debian's package with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) program: &'static str,
+    package: &'static str,
+}
+
+pub(crate) const QEMU_IMG: Peer = Peer { program: "qemu-img", package: "qemu-utils" };
+pub(crate) const FIO: Peer = Peer { program: "fio", package: "fio" };
+
+impl Peer {
+    fn is_there(self) -> bool {
+        let version = Command::new(self.program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        version.is_ok_and(|status| status.success())
+    }
+
+    /// What it calls itself and its version.
+    pub(crate) fn version(self) -> String {
+        let output = Command::new(self.program).arg("--version").output();
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        text.lines().next().unwrap_or(self.program).to_owned()
+    }
+}
+
+impl Tools {
+    /// The tools of this build, beside this program unless `cairn_img` says otherwise.
+    ///
+    /// # Errors
+    /// It was not built.
+    pub(crate) fn find(cairn_img: Option<PathBuf>) -> Result<Self> {
+        let beside = || std::env::current_exe().map(|exe| exe.with_file_name("cairn-img"));
+        let cairn_img = cairn_img.map_or_else(beside, Ok)?;
+        if !cairn_img.is_file() {
+            bail!("{} is missing: `cargo build --release -p cairn-img` makes it", cairn_img.display());
+        }
+        Ok(Self { cairn_img })
+    }
+
+    /// See whether everything that `cases` need is there.
+    ///
+    /// # Errors
+    /// Names what is not.
+    pub(crate) fn check(&self, cases: &[&Case]) -> Result<()> {
+        let mut missing = Vec::new();
+        for peer in [QEMU_IMG, FIO] {
+            if cases.iter().any(|case| case.peers.contains(&peer)) && !peer.is_there() {
+                missing.push(format!("{} (package {})", peer.program, peer.package));
+            }
+        }
+        if cases.iter().any(|case| case.ring) && !block_io::ring_available() {
+            missing.push("io_uring (the host's kernel refuses it)".to_owned());
+        }
+        if !missing.is_empty() {
+            bail!("nothing to compare with: missing {}", missing.join(", "));
+        }
+        Ok(())
+    }
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let line = describe(command);
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{line}`"))?;
+    if !output.status.success() {
+        bail!("`{line}` failed: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("output of `{line}`"))
+}
+
+fn describe(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+}
+
+/// `bench` of cairn-img or qemu-img.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    name: String,
+    program: PathBuf,
+    args: Vec<OsString>,
+}
+
+impl Bench {
+    /// 4 KiB reads of `image`, in order, `depth` at once.
+    pub(crate) fn new(name: &str, program: &Path, depth: usize, args: &[&str], image: &OsStr) -> Self {
+        let depth = depth.to_string();
+        let mut all: Vec<OsString> = ["bench", "-s", "4096", "-d", &depth].iter().map(OsString::from).collect();
+        all.extend(args.iter().map(OsString::from));
+        all.push(image.into());
+        Self { name: name.to_owned(), program: program.to_owned(), args: all }
+    }
+}
+
+impl Contender for Bench {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn run(&mut self, count: u64) -> Result<Duration> {
+        let mut command = Command::new(&self.program);
+        let text = output(command.args(&self.args).arg("-c").arg(count.to_string()))?;
+        run_time(&text).with_context(|| format!("`{}` does not say how long it took", describe(&command)))
+    }
+}
+
+/// "Run completed in 0.123 seconds."
+fn run_time(text: &str) -> Option<Duration> {
+    let line = text.lines().find_map(|line| line.strip_prefix("Run completed in "))?;
+    let seconds: f64 = line.strip_suffix(" seconds.")?.parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// fio with io_uring.
+#[derive(Debug)]
+pub(crate) struct Fio {
+    file: PathBuf,
+    size: u64,
+    depth: usize,
+    direct: bool,
+}
+
+impl Fio {
+    /// 4 KiB reads of `file`, which has `size` bytes, in order, `depth` at once.
+    pub(crate) fn new(file: &Path, size: u64, depth: usize, direct: bool) -> Self {
+        Self { file: file.to_owned(), size, depth, direct }
+    }
+}
+
+impl Contender for Fio {
+    fn name(&self) -> &str {
+        "fio"
+    }
+
+    fn run(&mut self, count: u64) -> Result<Duration> {
+        // gtod_reduce saves fio the clock that it would look at for each request, and thread the memory that it would share.
+        let text = output(Command::new("fio").args([
+            "--name=read".into(),
+            "--ioengine=io_uring".into(),
+            "--rw=read".into(),
+            "--bs=4k".into(),
+            "--invalidate=0".into(),
+            "--gtod_reduce=1".into(),
+            "--thread".into(),
+            "--allow_file_create=0".into(),
+            "--output-format=json".into(),
+            format!("--direct={}", u8::from(self.direct)),
+            format!("--iodepth={}", self.depth),
+            format!("--size={}", self.size),
+            format!("--io_size={}", count * 4096),
+            format!("--filename={}", self.file.display()),
+        ]))?;
+        fio_time(&text, count).context("fio's report is not understood")
+    }
+}
+
+/// The time that `count` requests would have taken, from the requests that fio says it made.
+fn fio_time(text: &str, count: u64) -> Option<Duration> {
+    // Warnings may stand in front.
+    let json: serde_json::Value = serde_json::from_str(text.get(text.find('{')?..)?).ok()?;
+    let read = json.get("jobs")?.get(0)?.get("read")?;
+    let (milliseconds, requests) = (read.get("runtime")?.as_f64()?, read.get("total_ios")?.as_f64()?);
+    if requests <= 0.0 {
+        return None;
+    }
+    Duration::try_from_secs_f64(milliseconds / 1000.0 / requests * count as f64).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_from_what_the_programs_print() {
+        let text = "Sending 5 read requests\nRun completed in 0.250 seconds.\n";
+        assert_eq!(run_time(text), Some(Duration::from_millis(250)));
+        assert_eq!(run_time("Run completed in x seconds.\n"), None);
+        let json = r#"note: both iodepth >= 1 {"jobs":[{"read":{"runtime":500,"total_ios":1000}}]}"#;
+        assert_eq!(fio_time(json, 2000), Some(Duration::from_secs(1)));
+        assert_eq!(fio_time(r#"{"jobs":[{"read":{"runtime":0,"total_ios":0}}]}"#, 1), None);
+    }
+}

@@ -1,0 +1,105 @@
+//! A device's thread: a queue, buffers, and requests one after the other or some at once.
+
+use anyhow::{Context, Result, bail};
+use block_common::{AlignedBuf, IoBuf, RequestFlags};
+use block_io::{Completed, Queue, Request, Root};
+use std::time::{Duration, Instant};
+
+const ALIGNMENT: usize = 4096;
+
+/// What requests look like. They come in order, from the start of the node to its end and again.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// How many at once.
+    pub depth: usize,
+    /// Bytes of each.
+    pub size: usize,
+    /// Writes, not reads.
+    pub write: bool,
+}
+
+impl Shape {
+    /// Reads of 4 KiB.
+    pub const fn reads(depth: usize) -> Self {
+        Self { depth, size: 4096, write: false }
+    }
+}
+
+/// Sends requests from the thread that made it.
+#[derive(Debug)]
+pub struct Driver {
+    queue: Queue,
+    shape: Shape,
+    free: Vec<IoBuf>,
+    done: Vec<Completed>,
+    offset: u64,
+}
+
+impl Driver {
+    /// A queue and buffers for requests of this shape.
+    ///
+    /// # Errors
+    /// The host refuses descriptors.
+    pub fn new(shape: Shape) -> Result<Self> {
+        let queue = Queue::new().context("cannot make a queue")?;
+        let buf = |_| AlignedBuf::zeroed(shape.size, ALIGNMENT).into_io();
+        Ok(Self { queue, shape, free: (0..shape.depth).map(buf).collect(), done: Vec::new(), offset: 0 })
+    }
+
+    /// Send `count` requests to `root`, wait for them, and tell how long that took.
+    ///
+    /// # Errors
+    /// A request fails.
+    pub fn run(&mut self, root: &Root, count: u64) -> Result<Duration> {
+        let span = root.length()?;
+        let (mut unsent, mut left) = (count, count);
+        let begin = Instant::now();
+        while left > 0 {
+            while unsent > 0
+                && let Some(buf) = self.free.pop()
+            {
+                self.send(root, buf, span);
+                unsent -= 1;
+            }
+            self.queue.wait(&mut self.done, None);
+            let mut done = std::mem::take(&mut self.done);
+            for completed in done.drain(..) {
+                completed.done.result?;
+                let Some(buf) = completed.done.buf else { bail!("a request kept its buffer") };
+                left -= 1;
+                if unsent > 0 {
+                    self.send(root, buf, span);
+                    unsent -= 1;
+                } else {
+                    self.free.push(buf);
+                }
+            }
+            self.done = done;
+        }
+        Ok(begin.elapsed())
+    }
+
+    #[inline]
+    fn send(&mut self, root: &Root, buf: IoBuf, span: u64) {
+        if self.offset + self.shape.size as u64 > span {
+            self.offset = 0;
+        }
+        let request = match self.shape.write {
+            false => Request::read(self.offset, buf),
+            true => Request::write(self.offset, buf, RequestFlags::empty()),
+        };
+        self.queue.submit(root, request, 0);
+        self.offset += self.shape.size as u64;
+    }
+
+    /// Write every byte of `root` once, so that a format has all of it allocated.
+    ///
+    /// # Errors
+    /// A request fails.
+    pub fn write_all(root: &Root) -> Result<()> {
+        const SIZE: usize = 1 << 20;
+        let mut driver = Self::new(Shape { depth: 8, size: SIZE, write: true })?;
+        driver.run(root, root.length()? / SIZE as u64)?;
+        Ok(())
+    }
+}

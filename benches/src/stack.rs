@@ -1,0 +1,156 @@
+//! Stacks: one or more nodes below one root, on an I/O thread of their own.
+
+use anyhow::{Context, Result};
+use block_common::{ChildRole, Perm};
+use block_file_posix::{FileAccess, FilePosix, FilePosixOptions};
+use block_io::{Driver, FileEngine, IoThread, IoThreadOptions, Root, StaticGraph, StaticNode, ThreadPool};
+use block_null::{Null, NullOptions};
+use block_raw::{Raw, RawOptions};
+use block_testkit::bed::block_on;
+use block_testkit::{ToyCow, ToyFilter, ToyFormat};
+use std::path::Path;
+
+const ROLE: ChildRole = ChildRole::DATA.union(ChildRole::PRIMARY);
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct FileMode {
+    /// Bypass the page cache.
+    pub direct: bool,
+    /// Who carries out requests.
+    pub engine: FileEngine,
+}
+
+impl FileMode {
+    /// Through the page cache, with io_uring.
+    pub const CACHED: Self = Self { direct: false, engine: FileEngine::Ring };
+    /// Around the page cache, with io_uring.
+    pub const DIRECT: Self = Self { direct: true, engine: FileEngine::Ring };
+    /// Through the page cache, with threads.
+    pub const THREADS: Self = Self { direct: false, engine: FileEngine::Threads };
+}
+
+/// A graph whose nodes are put on top of each other. Roots may lead to any of them.
+#[derive(Debug)]
+pub struct Stack {
+    graph: StaticGraph,
+    top: StaticNode,
+    pool: ThreadPool,
+    thread: IoThread,
+}
+
+impl Stack {
+    fn new<D: Driver>(name: &str, engine: impl Future<Output = Result<D>>, pool: ThreadPool) -> Result<Self> {
+        let thread = IoThread::spawn(IoThreadOptions::named("bench-io"))?;
+        let mut graph = StaticGraph::new(thread.handle());
+        let top = block_on(async {
+            let engine = engine.await?;
+            Ok::<_, anyhow::Error>(graph.node(name).install(engine, false).await?)
+        })?;
+        Ok(Self { graph, top, pool, thread })
+    }
+
+    /// A null node, 1 GiB long.
+    ///
+    /// # Errors
+    /// The host refuses a thread.
+    pub fn null() -> Result<Self> {
+        Self::new("null", async { Ok(Null::new(NullOptions::default()).0) }, ThreadPool::new(1))
+    }
+
+    /// A host file.
+    ///
+    /// # Errors
+    /// It cannot be opened so.
+    pub fn file(path: &Path, mode: FileMode) -> Result<Self> {
+        let mut options = FilePosixOptions::new(path);
+        options.access = FileAccess::ReadWrite;
+        (options.direct, options.engine) = (mode.direct, mode.engine);
+        let pool = ThreadPool::new(64);
+        let open = FilePosix::open(options, pool.clone());
+        Self::new("file", async { Ok(open.await?.0) }, pool)
+    }
+
+    /// Any engine that needs no children.
+    ///
+    /// # Errors
+    /// It does not tell its length, or the host refuses a thread.
+    pub fn leaf(engine: impl Driver) -> Result<Self> {
+        Self::new("leaf", async { Ok(engine) }, ThreadPool::new(8))
+    }
+
+    /// Threads for engines that need some.
+    pub fn pool(&self) -> ThreadPool {
+        self.pool.clone()
+    }
+
+    /// The I/O thread.
+    pub fn thread(&self) -> &IoThread {
+        &self.thread
+    }
+
+    /// Put a raw node on top.
+    ///
+    /// # Errors
+    /// The child does not tell its length.
+    pub fn raw(&mut self) -> Result<()> {
+        let mut shell = self.graph.node("raw");
+        let edge = shell.child(ROLE, Perm::CONSISTENT_READ | Perm::WRITE, &self.top);
+        self.top = block_on(async {
+            let opened = shell.run(|req| async move { Ok(Raw::open(&req, edge, RawOptions::default()).await) });
+            let (engine, _control) = opened.await??;
+            Ok::<_, anyhow::Error>(shell.install(engine, false).await?)
+        })?;
+        Ok(())
+    }
+
+    /// Put a filter that does nothing on top.
+    ///
+    /// # Errors
+    /// The child does not tell its length.
+    pub fn filter(&mut self) -> Result<()> {
+        let mut shell = self.graph.node("filter");
+        let edge = shell.child(ROLE, Perm::CONSISTENT_READ | Perm::WRITE, &self.top);
+        self.top = block_on(async {
+            let opened = shell.run(|req| async move { ToyFilter::open(&req, edge) });
+            let (engine, _control) = opened.await?;
+            shell.install(engine, false).await
+        })?;
+        Ok(())
+    }
+
+    /// Put an empty image of the toy format on top, `len` bytes long.
+    ///
+    /// # Errors
+    /// The child cannot be written.
+    pub fn toy_format(&mut self, len: u64) -> Result<()> {
+        let mut shell = self.graph.node("toy");
+        let perm = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+        let edge = shell.child(ROLE, perm, &self.top);
+        self.top = block_on(async {
+            let opened = shell.run(move |req| async move {
+                ToyCow::format(&req, &edge, ToyFormat::new(len)).await?;
+                ToyCow::open(&req, edge, None).await
+            });
+            let (engine, _control) = opened.await.context("toy image")?;
+            Ok::<_, anyhow::Error>(shell.install(engine, false).await?)
+        })?;
+        Ok(())
+    }
+
+    /// An entry to the node that is on top now.
+    pub fn root(&mut self) -> Root {
+        self.graph.root("bench", &self.top, Perm::CONSISTENT_READ | Perm::WRITE)
+    }
+
+    /// Close everything.
+    ///
+    /// # Errors
+    /// A flush or a close failed.
+    pub fn close(self) -> Result<()> {
+        let Self { graph, thread, .. } = self;
+        block_on(graph.close())?;
+        drop(thread);
+        Ok(())
+    }
+}

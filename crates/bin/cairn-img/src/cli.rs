@@ -1,0 +1,150 @@
+//! The command line as the field's tools understand it: clap does the parsing, the words of its errors are getopt's.
+//!
+//! What single commands take is in their modules.
+
+use crate::PROGRAM;
+use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use std::error::Error as _;
+use std::ffi::OsString;
+use std::fmt;
+
+/// Commands of qemu-img that this build does not have.
+pub(crate) const NOT_BUILT: [&str; 14] = [
+    "amend", "bitmap", "check", "commit", "compare", "convert", "create", "dd", "info", "map", "measure", "rebase",
+    "resize", "snapshot",
+];
+
+/// Disk image utility.
+#[derive(Debug, Parser)]
+#[command(
+    name = PROGRAM,
+    version = concat!("version ", env!("CARGO_PKG_VERSION")),
+    infer_long_args = true,
+    override_usage = "cairn-img [standard options] COMMAND [--help | command options]",
+    after_help = "Commands:\n  bench    Run a simple image benchmark\n\n\
+                  Run `cairn-img COMMAND --help` for the options of a command."
+)]
+pub(crate) struct CommandLine {
+    /// Log what matches FILTER to stderr, or to a file: [[enable=]FILTER][,events=FILE][,file=FILE]
+    #[arg(short = 'T', long, value_name = "TRACE", allow_hyphen_values = true, action = clap::ArgAction::Append)]
+    pub(crate) trace: Vec<String>,
+    /// The command and what follows it.
+    #[arg(hide = true, trailing_var_arg = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Why the program fails. Displays everything that goes to stderr, line ends included.
+#[derive(Debug)]
+pub(crate) struct Failure(String);
+
+impl Failure {
+    /// Something went wrong.
+    pub(crate) fn message(text: impl fmt::Display) -> Self {
+        Self(format!("{PROGRAM}: {text}\n"))
+    }
+
+    /// The command line makes no sense; `command` knows more.
+    pub(crate) fn usage(command: Option<&str>, text: impl fmt::Display) -> Self {
+        Self(format!("{PROGRAM}: {text}\n{}", try_help(command)))
+    }
+
+    /// As [`Failure::usage`], for what getopt would find, which names the command as well.
+    fn getopt(command: Option<&str>, text: impl fmt::Display) -> Self {
+        let name = command.map(|command| format!(" {command}")).unwrap_or_default();
+        Self(format!("{PROGRAM}{name}: {text}\n{}", try_help(command)))
+    }
+
+    /// This one first, then the other.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0 + &other.0)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn try_help(command: Option<&str>) -> String {
+    let command = command.map(|command| format!(" {command}")).unwrap_or_default();
+    format!("Try '{PROGRAM}{command} --help' for more info\n")
+}
+
+/// Parse `args`, the first of which is the name of the program or command. `None` when that was all: the user wanted to see
+/// the help or the version, and has.
+pub(crate) fn parse<T: Parser>(
+    command: Option<&str>,
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<Option<T>, Failure> {
+    let args: Vec<_> = args.into_iter().collect();
+    match T::try_parse_from(&args) {
+        Ok(parsed) => Ok(Some(parsed)),
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            crate::say(error.to_string().trim_end())?;
+            Ok(None)
+        }
+        Err(error) => {
+            let last = args.last().map(|last| last.to_string_lossy()).unwrap_or_default();
+            Err(failure(command, &error, &T::command(), &last))
+        }
+    }
+}
+
+fn context(error: &clap::Error, kind: ContextKind) -> Option<&str> {
+    match error.get(kind)? {
+        ContextValue::String(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// Clap's error in getopt's words. `last` is the last argument.
+fn failure(command: Option<&str>, error: &clap::Error, parser: &clap::Command, last: &str) -> Failure {
+    // An option comes as clap prints it: with its value's name behind it.
+    let argument = context(error, ContextKind::InvalidArg).unwrap_or_default();
+    let option = argument.split([' ', '=']).next().unwrap_or_default();
+    match error.kind() {
+        ErrorKind::ValueValidation => match error.source() {
+            Some(why) => Failure::message(why),
+            None => Failure::getopt(command, format_args!("invalid value for {option}")),
+        },
+        ErrorKind::UnknownArgument => match option.strip_prefix("--") {
+            Some(long) => unknown_long(command, long, argument, parser),
+            None => Failure::getopt(command, format_args!("invalid option -- '{}'", option.trim_start_matches('-'))),
+        },
+        ErrorKind::InvalidValue if context(error, ContextKind::InvalidValue).is_some_and(str::is_empty) => {
+            missing_value(command, option, parser, last)
+        }
+        ErrorKind::TooManyValues => {
+            Failure::getopt(command, format_args!("option '{option}' doesn't allow an argument"))
+        }
+        ErrorKind::InvalidUtf8 => Failure::message("arguments must be valid UTF-8"),
+        _ => Failure::getopt(command, error.to_string().lines().next().unwrap_or_default()),
+    }
+}
+
+/// No option, or too short a beginning of several.
+fn unknown_long(command: Option<&str>, long: &str, written: &str, parser: &clap::Command) -> Failure {
+    let longs = parser.get_arguments().filter_map(clap::Arg::get_long);
+    let possible: Vec<_> = longs.filter(|name| name.starts_with(long)).map(|name| format!("'--{name}'")).collect();
+    match possible.len() {
+        0 | 1 => Failure::getopt(command, format_args!("unrecognized option '{written}'")),
+        _ => {
+            let possible = possible.join(" ");
+            Failure::getopt(command, format_args!("option '--{long}' is ambiguous; possibilities: {possible}"))
+        }
+    }
+}
+
+/// Clap names the option by its long form, whichever was written; getopt by the one that was. An option whose value is missing is
+/// the last argument.
+fn missing_value(command: Option<&str>, option: &str, parser: &clap::Command, last: &str) -> Failure {
+    let argument = parser.get_arguments().find(|arg| arg.get_long().is_some_and(|long| option == format!("--{long}")));
+    match argument.and_then(clap::Arg::get_short) {
+        Some(short) if !last.starts_with("--") => {
+            Failure::getopt(command, format_args!("option requires an argument -- '{short}'"))
+        }
+        _ => Failure::getopt(command, format_args!("option '{option}' requires an argument")),
+    }
+}

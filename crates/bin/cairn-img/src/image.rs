@@ -1,0 +1,118 @@
+//! The image that a command works on: from what the user wrote to a backend that has it, and back to nothing.
+//!
+//! The block layer's own calls are made here; what is done with the image is each command's.
+
+use crate::cli::Failure;
+use block_backend::{Backend, BackendOptions};
+use block_backend_io::BackendSettings;
+use block_common::{FileName, Options, Perm, PermPair};
+use block_drivers::{ImageOptions, open_image, open_options, register_all};
+use block_gs::{GlobalOptions, GlobalState, MainLoop, NodeRef};
+use std::future::Future;
+
+/// An image as named on a command line.
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    /// The file name, or the options.
+    pub(crate) name: String,
+    /// The name is options.
+    pub(crate) image_opts: bool,
+    /// How to open it.
+    pub(crate) how: ImageOptions,
+}
+
+/// Set up a block layer, let `work` use it, close everything that is still open.
+///
+/// # Errors
+/// What `work` returns, and what closing answered: a flush that failed means that data is lost.
+pub(crate) fn with_block_layer<F: Future<Output = Result<(), Failure>>>(
+    work: impl FnOnce(GlobalState) -> F,
+) -> Result<(), Failure> {
+    let refused = |error| Failure::message(format!("Could not set up the block layer: {error}"));
+    let main = MainLoop::new().map_err(refused)?;
+    let gs = GlobalState::new(&main, GlobalOptions::default()).map_err(refused)?;
+    register_all(&gs);
+    main.run(async {
+        let worked = work(gs.clone()).await;
+        let closed = gs.close_all().await.map_err(Failure::message);
+        match (worked, closed) {
+            (Err(first), Err(second)) => Err(first.and(second)),
+            (worked, closed) => worked.and(closed),
+        }
+    })
+}
+
+impl Image {
+    /// Open the image and put it into a backend of its own.
+    ///
+    /// # Errors
+    /// A message that names the image and the reason.
+    pub(crate) async fn open(&self, gs: &GlobalState) -> Result<Backend, Failure> {
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::message(format!("Could not open '{}': {error}", self.name));
+        let node = self.open_node(gs).await?;
+        let writing = if self.how.read_only { Perm::empty() } else { Perm::WRITE };
+        let options = BackendOptions {
+            name: String::new(),
+            perm: PermPair::new(Perm::CONSISTENT_READ | writing, Perm::all()),
+            home: gs.main_io(),
+            settings: BackendSettings::default(),
+        };
+        let backend = Backend::new(gs, options).map_err(|error| failed(&error))?;
+        backend.insert(&node).await.map_err(|error| failed(&error))?;
+        backend.io().set_write_cache(!self.how.cache.writethrough);
+        Ok(backend)
+    }
+
+    async fn open_node(&self, gs: &GlobalState) -> Result<NodeRef, Failure> {
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::message(format!("Could not open '{}': {error}", self.name));
+        let (opened, guessed) = if self.image_opts {
+            let (options, short_forms) =
+                Options::parse_image_opts(&with_implied_key(&self.name)).map_err(|error| failed(&error))?;
+            short_forms.iter().for_each(|form| crate::warn(&form.to_string()));
+            let guessed = guessed_file(&options);
+            (open_options(gs, options, &self.how).await, guessed)
+        } else {
+            let guessed = match FileName::parse(&self.name).map_err(|error| failed(&error))? {
+                FileName::Path(path) => Some(path),
+                FileName::Protocol { name, .. } => Some(name),
+                FileName::Json(options) => guessed_file(&options),
+            };
+            (open_image(gs, &self.name, &self.how).await, guessed)
+        };
+        let node = opened.map_err(|error| failed(&error))?;
+        if let (None, false, Some(file), Some("raw")) =
+            (&self.how.format, self.how.read_only, guessed, node.io().driver())
+        {
+            warn_guessed_raw(&file);
+        }
+        Ok(node)
+    }
+}
+
+/// A first value of `--image-opts` without a key names a node.
+fn with_implied_key(text: &str) -> String {
+    let first = text.split(',').next().unwrap_or_default();
+    if text.is_empty() || first.contains('=') { text.to_owned() } else { format!("file={text}") }
+}
+
+/// The name of the file whose format is guessed, if these options leave it open.
+fn guessed_file(options: &Options) -> Option<String> {
+    if options.lookup("driver").is_some() {
+        return None;
+    }
+    let name = options.lookup("file.filename").or_else(|| options.lookup("filename"))?;
+    match name {
+        block_common::options::Value::Str(name) => Some(name.clone()),
+        _ => None,
+    }
+}
+
+fn warn_guessed_raw(file: &str) {
+    eprintln!(
+        "WARNING: Image format was not specified for '{file}' and probing guessed raw.\n         \
+         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
+         restricted.\n         Specify the 'raw' format explicitly to remove the restrictions."
+    );
+}

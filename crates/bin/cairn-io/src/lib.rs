@@ -1,0 +1,1 @@
+//! The command parser of cairn-io.

@@ -1,0 +1,2 @@
+//! cairn-io.
+fn main() {}

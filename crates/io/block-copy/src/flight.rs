@@ -1,0 +1,53 @@
+//! Futures in flight, awaited together by one task: a copy's chunks.
+//!
+//! All of them are polled whenever one is woken, which is right for some dozens of them and wrong for thousands.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
+
+pub(crate) struct Flight<T>(Vec<Pin<Box<dyn Future<Output = T> + Send>>>);
+
+impl<T> Flight<T> {
+    pub(crate) fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(crate) fn push(&mut self, future: impl Future<Output = T> + Send + 'static) {
+        self.0.push(Box::pin(future));
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The output of one that is over. `None` when nothing is in flight. May be dropped at any time.
+    pub(crate) async fn next(&mut self) -> Option<T> {
+        poll_fn(|cx| {
+            let done = (0..self.0.len()).find_map(|at| match self.0[at].as_mut().poll(cx) {
+                Poll::Ready(output) => Some((at, output)),
+                Poll::Pending => None,
+            });
+            match done {
+                Some((at, output)) => {
+                    drop(self.0.swap_remove(at));
+                    Poll::Ready(Some(output))
+                }
+                None if self.0.is_empty() => Poll::Ready(None),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+impl<T> fmt::Debug for Flight<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Flight({})", self.len())
+    }
+}

@@ -1,0 +1,329 @@
+//! Requests on files: buffered and with O_DIRECT, through the ring and through threads.
+
+use crate::common::{create, dir, filled, graph, open, open_or_skip, options, read};
+use block_common::{BlockStatus, HostOffset, IoError, Perm, Preallocation, RequestFlags};
+use block_file_posix::FilePosixOptions;
+use block_io::{RequestKind, ring_available};
+use block_testkit::bed::{Way, block_on, skipped, toy_cow, toy_filter, yield_now};
+use block_testkit::conformance::{ConformanceOptions, run_everywhere};
+use block_testkit::model::{self, ModelOptions};
+use block_testkit::{Rng, TOY_RELOCATE, ToyFormat};
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
+
+const NONE: RequestFlags = RequestFlags::empty();
+
+/// Every way, buffered and direct.
+fn everywhere(test: &str, dir: &Path, mut work: impl FnMut(Way, FilePosixOptions)) {
+    if !ring_available() {
+        skipped(test, "no io_uring: its requests went through threads");
+    }
+    for direct in [false, true] {
+        for way in Way::ALL {
+            let path = dir.join(format!("image-{direct}-{way:?}"));
+            create(&path, 2 << 20);
+            work(way, FilePosixOptions { engine: way.engine, ..options(&path, direct) });
+        }
+    }
+}
+
+#[test]
+fn files_conform_every_way() {
+    let dir = dir();
+    everywhere("files_conform_every_way", dir.path(), |way, options| {
+        let Some((engine, _)) = open_or_skip("files_conform_every_way", options) else { return };
+        let opened = graph(way, engine);
+        run_everywhere(&opened.root, &ConformanceOptions::default());
+        opened.close();
+    });
+}
+
+#[test]
+fn files_in_memory_conform_too() {
+    // Another file system has other answers to fallocate and other alignments.
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        return skipped("files_in_memory_conform_too", "no /dev/shm");
+    };
+    everywhere("files_in_memory_conform_too", dir.path(), |way, options| {
+        let Some((engine, _)) = open_or_skip("files_in_memory_conform_too", options) else { return };
+        let opened = graph(way, engine);
+        let region = 300_000;
+        run_everywhere(&opened.root, &ConformanceOptions { region, ..ConformanceOptions::default() });
+        opened.close();
+    });
+}
+
+#[test]
+fn a_model_agrees_from_two_threads_every_way() {
+    let dir = dir();
+    everywhere("a_model_agrees_from_two_threads_every_way", dir.path(), |way, options| {
+        let Some((engine, _)) = open_or_skip("a_model_agrees_from_two_threads_every_way", options) else { return };
+        let opened = graph(way, engine);
+        let second = way.thread();
+        let threads = vec![opened.thread.handle(), second.handle()];
+        let options = ModelOptions { threads, requests: 3000, ..ModelOptions::default() };
+        let report = block_on(model::run(&opened.root, options)).expect("the model agrees");
+        assert_eq!(report.failed, 0);
+        opened.close();
+    });
+}
+
+#[test]
+fn a_format_and_a_filter_over_files_agree_with_the_model_while_clusters_move() {
+    let dir = dir();
+    let test = "a_format_and_a_filter_over_files_agree_with_the_model_while_clusters_move";
+    everywhere(test, dir.path(), |way, options| {
+        let Some((engine, _)) = open_or_skip(test, options) else { return };
+        let mut opened = graph(way, engine);
+        let (filter, _) = block_on(toy_filter(&mut opened.graph, &opened.node)).expect("a filter");
+        let format = ToyFormat { length: 1 << 20, length_max: 1 << 20, cluster_size: 16_384 };
+        let (node, control) = block_on(toy_cow(&mut opened.graph, &filter, None, Some(format))).expect("an image");
+        let root = opened.graph.root("toy", &node, Perm::all());
+        let second = way.thread();
+        let threads = vec![opened.thread.handle(), second.handle()];
+        let options = ModelOptions { threads, requests: 4000, ..ModelOptions::default() };
+        let (mover_root, seed) = (root.clone(), options.seed);
+        let mover = second.handle().run(async move {
+            let (mut rng, mut moved) = (Rng::new(seed), 0);
+            for _ in 0..2000 {
+                let argument = filled(8, 0);
+                argument.copy_from_slice(0, &rng.below(0..64).to_le_bytes());
+                moved += u32::from(mover_root.ioctl(TOY_RELOCATE, argument).await == Ok(()));
+                yield_now().await;
+            }
+            moved
+        });
+        let report = block_on(model::run(&root, options)).expect("the model agrees");
+        assert!(report.failed == 0 && block_on(mover).expect("it ran") > 0 && control.reused() > 0);
+        opened.close();
+    });
+}
+
+#[test]
+fn buffers_that_o_direct_cannot_take_are_bounced() {
+    let dir = dir();
+    let path = dir.path().join("image");
+    create(&path, 1 << 20);
+    let test = "buffers_that_o_direct_cannot_take_are_bounced";
+    let Some((engine, _)) = open_or_skip(test, options(&path, true)) else { return };
+    let opened = graph(Way::ALL[0], engine);
+    let limits = opened.root.limits().expect("limits");
+    assert!(limits.request_alignment >= 512 && limits.memory_alignment >= limits.request_alignment, "{limits:?}");
+    for skew in [1, 3, 8, 511] {
+        let buf = filled(8192 + skew, skew as u8).slice(skew, 8192);
+        block_on(opened.root.write(4096, buf, NONE)).0.expect("written");
+        assert_eq!(std::fs::read(&path).expect("read")[4096..12_288], vec![skew as u8; 8192]);
+        let (result, buf) = block_on(opened.root.read(4096, filled(8192 + skew, 0).slice(skew, 8192)));
+        result.expect("read");
+        let expected = vec![skew as u8; 8192];
+        assert_eq!(buf.expect("the buffer comes back").to_aligned(1)[..], expected[..]);
+    }
+    opened.close();
+}
+
+#[test]
+fn a_file_that_shrank_reads_as_zeroes_past_its_end() {
+    let dir = dir();
+    let test = "a_file_that_shrank_reads_as_zeroes_past_its_end";
+    everywhere(test, dir.path(), |way, options| {
+        let path = options.path.clone();
+        let Some((engine, _)) = open_or_skip(test, options) else { return };
+        let opened = graph(way, engine);
+        block_on(opened.root.write(0, filled(1 << 20, 7), NONE)).0.expect("written");
+        block_on(opened.root.flush()).expect("flushed");
+        // Somebody else cuts it, at an odd place.
+        std::fs::OpenOptions::new().write(true).open(&path).expect("opened").set_len(10_000).expect("cut");
+        let data = read(&opened.root, 8192, 8192);
+        assert_eq!((data[1807], data[1808], data[8191]), (7, 0, 0));
+        assert_eq!(read(&opened.root, 65_536, 4096), vec![0; 4096]);
+        assert!(block_on(opened.root.block_status(65_536, 4096)).expect("a status").is_zero());
+        assert_eq!(block_on(opened.root.refresh_length()), Ok(10_000));
+        assert_eq!(block_on(opened.root.read(65_536, filled(4096, 0))).0, Err(IoError::OUT_OF_BOUNDS));
+        opened.close();
+    });
+}
+
+#[test]
+fn stat_1_holes_are_found_where_they_are() {
+    let dir = dir();
+    let path = dir.path().join("image");
+    create(&path, 1 << 20);
+    std::fs::OpenOptions::new().write(true).open(&path).expect("opened").write_at(&[1; 4096], 65_536).expect("written");
+    let (engine, _) = open(options(&path, false)).expect("opened");
+    let opened = graph(Way::ALL[0], engine);
+    let mut at = 0;
+    let mut data = 0;
+    while at < 1 << 20 {
+        let extent = block_on(opened.root.block_status(at, (1 << 20) - at)).expect("a status");
+        assert_eq!(extent.host_offset, Some(HostOffset(at)));
+        assert!(extent.is_allocated() && extent.is_zero() != extent.status.contains(BlockStatus::DATA), "{extent:?}");
+        if !extent.is_zero() {
+            data += extent.len;
+        }
+        at += extent.len;
+    }
+    // A file system without holes calls everything data.
+    assert!(data == 4096 || data == 1 << 20 || data.is_multiple_of(4096), "{data} bytes of data");
+    opened.close();
+}
+
+#[test]
+fn zero_1_zeroes_that_may_unmap_give_space_back_and_others_keep_it() {
+    let dir = dir();
+    let path = dir.path().join("image");
+    create(&path, 4 << 20);
+    let (engine, _) = open(options(&path, false)).expect("opened");
+    let opened = graph(Way::ALL[0], engine);
+    let blocks = || {
+        block_on(opened.root.flush()).expect("flushed");
+        std::fs::metadata(&path).expect("looked at").blocks() * 512
+    };
+    block_on(opened.root.write(0, filled(4 << 20, 7), NONE)).0.expect("written");
+    let full = blocks();
+    assert!(full >= 4 << 20);
+    block_on(opened.root.zero(0, 1 << 20, NONE)).expect("zeroed");
+    assert!(blocks() >= 4 << 20, "a zero write that may not unmap gave space back");
+    block_on(opened.root.zero(1 << 20, 1 << 20, RequestFlags::MAY_UNMAP)).expect("zeroed");
+    let unmapped = blocks();
+    block_on(opened.root.discard(2 << 20, 1 << 20)).expect("discarded");
+    let discarded = blocks();
+    if unmapped >= full {
+        skipped("zero_1_zeroes_that_may_unmap_give_space_back_and_others_keep_it", "a file system without holes");
+    } else {
+        assert!(unmapped <= full - (1 << 20) && discarded <= unmapped - (1 << 20), "{full} {unmapped} {discarded}");
+    }
+    assert_eq!(read(&opened.root, 0, 2 << 20), vec![0; 2 << 20]);
+    assert_eq!(read(&opened.root, 3 << 20, 1 << 20), vec![7; 1 << 20]);
+    opened.close();
+}
+
+#[test]
+fn truncation_allocates_what_it_is_told_to() {
+    let dir = dir();
+    for direct in [false, true] {
+        let path = dir.path().join(format!("image-{direct}"));
+        create(&path, 0);
+        let Some((engine, _)) = open_or_skip("truncation_allocates_what_it_is_told_to", options(&path, direct)) else {
+            continue;
+        };
+        let opened = graph(Way::ALL[0], engine);
+        let truncate = |len, mode| block_on(opened.root.truncate(len, mode));
+        let allocated = || std::fs::metadata(&path).expect("looked at").blocks() * 512;
+        assert_eq!(truncate(1000, Preallocation::Off), Ok(()));
+        assert_eq!((opened.root.length(), allocated()), (Ok(1000), 0));
+        assert_eq!(truncate(300_000, Preallocation::Falloc), Ok(()));
+        assert!(allocated() >= 294_912, "{} bytes are allocated", allocated());
+        assert_eq!(truncate(600_001, Preallocation::Full), Ok(()));
+        assert!(allocated() >= 598_016, "{} bytes are allocated", allocated());
+        assert_eq!(opened.root.length(), Ok(600_001));
+        assert_eq!(truncate(700_000, Preallocation::Metadata), Err(IoError::UNSUPPORTED));
+        assert_eq!(truncate(100, Preallocation::Falloc), Err(IoError::UNSUPPORTED));
+        assert_eq!(truncate(u64::MAX / 2, Preallocation::Off).map_err(|error| error.errno().raw()), Err(libc_efbig()));
+        assert_eq!(opened.root.length(), Ok(600_001));
+        assert_eq!(truncate(4096, Preallocation::Off), Ok(()));
+        assert_eq!(read(&opened.root, 0, 4096), vec![0; 4096]);
+        opened.close();
+    }
+}
+
+fn libc_efbig() -> i32 {
+    block_common::Errno::EFBIG.raw()
+}
+
+#[test]
+fn writes_past_the_end_need_a_parent_that_may_resize() {
+    let dir = dir();
+    let test = "writes_past_the_end_need_a_parent_that_may_resize";
+    everywhere(test, dir.path(), |way, options| {
+        let path = options.path.clone();
+        let Some((engine, _)) = open_or_skip(test, options) else { return };
+        let mut opened = graph(way, engine);
+        let write = block_on(opened.root.write(2 << 20, filled(4096, 7), NONE)).0;
+        assert_eq!(write, Err(IoError::OUT_OF_BOUNDS));
+        let format = ToyFormat { length: 4 << 20, length_max: 4 << 20, cluster_size: 65_536 };
+        let (node, _) = block_on(toy_cow(&mut opened.graph, &opened.node, None, Some(format))).expect("an image");
+        let root = opened.graph.root("toy", &node, Perm::all());
+        block_on(root.write(0, filled(4 << 20, 7), NONE)).0.expect("written");
+        assert_eq!(read(&root, 0, 4 << 20), vec![7; 4 << 20]);
+        assert_eq!(std::fs::metadata(&path).expect("looked at").len(), (4 << 20) + 65_536);
+        opened.close();
+    });
+}
+
+#[test]
+fn a_thread_that_ends_with_requests_in_flight_leaves_nothing_behind() {
+    // The requests' callers are dropped, then the thread, then the file: the kernel must not write into freed memory.
+    let dir = dir();
+    let test = "a_thread_that_ends_with_requests_in_flight_leaves_nothing_behind";
+    everywhere(test, dir.path(), |way, options| {
+        for polls in 0..4 {
+            let copy =
+                FilePosixOptions { engine: options.engine, ..crate::common::options(&options.path, options.direct) };
+            let Some((engine, _)) = open_or_skip(test, copy) else { return };
+            let opened = graph(way, engine);
+            for i in 0..32u64 {
+                let write = opened.root.write(i * 8192, filled(8192, 7), NONE);
+                block_on(block_testkit::bed::drop_after(write, polls));
+                let read = opened.root.read(i * 8192, filled(8193, 0).slice(1, 8192));
+                block_on(block_testkit::bed::drop_after(read, polls));
+            }
+            let root = opened.root.clone();
+            drop(opened.thread);
+            assert_eq!(root.in_flight(), 0);
+            assert_eq!(block_on(root.flush()), Err(IoError::CANCELLED));
+        }
+    });
+}
+
+/// Names the file that the child process of the next test writes to, and how.
+const LIMITED: &str = "CAIRN_TEST_LIMITED_FILE";
+
+#[test]
+fn req_4_a_write_that_fails_half_way_says_so() {
+    // A process may not write past its file size limit: the kernel shortens the write that crosses it, and refuses the rest.
+    if let Ok(path) = std::env::var(LIMITED) {
+        return in_the_limited_process(Path::new(&path));
+    }
+    let dir = dir();
+    let path = dir.path().join("limited");
+    create(&path, 1 << 20);
+    let this = std::env::current_exe().expect("a path");
+    let script = "trap '' XFSZ; ulimit -f 128 && exec \"$@\"";
+    let status = std::process::Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(this)
+        .args(["--exact", "requests::req_4_a_write_that_fails_half_way_says_so", "--nocapture"])
+        .env(LIMITED, &path)
+        .status();
+    assert!(status.expect("a shell").success());
+}
+
+fn in_the_limited_process(path: &Path) {
+    // `ulimit -f` counts blocks of 512 bytes in sh, and of 1024 in some others: find the limit itself.
+    let file = std::fs::OpenOptions::new().write(true).open(path).expect("opened");
+    let limit = [1u64 << 16, 1 << 17].into_iter().find(|limit| file.write_at(&[0], *limit).is_err());
+    let limit = limit.expect("a limit");
+    std::io::stdout().flush().expect("flushed");
+    for direct in [false, true] {
+        for way in Way::ALL {
+            let options = FilePosixOptions { engine: way.engine, ..options(path, direct) };
+            let Some((engine, _)) = open_or_skip("req_4_a_write_that_fails_half_way_says_so", options) else {
+                continue;
+            };
+            let opened = graph(way, engine);
+            let before = read(&opened.root, limit, 16_384);
+            let fill = |byte| block_on(opened.root.write(limit - 32_768, filled(32_768, byte), NONE)).0;
+            fill(1).expect("written");
+            // Some kernels and file systems write the part that fits, others nothing: never more, and never success.
+            let result = block_on(opened.root.write(limit - 16_384, filled(32_768, 2), NONE)).0;
+            assert_eq!(result.map_err(|error| error.errno().raw()), Err(libc_efbig()), "{way:?}, direct: {direct}");
+            assert_eq!(opened.root.count(RequestKind::Write).failed, 1);
+            assert_eq!(read(&opened.root, limit - 32_768, 16_384), vec![1; 16_384]);
+            let rest = read(&opened.root, limit - 16_384, 16_384);
+            assert!(rest.iter().all(|byte| [1, 2].contains(byte)));
+            assert_eq!(read(&opened.root, limit, 16_384), before);
+            opened.close();
+        }
+    }
+}

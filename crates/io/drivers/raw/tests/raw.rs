@@ -1,0 +1,261 @@
+//! The raw driver: the suite through every window, and what a window does to lengths, statuses and errors.
+
+#![forbid(unsafe_code)]
+
+use block_common::{
+    AlignedBuf, BlockStatus, ChildRole, HostOffset, IoBuf, IoError, Limits, Perm, PermPair, Preallocation, RequestFlags,
+};
+use block_io::{IoThread, NodeControl, Root, RootControl, StaticGraph, StaticNode, ThreadPool};
+use block_raw::{Raw, RawControl, RawError, RawOptions};
+use block_testkit::bed::{Way, block_on, io_thread, toy_cow};
+use block_testkit::conformance::{ConformanceOptions, run_everywhere};
+use block_testkit::model::{self, ModelOptions};
+use block_testkit::{MemFile, MemMode, MemOptions, MemStorage, TOY_RELOCATE, ToyFormat};
+
+const NONE: RequestFlags = RequestFlags::empty();
+const LENGTH: u64 = 2 << 20;
+
+async fn raw(
+    graph: &mut StaticGraph,
+    file: &StaticNode,
+    options: RawOptions,
+) -> Result<(StaticNode, RawControl), RawError> {
+    let mut shell = graph.node("raw");
+    let edge = shell.child(ChildRole::IMAGE, Perm::all(), file);
+    let opened = shell.run(|req| async move { Ok(Raw::open(&req, edge, options).await) }).await;
+    let (engine, control) = opened.map_err(RawError::Child)??;
+    Ok((shell.install(engine, false).await.map_err(RawError::Child)?, control))
+}
+
+struct Window {
+    graph: StaticGraph,
+    root: Root,
+}
+
+fn open(thread: &IoThread, storage: &MemStorage, offset: u64, size: Option<u64>) -> Result<Window, RawError> {
+    let mut graph = StaticGraph::new(thread.handle());
+    let file = block_on(graph.node("file").install(storage.driver(), false)).expect("a file");
+    let (node, _) = block_on(raw(&mut graph, &file, RawOptions { offset, size }))?;
+    let root = graph.root("root", &node, Perm::all());
+    Ok(Window { graph, root })
+}
+
+fn storage(length: u64) -> MemStorage {
+    MemStorage::with_content(MemOptions::new(0), (0..length).map(|i| (i / 512) as u8 | 1).collect())
+}
+
+fn filled(len: usize, byte: u8) -> IoBuf {
+    let mut buf = AlignedBuf::zeroed(len, 4096);
+    buf.fill(byte);
+    buf.into_io()
+}
+
+#[test]
+fn every_window_conforms_and_nothing_around_it_changes() {
+    let thread = io_thread(true);
+    let windows =
+        [(0, None), (512, None), (100, None), (0, Some(1 << 20)), (65_536, Some(1 << 20)), (777, Some(600 * 512))];
+    for (offset, size) in windows {
+        for mode in [MemMode::Now, MemMode::Slow] {
+            let storage = storage(LENGTH);
+            storage.set_mode(mode);
+            storage.set_logging(false);
+            let window = open(&thread, &storage, offset, size).expect("a window");
+            assert_eq!(window.root.length(), Ok(size.unwrap_or(LENGTH - offset)));
+            let before = storage.bytes(0, LENGTH as usize);
+            let options = ConformanceOptions { resizable: size.is_none(), ..ConformanceOptions::default() };
+            run_everywhere(&window.root, &options);
+            block_on(model::run(&window.root, ModelOptions::default())).expect("the model agrees");
+            let end = (offset + size.unwrap_or(LENGTH - offset)) as usize;
+            let after = storage.bytes(0, LENGTH as usize);
+            assert_eq!(after[..offset as usize], before[..offset as usize]);
+            assert!(after[end..] == before[end..]);
+            block_on(window.graph.close()).expect("closed");
+        }
+    }
+}
+
+#[test]
+fn it_conforms_over_files_every_way() {
+    for way in Way::ALL {
+        let thread = way.thread();
+        let mut graph = StaticGraph::new(thread.handle());
+        let file = MemFile::new(LENGTH, way.engine, ThreadPool::new(4)).expect("a memfd");
+        let file = block_on(graph.node("file").install(file, false)).expect("a file");
+        let options = RawOptions { offset: 4096, size: None };
+        let (outer, _) = block_on(raw(&mut graph, &file, options)).expect("a window");
+        let (node, _) = block_on(raw(&mut graph, &outer, options)).expect("a window in a window");
+        let root = graph.root("root", &node, Perm::all());
+        assert_eq!(root.length(), Ok(LENGTH - 8192));
+        run_everywhere(&root, &ConformanceOptions::default());
+        let second = way.thread();
+        let threads = vec![thread.handle(), second.handle()];
+        block_on(model::run(&root, ModelOptions { threads, ..ModelOptions::default() })).expect("the model agrees");
+        block_on(graph.close()).expect("closed");
+    }
+}
+
+#[test]
+fn windows_that_cannot_be_are_refused_in_the_fields_words() {
+    let thread = io_thread(true);
+    let storage = storage(1 << 20);
+    let check = |offset: u64, size: Option<u64>, words: &str| match open(&thread, &storage, offset, size) {
+        Ok(_) => panic!("{offset}, {size:?} was opened"),
+        Err(error) => assert_eq!(error.to_string(), words),
+    };
+    check(2097152, None, "Offset (2097152) cannot be greater than size of the containing file (1048576)");
+    check(u64::MAX, None, "Offset (18446744073709551615) cannot be greater than size of the containing file (1048576)");
+    check(
+        524288,
+        Some(1048576),
+        "The sum of offset (524288) and size (1048576) has to be smaller or equal to the actual size of the \
+         containing file (1048576)",
+    );
+    check(
+        1,
+        Some(u64::MAX),
+        "The sum of offset (1) and size (18446744073709551615) has to be smaller or equal to the actual size of the \
+         containing file (1048576)",
+    );
+    check(0, Some(100), "Specified size is not multiple of 512");
+    for (offset, size, length) in [(1 << 20, None, 0), (1 << 20, Some(0), 0), (1 << 19, Some(1 << 19), 1 << 19)] {
+        let window = open(&thread, &storage, offset, size).expect("a window");
+        assert_eq!(window.root.length(), Ok(length));
+        block_on(window.graph.close()).expect("closed");
+    }
+}
+
+#[test]
+fn the_length_follows_the_child_unless_it_is_fixed() {
+    let thread = io_thread(true);
+    let storage = storage(10_240);
+    let open = open(&thread, &storage, 1024, None).expect("a window");
+    let fixed = self::open(&thread, &storage, 1024, Some(4096)).expect("a window");
+    let lengths = || (block_on(open.root.refresh_length()), block_on(fixed.root.refresh_length()));
+    assert_eq!(lengths(), (Ok(9216), Ok(4096)));
+    storage.set_len(3072);
+    assert_eq!(lengths(), (Ok(2048), Ok(2048)));
+    storage.set_len(512);
+    assert_eq!(lengths(), (Ok(0), Ok(0)));
+    storage.set_len(20_480);
+    assert_eq!(lengths(), (Ok(19_456), Ok(4096)));
+
+    // Resizing goes to the child, beyond the offset; a fixed window has none.
+    assert_eq!(block_on(open.root.truncate(4096, Preallocation::Off)), Ok(()));
+    assert_eq!((open.root.length(), storage.len()), (Ok(4096), 5120));
+    assert_eq!(block_on(open.root.truncate(u64::MAX, Preallocation::Off)), Err(IoError::INVALID));
+    assert_eq!(block_on(fixed.root.truncate(1024, Preallocation::Off)), Err(IoError::UNSUPPORTED));
+    assert_eq!(storage.len(), 5120);
+    block_on(open.graph.close()).expect("closed");
+    block_on(fixed.graph.close()).expect("closed");
+}
+
+#[test]
+fn stat_1_the_childs_status_is_translated() {
+    let thread = io_thread(true);
+    let storage = MemStorage::new(MemOptions::new(65_536));
+    let window = open(&thread, &storage, 4096, Some(8192)).expect("a window");
+    block_on(window.root.write(1024, filled(512, 7), NONE)).0.expect("written");
+    let status = |offset, len| {
+        let extent = block_on(window.root.block_status(offset, len)).expect("a status");
+        let content = extent.status & (BlockStatus::DATA | BlockStatus::ZERO | BlockStatus::EOF);
+        (content, extent.len, extent.host_offset)
+    };
+    assert_eq!(status(0, 8192), (BlockStatus::ZERO, 1024, Some(HostOffset(4096))));
+    assert_eq!(status(1024, 7168), (BlockStatus::DATA, 512, Some(HostOffset(5120))));
+    assert_eq!(status(1536, 6656), (BlockStatus::ZERO, 6656, Some(HostOffset(5632))));
+    assert_eq!(block_on(window.root.block_status(0, 8193)), Err(IoError::OUT_OF_BOUNDS));
+    block_on(window.graph.close()).expect("closed");
+}
+
+#[test]
+fn the_childs_limits_hold() {
+    let thread = io_thread(true);
+    let limits = Limits { request_alignment: 512, memory_alignment: 512, transfer_max: 8192, ..Limits::NONE };
+    let storage = MemStorage::new(MemOptions { limits, ..MemOptions::new(1 << 20) });
+    let window = open(&thread, &storage, 512, None).expect("a window");
+    assert_eq!(window.root.limits(), Ok(limits));
+    run_everywhere(&window.root, &ConformanceOptions { region: 100_000, ..ConformanceOptions::default() });
+    block_on(window.graph.close()).expect("closed");
+}
+
+#[test]
+fn a_device_s_commands_pass_where_there_is_no_window() {
+    let thread = io_thread(true);
+    let check = |options: RawOptions| {
+        let storage = MemStorage::new(MemOptions::new(0));
+        let mut graph = StaticGraph::new(thread.handle());
+        let file = block_on(graph.node("file").install(storage.driver(), false)).expect("a file");
+        let (toy, _) = block_on(toy_cow(&mut graph, &file, None, Some(ToyFormat::new(1 << 20)))).expect("an image");
+        let (node, _) = block_on(raw(&mut graph, &toy, options)).expect("a window");
+        let root = graph.root("root", &node, Perm::all());
+        let result = block_on(root.ioctl(TOY_RELOCATE, AlignedBuf::zeroed(8, 8).into_io()));
+        block_on(graph.close()).expect("closed");
+        result
+    };
+    assert_eq!(check(RawOptions::default()), Ok(()));
+    assert_eq!(check(RawOptions { offset: 512, size: None }), Err(IoError::UNSUPPORTED));
+    assert_eq!(check(RawOptions { offset: 0, size: Some(512) }), Err(IoError::UNSUPPORTED));
+}
+
+#[test]
+fn a_format_above_grows_an_open_window_and_not_a_fixed_one() {
+    let thread = io_thread(true);
+    let check = |size: Option<u64>| {
+        let storage = MemStorage::new(MemOptions::new(16_384));
+        let mut graph = StaticGraph::new(thread.handle());
+        let file = block_on(graph.node("file").install(storage.driver(), false)).expect("a file");
+        let (window, _) = block_on(raw(&mut graph, &file, RawOptions { offset: 512, size })).expect("a window");
+        let format = ToyFormat { length: 65_536, length_max: 65_536, cluster_size: 4096 };
+        let (node, _) = block_on(toy_cow(&mut graph, &window, None, Some(format))).expect("an image");
+        let root = graph.root("root", &node, Perm::all());
+        let written = block_on(root.write(0, filled(65_536, 7), NONE)).0;
+        block_on(graph.close()).expect("closed");
+        (written, storage.len())
+    };
+    assert_eq!(check(None), (Ok(()), 512 + 8192 + 65_536));
+    assert_eq!(check(Some(15_360)), (Err(IoError::OUT_OF_BOUNDS), 16_384));
+}
+
+#[test]
+fn a_reopen_moves_the_window_when_nothing_is_in_flight() {
+    let thread = io_thread(true);
+    let storage = storage(1 << 20);
+    let home = thread.handle();
+    let pair = PermPair { perm: Perm::all(), shared: Perm::all() };
+    let file = NodeControl::shell("file");
+    file.install(Box::new(storage.driver()), 1 << 20, false);
+    let mut node = NodeControl::shell("raw");
+    let (_writer, edge) = node.edge(ChildRole::IMAGE, pair, Some(&file.node()));
+    let req = node.enter().expect("a token");
+    let opened = block_on(home.run(async move { Raw::open(&req, edge, RawOptions::default()).await }));
+    let (engine, mut control) = opened.expect("it ran").expect("a window");
+    node.install(Box::new(engine), 1 << 20, false);
+    let root_control = RootControl::new("root", &home, pair, Some(&node.node()));
+    let root = root_control.root();
+
+    let prepare = |node: &NodeControl, control: &RawControl, options: RawOptions| {
+        let prepared = control.prepare(node.enter().expect("a token"), options);
+        block_on(home.run(prepared)).expect("it ran")
+    };
+    let too_far = RawOptions { offset: 2 << 20, size: None };
+    assert!(matches!(prepare(&node, &control, too_far), Err(RawError::OffsetPastEnd { .. })));
+    assert_eq!(control.options(), RawOptions::default());
+
+    let options = RawOptions { offset: 51_200, size: Some(5120) };
+    node.set_quiesced(true);
+    block_on(node.idle());
+    let prepared = prepare(&node, &control, options).expect("a window");
+    block_on(node.idle());
+    control.commit(prepared, &node.proof().expect("quiesced and idle"));
+    node.refresh_limits();
+    let req = node.enter().expect("a token");
+    assert_eq!(block_on(home.run(async move { NodeControl::refresh_length(&req).await })), Some(Ok(5120)));
+    node.set_quiesced(false);
+
+    assert_eq!((control.options(), root.length()), (options, Ok(5120)));
+    let (result, buf) = block_on(root.read(512, filled(512, 0)));
+    result.expect("read");
+    assert_eq!(buf.expect("the buffer comes back").to_aligned(1)[0], 101);
+    drop((root_control, node, file));
+}
