@@ -32,7 +32,7 @@ use load::Load;
 use plan::DISK;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::{Layer, open};
+use support::Layer;
 use watch::Watch;
 
 /// How long the load of one round lasts.

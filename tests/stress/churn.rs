@@ -8,7 +8,8 @@
 //!            └── backing ── (filters …) ── base
 //! ```
 
-use crate::support::open;
+use crate::plan::DISK;
+use crate::support::{format_toy_cow, open};
 use crate::watch::Watch;
 use block_common::{AlignedBuf, ParentKind, Perm, PermPair};
 use block_gs::{DrainGuard, GlobalState, GraphError, NodeRef, RootRef};
@@ -113,10 +114,10 @@ impl Churn {
         homes: &[IoThreadHandle; 2],
         watch: Arc<Watch>,
     ) -> Self {
+        format_toy_cow(&storage, homes[0].clone(), DISK).await;
         let overlay = open(gs, "mem,node-name=overlay,storage=overlay").await.expect("opens");
         let base = open(gs, "mem,node-name=base,storage=base,read-only=on").await.expect("opens");
-        let options = format!("toy-cow,node-name=cow,file=overlay,backing=base,format={}", crate::plan::DISK);
-        let cow = open(gs, &options).await.expect("opens");
+        let cow = open(gs, "toy-cow,node-name=cow,file=overlay,backing=base").await.expect("opens");
         let places = [cow.clone(), base, overlay].map(|below| Place { filters: Vec::new(), below });
         let report = Report::default();
         Self { gs: gs.clone(), rng, watch, storage, homes: homes.clone(), cow, places, report, serial: 0 }
@@ -172,7 +173,8 @@ impl Churn {
         format!("filter{}", self.serial)
     }
 
-    async fn filter_over(&mut self, below: &NodeRef) -> NodeRef {
+    async fn open_filter(&mut self, below: &NodeRef) -> NodeRef {
+        self.watch.begin("open a filter");
         let options = format!("toy-filter,node-name={},file={}", self.name(), below.name());
         let filter = open(&self.gs, &options).await.expect("opens");
         let control = |control: &mut ToyFilterControl| {
@@ -190,11 +192,16 @@ impl Churn {
         }
         let index = self.rng.below(0..self.places[place].filters.len() as u64 + 1) as usize;
         let below = self.places[place].at(index).clone();
-        self.watch.begin("open a filter");
-        let filter = self.filter_over(&below).await;
-        self.watch.begin(format!("insert a filter: {} above {}", filter.name(), below.name()));
+        // FIXME: a node that is opened above one that grows has the length of that moment, also when it is inserted later; and asking
+        // the child for its length takes back what a write has reached meanwhile. So it is opened within the section.
+        let opened_early = if place == 2 { None } else { Some(self.open_filter(&below).await) };
+        self.watch.begin(format!("insert a filter: above {}", below.name()));
         let section = self.gs.drain(&below).await;
         assert!(section.covers(&below));
+        let filter = match opened_early {
+            Some(filter) => filter,
+            None => self.open_filter(&below).await,
+        };
         self.gs.replace_node(&section, &below, &filter).expect("inserts");
         drop(section);
         self.places[place].filters.insert(index, filter);
@@ -222,8 +229,7 @@ impl Churn {
     /// Let the image's edge to its backing file lead to another filter over the same base. The old ones go by themselves.
     async fn swap_backing(&mut self) {
         let base = self.places[1].below.clone();
-        self.watch.begin("open a filter");
-        let filter = self.filter_over(&base).await;
+        let filter = self.open_filter(&base).await;
         self.watch.begin("swap an edge");
         let section = self.gs.drain(&self.cow).await;
         self.gs.replace_child(&section, &self.cow, "backing", Some(&filter)).expect("swaps");
@@ -279,7 +285,7 @@ impl Churn {
                 assert_eq!(filter.io().in_flight(), 0, "{filter:?} is drained and busy");
             }
         }
-        if !self.cow.same(self.top()) {
+        if section.covers(&self.cow) && !self.cow.same(self.top()) {
             assert_eq!(self.cow.io().in_flight(), 0, "the image is drained and busy");
         }
         // All entries lead to the top, so that every section here covers them.
@@ -304,7 +310,8 @@ impl Churn {
     async fn side_node(&mut self) {
         self.watch.begin("close a side node");
         let (gs, home) = (&self.gs, &self.homes[self.rng.below(0..2) as usize]);
-        let node = open(gs, "toy-filter,file.driver=null-co,file.latency-ns=200000,file.size=1048576").await.expect("opens");
+        let node =
+            open(gs, "toy-filter,file.driver=null-co,file.latency-ns=200000,file.size=1048576").await.expect("opens");
         let perm = PermPair::new(Perm::CONSISTENT_READ, Perm::all());
         let root = gs.new_root("side", ParentKind::Backend, perm, home);
         gs.attach_root(&root, Some(&node)).await.expect("attaches");

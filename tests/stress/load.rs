@@ -115,7 +115,12 @@ impl Load {
         load
     }
 
-    fn task(&mut self, name: &'static str, home: &IoThreadHandle, body: impl Future<Output = Outcome> + Send + 'static) {
+    fn task(
+        &mut self,
+        name: &'static str,
+        home: &IoThreadHandle,
+        body: impl Future<Output = Outcome> + Send + 'static,
+    ) {
         self.tasks.push((name, Box::pin(home.run(body))));
     }
 
@@ -311,9 +316,7 @@ impl QueueLoad {
                 let data = buf(&plan::filled(stamp, offset, sectors * SECTOR));
                 (Op::Write(stamp), Request::write(offset, data, RequestFlags::empty()))
             }
-            88..98 => {
-                (Op::Write(ZEROES), Request::zero(offset, sectors * SECTOR, RequestFlags::MAY_UNMAP))
-            }
+            88..98 => (Op::Write(ZEROES), Request::zero(offset, sectors * SECTOR, RequestFlags::MAY_UNMAP)),
             _ => (Op::Flush, Request::flush()),
         };
         self.slots[slot] = Some(Flying { op, block, first, sectors });

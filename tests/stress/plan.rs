@@ -107,7 +107,10 @@ impl BlockModel {
         for (sector, number) in bytes.chunks(SECTOR as usize).zip(first..) {
             let (offset, stamp) = (self.offset + number * SECTOR, self.stamps[number as usize]);
             if sector != filled(stamp, offset, SECTOR) {
-                return Err(format!("the sector at {offset:#x} does not hold stamp {stamp:#x}: {}", what(offset, sector)));
+                return Err(format!(
+                    "the sector at {offset:#x} does not hold stamp {stamp:#x}: {}",
+                    what(offset, sector)
+                ));
             }
         }
         Ok(())

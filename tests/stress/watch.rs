@@ -31,7 +31,8 @@ impl Watch {
     /// A watch whose own thread ends the program when the main loop cannot.
     pub(crate) fn start(seed: u64) -> Arc<Self> {
         let now = Now { what: "start".into(), since: Instant::now(), longest: BTreeMap::new() };
-        let watch = Arc::new(Self { seed, now: Mutex::new(now), requests: AtomicU64::new(0), dropped: AtomicU64::new(0) });
+        let watch =
+            Arc::new(Self { seed, now: Mutex::new(now), requests: AtomicU64::new(0), dropped: AtomicU64::new(0) });
         let weak = Arc::downgrade(&watch);
         std::thread::spawn(move || {
             while let Some(watch) = weak.upgrade() {

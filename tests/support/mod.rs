@@ -4,11 +4,12 @@
 
 use async_trait::async_trait;
 use block_common::options::DriverKind;
-use block_common::{ChildName, ChildRole, OptionReader, Options, PermPair};
+use block_common::{ChildName, ChildRole, OptionReader, Options, Perm, PermPair};
 use block_gs::{
     DriverType, EngineControl, GlobalOptions, GlobalState, GraphError, GraphResult, MainLoop, NodeRef, OpenContext,
     Opened, filter_perm,
 };
+use block_io::{IoThreadHandle, StaticGraph};
 use block_testkit::{MemStorage, ToyCow, ToyCowControl, ToyFilter, ToyFilterControl, ToyFormat};
 use std::any::Any;
 use std::cell::RefCell;
@@ -108,7 +109,19 @@ impl DriverType for ToyFilterType {
     }
 }
 
-/// `toy-cow`: children `file` and `backing`; `format` (bytes) makes a new image of that length first.
+/// Make an empty toy image of `length` bytes in `storage`. Opening one takes no permission to write.
+pub(crate) async fn format_toy_cow(storage: &MemStorage, home: IoThreadHandle, length: u64) {
+    let mut graph = StaticGraph::new(home);
+    let file = graph.node("file").install(storage.driver(), false).await.expect("installs");
+    let mut shell = graph.node("format");
+    let edge = shell.child(ChildRole::IMAGE, Perm::all(), &file);
+    let format = |req| async move { ToyCow::format(&req, &edge, ToyFormat::new(length)).await };
+    shell.run(format).await.expect("formats");
+    drop(shell);
+    graph.close().await.expect("closes");
+}
+
+/// `toy-cow`: children `file` and `backing`.
 pub(crate) struct ToyCowType;
 
 #[async_trait(?Send)]
@@ -122,15 +135,9 @@ impl DriverType for ToyCowType {
     }
 
     async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened> {
-        let format = options.take_size("format")?;
         let file = context.require_child(options, ChildName::FILE, ChildRole::IMAGE).await?;
         let backing = context.optional_child(options, ChildName::BACKING, ChildRole::COW).await?;
-        let open = |req| async move {
-            if let Some(length) = format {
-                ToyCow::format(&req, &file, ToyFormat::new(length)).await?;
-            }
-            ToyCow::open(&req, file, Some(backing)).await
-        };
+        let open = |req| async move { ToyCow::open(&req, file, Some(backing)).await };
         let (engine, control): (ToyCow, ToyCowControl) = context.run("opening a toy image", open).await?;
         let read_only = context.common().read_only;
         Ok(Opened { engine: Box::new(engine), control: Box::new(Control(control)), read_only })
