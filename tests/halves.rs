@@ -1,4 +1,5 @@
-//! Which halves may leave their thread, and which there are only one of: decided while this compiles, for want of a test to run.
+//! Which halves may leave their thread, and which there are only one of: decided while this compiles, for want of a
+//! test to run.
 
 /// Fails to compile when the type has the trait: then both implementations fit, and the compiler does not choose.
 macro_rules! is_not {

@@ -1,5 +1,5 @@
-//! What only a lint can see: an engine that blocks its I/O thread. Clippy runs over a small engine with the workspace's own
-//! settings, and must refuse it by name; over one that behaves, it must not.
+//! What only a lint can see: an engine that blocks its I/O thread. Clippy runs over a small engine with the workspace's
+//! own settings, and must refuse it by name; over one that behaves, it must not.
 
 #![allow(clippy::disallowed_methods, reason = "the test makes the engine's files and runs cargo")]
 

@@ -1,11 +1,13 @@
-//! The stress run: real threads read and write through two I/O threads and two queues while the main loop swaps edges, inserts,
-//! drops, drains and closes nodes under them.
+//! The stress run: real threads read and write through two I/O threads and two queues while the main loop swaps edges,
+//! inserts, drops, drains and closes nodes under them.
 //!
-//! What must hold: every byte is what a byte array says; no request is lost, not even one whose future was dropped; no drain
-//! hangs; after each round everything closes and nothing is left. A watchdog prints the graph when something does not move on.
-//! `CAIRN_SEED` repeats a run's choices (not its timing), `CAIRN_STRESS_SECONDS` says how long (default 5).
+//! What must hold: every byte is what a byte array says; no request is lost, not even one whose future was dropped; no
+//! drain hangs; after each round everything closes and nothing is left. A watchdog prints the graph when something does
+//! not move on. `CAIRN_SEED` repeats a run's choices (not its timing), `CAIRN_STRESS_SECONDS` says how long (default
+//! 5).
 //!
-//! Reading order: `plan` says who owns which bytes; `load` has the threads' side, `churn` the main loop's; `watch` sees that they live.
+//! Reading order: `plan` says who owns which bytes, `leaves` what they lie on; `load` has the threads' side, `churn`
+//! the main loop's; `watch` sees that they live.
 
 #![allow(clippy::disallowed_methods, reason = "threads of a test sleep and wait")]
 
@@ -13,6 +15,9 @@ mod support;
 
 #[path = "stress/plan.rs"]
 mod plan;
+
+#[path = "stress/leaves.rs"]
+mod leaves;
 
 #[path = "stress/load.rs"]
 mod load;
@@ -26,10 +31,10 @@ mod watch;
 use block_common::{ParentKind, Perm, PermPair};
 use block_gs::{GlobalState, RootRef};
 use block_io::{IoThread, IoThreadHandle};
-use block_testkit::{MemOptions, MemStorage, Rng, bed, seed};
+use block_testkit::{Rng, bed, seed};
 use churn::Churn;
+use leaves::Leaves;
 use load::Load;
-use plan::DISK;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::Layer;
@@ -69,19 +74,15 @@ impl Roots {
 /// One graph's life: made, loaded, changed, compared, closed.
 async fn round(layer: &Layer, threads: &[IoThread; 2], rng: &mut Rng, watch: &Arc<Watch>) -> churn::Report {
     let gs = &layer.gs;
-    let storages = [MemStorage::with_content(MemOptions::new(DISK), plan::base()), MemStorage::new(MemOptions::new(0))];
-    for (name, storage) in ["base", "overlay"].into_iter().zip(&storages) {
-        // Millions of records of a run that nobody reads.
-        storage.set_logging(false);
-        layer.add_storage(name, storage);
-    }
     let homes = [0, 1].map(|i| threads[i].handle());
     watch.begin("open the graph");
-    let mut churn = Churn::new(gs, rng.fork(), storages[1].clone(), &homes, watch.clone()).await;
+    let leaves = Leaves::new(layer, &homes[0], rng).await;
+    let mut churn = Churn::new(gs, rng.fork(), &leaves, &homes, watch.clone()).await;
     let roots = Roots::new(gs, [homes[0].clone(), homes[1].clone(), homes[0].clone()]);
     for root in roots.each() {
         gs.attach_root(root, Some(churn.top())).await.expect("attaches");
     }
+    watch.look_at_roots(roots.each().map(|root| root.io().clone()).into());
 
     let mut load = Load::start(&roots.each().map(|root| root.io().clone()), &homes, rng, watch);
     let until = Instant::now() + ROUND;
@@ -112,7 +113,8 @@ async fn round(layer: &Layer, threads: &[IoThread; 2], rng: &mut Rng, watch: &Ar
     report
 }
 
-// Scenario: rounds of a second each, until the time is over; each with a block layer of its own, on the same two I/O threads.
+// Scenario: rounds of a second each, until the time is over; each with a block layer of its own, on the same two I/O
+// threads.
 #[test]
 fn everything_changes_under_load() {
     let (seed, begin, limit) = (seed(), Instant::now(), seconds());

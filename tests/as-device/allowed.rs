@@ -1,4 +1,5 @@
-//! What must compile in the crate of a device model, an export's data path or a job's `run`, and work there on any thread.
+//! What must compile in the crate of a device model, an export's data path or a job's `run`, and work there on any
+//! thread.
 
 #[path = "support/disk.rs"]
 mod disk;

@@ -8,8 +8,8 @@
 //!            └── backing ── (filters …) ── base
 //! ```
 
-use crate::plan::DISK;
-use crate::support::{format_toy_cow, open};
+use crate::leaves::Leaves;
+use crate::support::open;
 use crate::watch::Watch;
 use block_common::{AlignedBuf, ParentKind, Perm, PermPair};
 use block_gs::{DrainGuard, GlobalState, GraphError, NodeRef, RootRef};
@@ -58,8 +58,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "filters inserted {} and dropped {}, edges swapped {}, drains {} and given up {}, side nodes closed {}, homes \
-             moved {}, changes refused {}, detours {}, clusters used again {}",
+            "filters inserted {} and dropped {}, edges swapped {}, drains {} and given up {}, side nodes closed {}, \
+             homes moved {}, changes refused {}, detours {}, clusters used again {}",
             self.inserted,
             self.dropped,
             self.swapped,
@@ -96,7 +96,8 @@ pub(crate) struct Churn {
     gs: GlobalState,
     rng: Rng,
     watch: Arc<Watch>,
-    storage: MemStorage,
+    /// The overlay, if it is memory: it answers as it is told to.
+    storage: Option<MemStorage>,
     homes: [IoThreadHandle; 2],
     cow: NodeRef,
     /// Above `cow`, above `base`, above `overlay`.
@@ -106,20 +107,19 @@ pub(crate) struct Churn {
 }
 
 impl Churn {
-    /// Make the graph, without filters.
+    /// Make the graph, without filters, on the leaves `base` and `overlay`.
     pub(crate) async fn new(
         gs: &GlobalState,
         rng: Rng,
-        storage: MemStorage,
+        leaves: &Leaves,
         homes: &[IoThreadHandle; 2],
         watch: Arc<Watch>,
     ) -> Self {
-        format_toy_cow(&storage, homes[0].clone(), DISK).await;
-        let overlay = open(gs, "mem,node-name=overlay,storage=overlay").await.expect("opens");
-        let base = open(gs, "mem,node-name=base,storage=base,read-only=on").await.expect("opens");
+        let base = open(gs, &format!("{},node-name=base,read-only=on", leaves.base)).await.expect("opens");
+        let overlay = open(gs, &format!("{},node-name=overlay", leaves.overlay)).await.expect("opens");
         let cow = open(gs, "toy-cow,node-name=cow,file=overlay,backing=base").await.expect("opens");
         let places = [cow.clone(), base, overlay].map(|below| Place { filters: Vec::new(), below });
-        let report = Report::default();
+        let (report, storage) = (Report::default(), leaves.storage.clone());
         Self { gs: gs.clone(), rng, watch, storage, homes: homes.clone(), cow, places, report, serial: 0 }
     }
 
@@ -156,8 +156,10 @@ impl Churn {
 
     /// Take away what would be in the way of the end: filters and slow ways.
     pub(crate) async fn settle(&mut self, roots: &[&RootRef; 3]) {
-        self.storage.clear_script();
-        self.storage.set_mode(MemMode::Now);
+        if let Some(storage) = &self.storage {
+            storage.clear_script();
+            storage.set_mode(MemMode::Now);
+        }
         for place in 0..3 {
             while !self.places[place].filters.is_empty() {
                 self.drop_filter(place).await;
@@ -192,8 +194,9 @@ impl Churn {
         }
         let index = self.rng.below(0..self.places[place].filters.len() as u64 + 1) as usize;
         let below = self.places[place].at(index).clone();
-        // FIXME: a node that is opened above one that grows has the length of that moment, also when it is inserted later; and asking
-        // the child for its length takes back what a write has reached meanwhile. So it is opened within the section.
+        // FIXME: a node that is opened above one that grows has the length of that moment, also when it is inserted
+        // later; and asking the child for its length takes back what a write has reached meanwhile. So it is opened
+        // within the section.
         let opened_early = if place == 2 { None } else { Some(self.open_filter(&below).await) };
         self.watch.begin(format!("insert a filter: above {}", below.name()));
         let section = self.gs.drain(&below).await;
@@ -226,7 +229,8 @@ impl Churn {
         self.report.dropped += 1;
     }
 
-    /// Let the image's edge to its backing file lead to another filter over the same base. The old ones go by themselves.
+    /// Let the image's edge to its backing file lead to another filter over the same base. The old ones go by
+    /// themselves.
     async fn swap_backing(&mut self) {
         let base = self.places[1].below.clone();
         let filter = self.open_filter(&base).await;
@@ -280,7 +284,8 @@ impl Churn {
             let counts = self.gs.with_control(filter, |control: &mut ToyFilterControl| control.counts());
             let counts = counts.expect("a toy filter");
             seen.push(counts.mapped + counts.reads + counts.writes + counts.zeroes + counts.discards + counts.flushes);
-            // Whoever enters from outside is counted for a moment before it is refused; nobody enters a node that is not the top.
+            // Whoever enters from outside is counted for a moment before it is refused; nobody enters a node that is
+            // not the top.
             if !filter.same(self.top()) {
                 assert_eq!(filter.io().in_flight(), 0, "{filter:?} is drained and busy");
             }
@@ -388,16 +393,12 @@ impl Churn {
 
     /// Let the image's file answer at once, slowly, or out of order.
     fn change_the_storage(&mut self) {
+        let Some(storage) = &self.storage else { return };
+        storage.clear_script();
         match self.rng.below(0..3) {
-            0 => self.storage.reorder(self.rng.next(), 8),
-            1 => {
-                self.storage.clear_script();
-                self.storage.set_mode(MemMode::Slow);
-            }
-            _ => {
-                self.storage.clear_script();
-                self.storage.set_mode(MemMode::Now);
-            }
+            0 => storage.reorder(self.rng.next(), 8),
+            1 => storage.set_mode(MemMode::Slow),
+            _ => storage.set_mode(MemMode::Now),
         }
     }
 }

@@ -31,6 +31,8 @@ struct Shared {
     blocks: OnceBlocks,
     /// Requests on the entry of dropped ones that were polled at least once.
     started: AtomicU64,
+    /// Queues that were told that the node is gone.
+    told: AtomicU64,
     watch: Arc<Watch>,
 }
 
@@ -41,6 +43,7 @@ impl Shared {
             stamps: AtomicU64::new(plan::FIRST),
             blocks: OnceBlocks::new(),
             started: AtomicU64::new(0),
+            told: AtomicU64::new(0),
             watch: watch.clone(),
         })
     }
@@ -258,14 +261,14 @@ struct QueueLoad {
     slots: Vec<Option<Flying>>,
     /// Whether the node may go away underneath.
     tolerant: bool,
-    refused: u64,
+    told: bool,
 }
 
 impl QueueLoad {
     fn new(number: u64, shared: Arc<Shared>, root: Root, rng: Rng, tolerant: bool) -> Result<Self, String> {
         let queue = Queue::new().map_err(|error| error.to_string())?;
         let blocks = plan::queue_blocks(number).into_iter().map(BlockModel::new).collect();
-        Ok(Self { queue, shared, root, rng, blocks, slots: vec![None; DEPTH], tolerant, refused: 0 })
+        Ok(Self { queue, shared, root, rng, blocks, slots: vec![None; DEPTH], tolerant, told: false })
     }
 
     /// Until the load is stopped, and everything that was submitted has come back.
@@ -286,7 +289,6 @@ impl QueueLoad {
         }
         match self.slots.iter().flatten().next() {
             Some(lost) => Err(format!("{lost:?} did not come back")),
-            None if self.tolerant && self.refused == 0 => Err("nothing was refused after closing".into()),
             None => Ok(()),
         }
     }
@@ -328,7 +330,8 @@ impl QueueLoad {
         let Some(flying) = flying else { return Err(format!("tag {tag} came back, which was not in flight")) };
         match done.result {
             Err(error) if self.tolerant && error.kind() == IoErrorKind::Gone => {
-                self.refused += 1;
+                let told = u64::from(!std::mem::replace(&mut self.told, true));
+                self.shared.told.fetch_add(told, Ordering::Relaxed);
                 return Ok(());
             }
             result => result.map_err(|error| format!("{flying:?}: {error:?}"))?,
@@ -360,10 +363,11 @@ impl Last {
         Self { shared, threads }
     }
 
-    /// Stop, and see that every request has come back.
+    /// Let each of them hear that the node is gone, stop, and see that every request has come back.
     pub(crate) async fn wait(self, gs: &GlobalState) {
-        // A moment for requests after the end.
-        gs.main().sleep(Duration::from_millis(5)).await;
+        while self.shared.told.load(Ordering::Relaxed) < self.threads.len() as u64 {
+            gs.main().sleep(Duration::from_millis(1)).await;
+        }
         self.shared.stop.store(true, Ordering::Relaxed);
         join(gs, self.threads).await;
     }

@@ -1,6 +1,8 @@
-//! Sees that everything goes on: if an operation or a load stands still for too long, prints the graph and ends the program.
+//! Sees that everything goes on: if an operation or a load stands still for too long, prints the graph and ends the
+//! program.
 
 use block_gs::GlobalState;
+use block_io::Root;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,14 +27,20 @@ pub(crate) struct Watch {
     now: Mutex<Now>,
     requests: AtomicU64,
     dropped: AtomicU64,
+    roots: Mutex<Vec<Root>>,
 }
 
 impl Watch {
     /// A watch whose own thread ends the program when the main loop cannot.
     pub(crate) fn start(seed: u64) -> Arc<Self> {
         let now = Now { what: "start".into(), since: Instant::now(), longest: BTreeMap::new() };
-        let watch =
-            Arc::new(Self { seed, now: Mutex::new(now), requests: AtomicU64::new(0), dropped: AtomicU64::new(0) });
+        let watch = Arc::new(Self {
+            seed,
+            now: Mutex::new(now),
+            requests: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            roots: Mutex::default(),
+        });
         let weak = Arc::downgrade(&watch);
         std::thread::spawn(move || {
             while let Some(watch) = weak.upgrade() {
@@ -54,6 +62,11 @@ impl Watch {
                 main.sleep(Duration::from_millis(200)).await;
             }
         }));
+    }
+
+    /// The entries that are in use now.
+    pub(crate) fn look_at_roots(&self, roots: Vec<Root>) {
+        *self.roots.lock().unwrap_or_else(PoisonError::into_inner) = roots;
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -88,6 +101,9 @@ impl Watch {
         if age > patience {
             let requests = self.requests.load(Ordering::Relaxed);
             eprintln!("{why}: '{what}' for {age:.1?}, {requests} requests so far, CAIRN_SEED={:#x}", self.seed);
+            for root in self.roots.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                eprintln!("{root:?}: {:?}, in flight {}, home {}", root.state(), root.in_flight(), root.home().name());
+            }
             eprintln!("{}", state());
             std::process::abort();
         }

@@ -9,7 +9,7 @@ use block_gs::{
     DriverType, EngineControl, GlobalOptions, GlobalState, GraphError, GraphResult, MainLoop, NodeRef, OpenContext,
     Opened, filter_perm,
 };
-use block_io::{IoThreadHandle, StaticGraph};
+use block_io::{Driver, IoThreadHandle, StaticGraph};
 use block_testkit::{MemStorage, ToyCow, ToyCowControl, ToyFilter, ToyFilterControl, ToyFormat};
 use std::any::Any;
 use std::cell::RefCell;
@@ -109,10 +109,10 @@ impl DriverType for ToyFilterType {
     }
 }
 
-/// Make an empty toy image of `length` bytes in `storage`. Opening one takes no permission to write.
-pub(crate) async fn format_toy_cow(storage: &MemStorage, home: IoThreadHandle, length: u64) {
+/// Make an empty toy image of `length` bytes on the leaf `engine`. Opening one takes no permission to write.
+pub(crate) async fn format_toy_cow(engine: impl Driver, home: IoThreadHandle, length: u64) {
     let mut graph = StaticGraph::new(home);
-    let file = graph.node("file").install(storage.driver(), false).await.expect("installs");
+    let file = graph.node("file").install(engine, false).await.expect("installs");
     let mut shell = graph.node("format");
     let edge = shell.child(ChildRole::IMAGE, Perm::all(), &file);
     let format = |req| async move { ToyCow::format(&req, &edge, ToyFormat::new(length)).await };

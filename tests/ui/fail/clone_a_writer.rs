@@ -1,5 +1,5 @@
-// The writer's half of a gate or an edge is kept a second time, somewhere that is easier to reach. There is one of each, and the
-// graph has it.
+// The writer's half of a gate or an edge is kept a second time, somewhere that is easier to reach. There is one of
+// each, and the graph has it.
 // (Review: one header for everybody, so that whoever had the I/O half had the other half, too.)
 
 use block_backend_io::BackendControl;

@@ -1,6 +1,7 @@
-// The FUSE export cannot name permissions from its data path, so its start, which is global state, hands the capability to the
-// loop that answers the kernel. That loop runs on the export's home thread.
-// (Review: truncate on a writable export that does not grow takes RESIZE, truncates, drops it, all from its I/O thread.)
+// The FUSE export cannot name permissions from its data path, so its start, which is global state, hands the capability
+// to the loop that answers the kernel. That loop runs on the export's home thread.
+// (Review: truncate on a writable export that does not grow takes RESIZE, truncates, drops it, all from its I/O
+// thread.)
 
 use block_common::{Perm, PermPair, Preallocation};
 use block_gs::{GlobalState, RootRef};

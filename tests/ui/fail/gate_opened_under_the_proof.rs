@@ -1,5 +1,5 @@
-// The same one level down: the gate is opened while the proof that it is closed is still to be used. The proof borrows from
-// the gate's control, so nothing can open it meanwhile.
+// The same one level down: the gate is opened while the proof that it is closed is still to be used. The proof borrows
+// from the gate's control, so nothing can open it meanwhile.
 // (Review: as above.)
 
 use block_io::{EdgeWriter, NodeControl};

@@ -1,5 +1,5 @@
-// Migration's own thread inactivates every node, without the lock that the functions it calls rely on. The capability does not
-// go to another thread; migration sends a message to the main loop.
+// Migration's own thread inactivates every node, without the lock that the functions it calls rely on. The capability
+// does not go to another thread; migration sends a message to the main loop.
 // (Review: two such places were found when the assertions were added.)
 
 use block_gs::GlobalState;

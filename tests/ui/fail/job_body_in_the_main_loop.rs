@@ -1,5 +1,5 @@
-// A job's body is written as if it ran in the main loop, holding a node of the graph across its copying. Bodies run on the
-// job's home thread: they take roots to read and write through, and nothing of the graph.
+// A job's body is written as if it ran in the main loop, holding a node of the graph across its copying. Bodies run on
+// the job's home thread: they take roots to read and write through, and nothing of the graph.
 // (Review: the author of the split himself took back an assertion that had this wrong.)
 
 use block_common::AlignedBuf;

@@ -1,5 +1,5 @@
-// The drained section is ended first, and then the child is removed. The guard is the section: once it is given away there is
-// nothing to remove the child with.
+// The drained section is ended first, and then the child is removed. The guard is the section: once it is given away
+// there is nothing to remove the child with.
 // (Review: detach ended the subtree drain before it took the child out of the list.)
 
 use block_gs::{GlobalState, GraphResult, NodeRef};

@@ -1,5 +1,5 @@
-// A queue of requests is shared by two device threads, to spare one of them. It is one thread's, with that thread's ring; the
-// root that requests go to is what may be shared.
+// A queue of requests is shared by two device threads, to spare one of them. It is one thread's, with that thread's
+// ring; the root that requests go to is what may be shared.
 // (No mistake of the reviews: the boundary between two I/O threads.)
 
 use block_io::{Queue, Request, Root};

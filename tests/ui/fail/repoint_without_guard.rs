@@ -1,6 +1,7 @@
-// A node gets another child, and only the lock is held: other writers are kept out, requests are not. Repointing wants the
-// drained section's guard.
-// (Review: the assertion should have been "lock held and quiesced"; the second half failed everywhere and was left for later.)
+// A node gets another child, and only the lock is held: other writers are kept out, requests are not. Repointing wants
+// the drained section's guard.
+// (Review: the assertion should have been "lock held and quiesced"; the second half failed everywhere and was left for
+// later.)
 
 use block_gs::{GlobalState, GraphResult, NodeRef};
 

@@ -1,5 +1,5 @@
-// The same one level down, where the graph itself is written: the writer's half of an edge wants the proof that its parent
-// is quiesced and was seen idle.
+// The same one level down, where the graph itself is written: the writer's half of an edge wants the proof that its
+// parent is quiesced and was seen idle.
 // (Review: two writes to the child pointer in the function that replaces children, neither of them drained.)
 
 use block_io::{EdgeWriter, IoNode, NodeControl};

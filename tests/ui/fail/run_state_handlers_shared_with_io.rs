@@ -1,5 +1,5 @@
-// Activating a backend adds a handler to the list of those who want to know when the machine runs, from an export's thread.
-// The list belongs to the main loop, and its type says so.
+// Activating a backend adds a handler to the list of those who want to know when the machine runs, from an export's
+// thread. The list belongs to the main loop, and its type says so.
 // (Review: nobody's assertion covered it; the bug would hardly ever show and never be reproduced.)
 
 use block_gs::GlobalState;

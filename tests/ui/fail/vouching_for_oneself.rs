@@ -1,5 +1,5 @@
-// A flag says that the caller is allowed to touch permissions, and nothing checks it. There is no such flag: the capability
-// itself is the permission, and `true` is not one.
+// A flag says that the caller is allowed to touch permissions, and nothing checks it. There is no such flag: the
+// capability itself is the permission, and `true` is not one.
 // (Review: `bool under_bql` told a shared function whether it ran on the main thread.)
 
 use block_common::{Perm, PermPair};

@@ -1,5 +1,5 @@
-// Creating an export looks nodes up, makes an entry, takes permissions and sets a home thread: on the main loop. It was once marked
-// as running elsewhere. Its signature settles that; what it returns for the data path goes anywhere.
+// Creating an export looks nodes up, makes an entry, takes permissions and sets a home thread: on the main loop. It was
+// once marked as running elsewhere. Its signature settles that; what it returns for the data path goes anywhere.
 // (Review: a false alarm. It takes RESIZE here, once, so that the data path may truncate: see `as-device`.)
 
 use crate::support::{Layer, open};

@@ -1,5 +1,5 @@
-// Tasks of the main loop hold the capability and nodes across their waits: they stay where they are. Only what is handed
-// to an I/O thread must be able to leave.
+// Tasks of the main loop hold the capability and nodes across their waits: they stay where they are. Only what is
+// handed to an I/O thread must be able to leave.
 // (The counterpart of `global_state_in_send_future`.)
 
 use crate::support::{Layer, open};

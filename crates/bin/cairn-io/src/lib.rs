@@ -11,6 +11,7 @@ pub mod catalogue;
 pub mod command;
 
 pub mod parse;
+pub mod program;
 
 pub mod getopt;
 pub mod number;

@@ -72,7 +72,7 @@ pub fn parse(entry: &Entry, words: &[&[u8]]) -> Result<Command, Refusal> {
         Name::Resume => Ok(Command::Resume(arg(0).into())),
         Name::Sigraise => signal(arg(0)).map(Command::Sigraise),
         Name::Sleep => {
-            let time = integer(arg(0));
+            let time = integer(arg(0)).filter(|&millis| millis >= 0);
             time.map(Command::Sleep).ok_or_else(|| out([arg(0), b" is not a valid number"].concat()))
         }
         Name::Truncate => this.truncate(),
@@ -246,11 +246,11 @@ impl<'a> Call<'a> {
             }
         }
         let [offset, len] = self.range(&walk)?;
+        read.offset = number(offset)?;
+        read.len = length(len)?;
         if byte.is_none() && (start.is_some() || pattern_len.is_some()) {
             return Err(self.usage());
         }
-        read.offset = number(offset)?;
-        read.len = length(len)?;
         let start = start.unwrap_or(0);
         let end = pattern_len.map_or(Some(start.max(read.len as u64)), |len| start.checked_add(len));
         if start > read.len as u64 || end.is_none_or(|end| end > read.len as u64) {

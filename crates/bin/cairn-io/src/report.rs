@@ -28,17 +28,21 @@ fn clock(time: Duration) -> String {
     format!("{hours}:{minutes:02}:{seconds:05.2}")
 }
 
-/// `data` in rows of sixteen bytes, as numbers and as characters; the first of them is at `offset` of the image.
-pub fn dump(offset: u64, data: &[u8], into: &mut Vec<u8>) {
+/// `data` in rows of sixteen bytes, as numbers and as characters; the first of them is at `offset` of the image. Each row, line end
+/// included, goes to `print` by itself: all of them together may be larger than memory.
+pub fn dump(offset: u64, data: &[u8], mut print: impl FnMut(&[u8])) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = Vec::new();
     for (row, at) in data.chunks(16).zip((offset..).step_by(16)) {
-        into.extend(format!("{at:08x}:  ").bytes());
+        text.clear();
+        text.extend(format!("{at:08x}:  ").bytes());
         for byte in row {
-            into.extend([DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)], b' ']);
+            text.extend([DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)], b' ']);
         }
-        into.push(b' ');
-        into.extend(row.iter().map(|byte| if byte.is_ascii_alphanumeric() { *byte } else { b'.' }));
-        into.push(b'\n');
+        text.push(b' ');
+        text.extend(row.iter().map(|byte| if byte.is_ascii_alphanumeric() { *byte } else { b'.' }));
+        text.push(b'\n');
+        print(&text);
     }
 }
 
@@ -71,9 +75,9 @@ mod tests {
     #[test]
     fn data_is_dumped_in_rows() {
         let mut text = Vec::new();
-        dump(0xffff_fff8, b"aZ09 !~\x7f\x80\xffABCDEFG", &mut text);
+        dump(0xffff_fff8, b"aZ09 !~\x7f\x80\xffABCDEFG", |row| text.extend_from_slice(row));
         let expected = "fffffff8:  61 5a 30 39 20 21 7e 7f 80 ff 41 42 43 44 45 46  aZ09......ABCDEF\n100000008:  47  G\n";
         assert_eq!(String::from_utf8_lossy(&text), expected);
-        dump(u64::MAX, b"", &mut text);
+        dump(u64::MAX, b"", |_| unreachable!("there is nothing to print"));
     }
 }

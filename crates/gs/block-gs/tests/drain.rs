@@ -325,8 +325,6 @@ fn drain_5_requests_that_are_held_back_keep_nothing_from_ending() {
         let held: Vec<_> = (0..10).map(|_| world.gs.main().spawn(read(root.io()))).collect();
         world.pause().await;
         drop((other, top, leaf));
-        let names = block_gs::GraphError::LeftOpen(Vec::new());
-        drop(names);
         world.gs.close_all().await.expect("everything closes");
         for request in held {
             assert_eq!(request.join().await, Err(IoError::CLOSED));

@@ -167,6 +167,12 @@ impl<S: StartedJob> Start<S> {
     {
         Self { job, home: home.clone(), body: Box::new(move |control| Box::pin(body(control))) }
     }
+
+    /// The same body for a job that is built on this one.
+    pub fn map<T: StartedJob<Report = S::Report>>(self, wrap: impl FnOnce(S) -> T) -> Start<T> {
+        let Self { job, home, body } = self;
+        Start { job: wrap(job), home, body }
+    }
 }
 
 impl<S: StartedJob> fmt::Debug for Start<S> {

@@ -15,10 +15,11 @@ use block_copy::{
 };
 use block_gs::{
     DrainGuard, DriverType, EngineControl, GlobalState, GraphError, GraphResult, NodeRef, OpenContext, Opened,
-    Replacement, RootRef,
+    Replacement, RootRef, filter_perm,
 };
 use block_io::IoThreadHandle;
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -97,7 +98,7 @@ impl Job for CopyJob {
         let bitmap = Arc::new(DirtyBitmap::new(source.io().length(), self.granularity));
         bitmap.set_all();
         let target_root = setup.root(&target, TARGET, &home).await?;
-        let filter = match insert_filter(gs, &source, self.filter, bitmap.clone()).await {
+        let filter = match Filter::insert(gs, source.clone(), self.filter, bitmap.clone()).await {
             Ok(filter) => filter,
             Err(error) => {
                 gs.close_root(target_root).await;
@@ -107,15 +108,15 @@ impl Job for CopyJob {
         let source_root = match setup.root(&source, SOURCE, &home).await {
             Ok(root) => root,
             Err(error) => {
-                drop_filter(gs, &filter, &source).await;
-                close_filter(gs, filter).await;
+                filter.take_out(gs).await;
+                filter.close(gs).await;
                 gs.close_root(target_root).await;
                 return Err(error);
             }
         };
         let (owner, questions) = upcalls(1);
         let parts = MirrorParts { source: source_root.io().clone(), target: target_root.io().clone(), bitmap, owner };
-        let left = CopyLeft { source_root, target_root, filter, source };
+        let left = CopyLeft { source_root, target_root, filter };
         let (pivot, auto_complete, options) = (self.pivot, self.auto_complete, self.options);
         let job = StartedCopy { left, questions, pivot, auto_complete, section: None };
         Ok(Start::new(job, &home, move |mut control| async move { mirror(parts, options, &mut control).await }))
@@ -148,7 +149,7 @@ impl StartedJob for StartedCopy {
                     MirrorAnswer::Complete
                 }
                 MirrorQuestion::Switch => {
-                    self.section = Some(context.gs().drain(&self.left.filter).await);
+                    self.section = Some(context.gs().drain(&self.left.filter.node).await);
                     MirrorAnswer::Drained
                 }
                 // Dropped unanswered, which the body takes for a cancel.
@@ -164,13 +165,13 @@ impl StartedJob for StartedCopy {
         let target = match gs.root_node(&self.left.target_root) {
             Some(target) if self.pivot => target,
             Some(_) => {
-                let above = gs.drain(&self.left.filter).await;
+                let above = gs.drain(&self.left.filter.node).await;
                 return Ok(PreparedCopy { job: self, pivoted: None, above });
             }
             None => return Err((self, GraphError::ShuttingDown.into())),
         };
         let below = gs.drain(&target).await;
-        let above = gs.drain(&self.left.filter).await;
+        let above = gs.drain(&self.left.filter.node).await;
         match self.pivot(gs, &above, &target) {
             Ok(replacement) => Ok(PreparedCopy { job: self, pivoted: Some((replacement, below)), above }),
             Err(error) => Err((self, error.into())),
@@ -179,7 +180,7 @@ impl StartedJob for StartedCopy {
 
     async fn abort(self, gs: &GlobalState) -> CopyLeft {
         let Self { left, section, .. } = self;
-        drop_filter(gs, &left.filter, &left.source).await;
+        left.filter.take_out(gs).await;
         drop(section);
         left
     }
@@ -191,7 +192,7 @@ impl StartedCopy {
         let CopyLeft { target_root, filter, .. } = &self.left;
         let own = gs.root_perm(target_root);
         gs.set_root_perm(target_root, PermPair::NONE)?;
-        gs.replace_node_for_now(above, filter, target).inspect_err(|_| {
+        gs.replace_node_for_now(above, &filter.node, target).inspect_err(|_| {
             // What was granted a moment ago, in the same graph.
             if let Err(error) = gs.set_root_perm(target_root, own) {
                 tracing::error!(%error, "a job could not take its permissions back");
@@ -221,7 +222,7 @@ impl PreparedJob for PreparedCopy {
     fn commit(self, gs: &GlobalState) -> CopyLeft {
         let Self { job, pivoted, above } = self;
         // All of its users if there was no pivot; else the target itself, if it is an overlay of the source.
-        take_out_filter(gs, &above, &job.left.filter, &job.left.source);
+        job.left.filter.take_out_within(gs, &above);
         drop((pivoted, above, job.section));
         job.left
     }
@@ -249,71 +250,96 @@ impl fmt::Debug for PreparedCopy {
 pub struct CopyLeft {
     source_root: RootRef,
     target_root: RootRef,
-    filter: NodeRef,
-    source: NodeRef,
+    filter: Filter,
 }
 
 impl Leftover for CopyLeft {
     async fn clean(self, gs: &GlobalState) {
         gs.close_root(self.source_root).await;
         gs.close_root(self.target_root).await;
-        close_filter(gs, self.filter).await;
+        self.filter.close(gs).await;
     }
 }
 
-/// Put a filter that tracks writes above `source`, for all its users, between one request and the next (rule job-2).
-async fn insert_filter(
-    gs: &GlobalState,
-    source: &NodeRef,
-    name: Option<NodeName>,
-    bitmap: Arc<DirtyBitmap>,
-) -> GraphResult<NodeRef> {
-    let section = gs.drain(source).await;
-    let (limits, read_only) = (source.io().limits(), source.io().is_read_only());
-    let children = [(ChildName::FILE, ChildRole::FILTERED_PRIMARY, source)];
-    let build = |mut edges: Vec<_>| {
-        let file = edges.pop().expect("an edge for the one child");
-        let (engine, control) = MirrorTop::new(file, limits, bitmap);
-        Opened { engine: Box::new(engine), control: Box::new(Control(control)), read_only }
-    };
-    let filter = gs.add_node(name, Rc::new(MirrorTopType), &children, build).await?;
-    section.settled().await;
-    let inserted = gs.set_frozen(&filter, FILE, true).and_then(|()| gs.replace_node(&section, source, &filter));
-    drop(section);
-    match inserted {
-        Ok(()) => Ok(filter),
-        Err(error) => {
-            close_filter(gs, filter).await;
-            Err(error)
+/// The filter above the source, and how it comes and goes.
+struct Filter {
+    node: NodeRef,
+    source: NodeRef,
+    driver: Rc<MirrorTopType>,
+}
+
+impl Filter {
+    /// Put a filter that tracks writes above `source`, for all its users, between one request and the next (rule job-2).
+    async fn insert(
+        gs: &GlobalState,
+        source: NodeRef,
+        name: Option<NodeName>,
+        bitmap: Arc<DirtyBitmap>,
+    ) -> GraphResult<Self> {
+        let section = gs.drain(&source).await;
+        let driver = Rc::new(MirrorTopType { is_only_writer: Cell::new(false) });
+        let (limits, read_only) = (source.io().limits(), source.io().is_read_only());
+        let children = [(ChildName::FILE, ChildRole::FILTERED_PRIMARY, &source)];
+        let build = |mut edges: Vec<_>| {
+            let file = edges.pop().expect("an edge for the one child");
+            let (engine, control) = MirrorTop::new(file, limits, bitmap);
+            Opened { engine: Box::new(engine), control: Box::new(Control(control)), read_only }
+        };
+        let node = gs.add_node(name, driver.clone(), &children, build).await?;
+        let this = Self { node, source, driver };
+        section.settled().await;
+        // Frozen as of now, and every user of the source moves above it.
+        this.driver.is_only_writer.set(true);
+        let inserted = gs.set_frozen(&this.node, FILE, true);
+        let inserted = inserted.and_then(|()| gs.replace_node(&section, &this.source, &this.node));
+        drop(section);
+        match inserted {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                this.driver.is_only_writer.set(false);
+                this.close(gs).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Let the filter's users use the source again.
+    async fn take_out(&self, gs: &GlobalState) {
+        let section = gs.drain(&self.node).await;
+        self.take_out_within(gs, &section);
+    }
+
+    /// As [`Filter::take_out`], within a section. A filter passes permissions through as they are, so its users cannot be in anybody's way
+    /// below it; only an edge that another job froze can. The filter then stays, and tracks nothing any more.
+    fn take_out_within(&self, gs: &GlobalState, section: &DrainGuard) {
+        self.driver.is_only_writer.set(false);
+        let stopped = gs.with_control(&self.node, |control: &mut Control| control.0.stop());
+        let thawed = gs.set_frozen(&self.node, FILE, false);
+        let moved = stopped.and(thawed).and_then(|()| gs.replace_node(section, &self.node, &self.source));
+        if let Err(error) = moved {
+            tracing::error!(filter = self.node.name(), %error, "a job's filter stays in the graph");
+        }
+    }
+
+    async fn close(self, gs: &GlobalState) {
+        let name = self.node.name().to_owned();
+        if let Err(error) = gs.close(self.node).await {
+            tracing::error!(filter = name, %error, "a job's filter was not closed");
         }
     }
 }
 
-/// Let the filter's users use the source again.
-async fn drop_filter(gs: &GlobalState, filter: &NodeRef, source: &NodeRef) {
-    let section = gs.drain(filter).await;
-    take_out_filter(gs, &section, filter, source);
-}
-
-/// As [`drop_filter`], within a section. A filter passes permissions through as they are, so its users cannot be in anybody's way
-/// below it; only an edge that another job froze can. The filter then stays, and tracks nothing any more.
-fn take_out_filter(gs: &GlobalState, section: &DrainGuard, filter: &NodeRef, source: &NodeRef) {
-    let stopped = gs.with_control(filter, |control: &mut Control| control.0.stop());
-    let thawed = gs.set_frozen(filter, FILE, false);
-    if let Err(error) = stopped.and(thawed).and_then(|()| gs.replace_node(section, filter, source)) {
-        tracing::error!(filter = filter.name(), %error, "a job's filter stays in the graph");
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Filter({:?} over {:?})", self.node, self.source)
     }
 }
 
-async fn close_filter(gs: &GlobalState, filter: NodeRef) {
-    let name = filter.name().to_owned();
-    if let Err(error) = gs.close(filter).await {
-        tracing::error!(filter = name, %error, "a job's filter was not closed");
-    }
+/// The filter's driver, one for each job. Not registered: no options describe it.
+struct MirrorTopType {
+    /// Nobody may write to the source past the filter, which would not notice. Not yet, and no longer, while writers are moved.
+    is_only_writer: Cell<bool>,
 }
-
-/// The filter's driver. Not registered: no options describe it.
-struct MirrorTopType;
 
 struct Control(MirrorTopControl);
 
@@ -335,6 +361,12 @@ impl DriverType for MirrorTopType {
 
     fn is_filter(&self) -> bool {
         true
+    }
+
+    fn child_perm(&self, _role: ChildRole, above: PermPair, _read_only: bool) -> PermPair {
+        let PermPair { perm, shared } = filter_perm(above);
+        let denied = if self.is_only_writer.get() { Perm::WRITE } else { Perm::empty() };
+        PermPair { perm, shared: shared - denied }
     }
 
     async fn open(&self, _context: &mut OpenContext<'_>, _options: &mut OptionReader) -> GraphResult<Opened> {

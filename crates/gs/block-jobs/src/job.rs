@@ -20,7 +20,7 @@ pub struct JobOptions {
     pub id: String,
     /// Change the graph as soon as the body is done; otherwise wait for [`JobRef::finalize`].
     pub auto_finalize: bool,
-    /// Be forgotten as soon as it is over; otherwise wait for [`JobRef::dismiss`].
+    /// Be forgotten as soon as it is over; otherwise wait for [`JobRegistry::dismiss`](crate::JobRegistry::dismiss).
     pub auto_dismiss: bool,
     /// Bytes a second at most; 0 is no limit.
     pub speed: u64,

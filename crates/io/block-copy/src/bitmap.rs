@@ -184,7 +184,12 @@ mod tests {
                 std::thread::spawn(move || {
                     for round in 0..5000 {
                         let chunk = (round * 7 + thread * 13) % 100;
-                        if thread == 0 { drop(bitmap.clear(chunk)) } else { bitmap.set_chunks(chunk..chunk + 2) }
+                        match thread {
+                            0 => {
+                                let _ = bitmap.clear(chunk);
+                            }
+                            _ => bitmap.set_chunks(chunk..chunk + 2),
+                        }
                     }
                 })
             })

@@ -239,7 +239,10 @@ fn run(
     IoContext::set_current(None);
 }
 
-#[cfg_attr(loom, allow(unused_variables, reason = "tokio has no such hook under loom, and no model runs an I/O thread"))]
+#[cfg_attr(
+    loom,
+    allow(unused_variables, reason = "tokio has no such hook under loom, and no model runs an I/O thread")
+)]
 fn runtime(poll_max_ns: impl Fn() -> u32 + Send + Sync + 'static) -> std::io::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().event_interval(61);

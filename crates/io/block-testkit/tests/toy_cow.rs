@@ -1,7 +1,7 @@
 //! The toy format is a real one: it keeps data, survives power cuts, and holds its leases.
 
 use block_common::{AlignedBuf, BlockStatus, IoBuf, IoError, IoErrorKind, Limits, Perm, Preallocation, RequestFlags};
-use block_io::{IoThread, Root, StaticGraph, ThreadPool};
+use block_io::{FileEngine, IoThread, Root, StaticGraph, ThreadPool};
 use block_testkit::bed::{Way, block_on, io_thread, join_all, toy_cow, toy_filter, yield_now};
 use block_testkit::conformance::{ConformanceOptions, run_everywhere};
 use block_testkit::model::{self, ModelOptions};
@@ -357,6 +357,72 @@ fn flush_2_fua_brings_the_table_along() {
     let image_again = open(&thread, &again, None, None);
     assert_eq!(image_again.read(0, 512), vec![2; 512]);
     image_again.close();
+    image.close();
+
+    // The same where the write could go straight to a host file.
+    let mut graph = StaticGraph::new(thread.handle());
+    let file = MemFile::new(0, FileEngine::Ring, ThreadPool::new(2)).expect("a memfd");
+    let file = block_on(graph.node("file").install(file, false)).expect("a file");
+    let file_root = graph.root("file", &file, Perm::all());
+    let (node, control) = block_on(toy_cow(&mut graph, &file, None, Some(small(64 * CLUSTER)))).expect("an image");
+    let root = graph.root("root", &node, Perm::all());
+    let entry = || {
+        let entry = block_on(read(&file_root, 4096, 8)).expect("read");
+        u64::from_le_bytes(entry.try_into().expect("eight bytes"))
+    };
+    block_on(root.write(0, filled(512, 1), NONE)).0.expect("written");
+    assert_eq!(entry(), 0);
+    block_on(root.write(0, filled(512, 2), RequestFlags::FUA)).0.expect("written");
+    assert_eq!(Some(entry()), control.place(0));
+    block_on(graph.close()).expect("closed");
+}
+
+#[test]
+fn flush_1_like_a_failed_flush_is_done_again_by_the_next() {
+    let thread = io_thread(true);
+    let storage = MemStorage::new(MemOptions { journal: true, ..MemOptions::new(0) });
+    let image = open(&thread, &storage, None, Some(small(64 * CLUSTER)));
+    for (nth, kind) in [(0, MemOpKind::Flush), (1, MemOpKind::Flush), (0, MemOpKind::Write), (1, MemOpKind::Write)] {
+        let at = (nth + 2 * u64::from(kind == MemOpKind::Write)) * 2 * CLUSTER;
+        image.write(at, CLUSTER, 7);
+        block_on(image.root.truncate(at + 64 * CLUSTER, Preallocation::Off)).expect("grown");
+        storage.fail_nth(Some(kind), nth, IoError::host(5));
+        assert_eq!(block_on(image.root.flush()), Err(IoError::host(5)), "{kind:?} number {nth}");
+        storage.clear_script();
+        assert_eq!(block_on(image.root.flush()), Ok(()));
+        let again = MemStorage::with_content(MemOptions::new(0), storage.power_cut(|_, _| false));
+        let image_again = open(&thread, &again, None, None);
+        assert_eq!(image_again.read(at, CLUSTER), vec![7; CLUSTER as usize]);
+        assert_eq!(image_again.root.length(), Ok(at + 64 * CLUSTER));
+        image_again.close();
+    }
+    image.close();
+}
+
+#[test]
+fn a_move_that_fails_leaves_the_cluster_where_it_was() {
+    let thread = io_thread(true);
+    let storage = MemStorage::new(MemOptions::new(0));
+    let image = open(&thread, &storage, None, Some(small(1 << 20)));
+    image.write(0, CLUSTER, 1);
+    block_on(image.root.flush()).expect("flushed");
+    let place = image.control.place(0);
+    for kind in [MemOpKind::Read, MemOpKind::Write] {
+        storage.fail_nth(Some(kind), 0, IoError::host(28));
+        let mut errors = Vec::new();
+        while let Err(error) = block_on(relocate(&image.root, 0)) {
+            errors.push(error);
+            assert!(errors.len() < 20, "{errors:?}");
+        }
+        assert!(errors.contains(&IoError::host(28)), "{errors:?}");
+        storage.clear_script();
+    }
+    assert_ne!(image.control.place(0), place);
+    assert_eq!(image.read(0, CLUSTER), vec![1; CLUSTER as usize]);
+    // A failed copy costs no space: both moves fit into one further cluster each.
+    assert!(storage.len() <= place.expect("allocated") + 3 * CLUSTER);
+    assert_eq!(block_on(relocate(&image.root, 200)), Ok(()), "a cluster that is not allocated has nothing to move");
+    assert_eq!(block_on(relocate(&image.root, 1 << 40)), Err(IoError::OUT_OF_BOUNDS));
     image.close();
 }
 

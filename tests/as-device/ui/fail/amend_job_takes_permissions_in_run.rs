@@ -1,5 +1,5 @@
-// The amend job's body takes the write permission that the keys need, calls the driver, and gives it back. Taking and giving back are
-// acts of the job's global-state half, before and after this one.
+// The amend job's body takes the write permission that the keys need, calls the driver, and gives it back. Taking and
+// giving back are acts of the job's global-state half, before and after this one.
 // (Review: the same refresh was reached from the tool on the main loop and from the job's coroutine.)
 
 use block_common::{IoBuf, IoResult, PermPair};

@@ -1,5 +1,5 @@
-// A device attaches itself to its backend and sets the error policy that it likes, on its own thread. It may read both. They
-// are set through the half that the main loop has.
+// A device attaches itself to its backend and sets the error policy that it likes, on its own thread. It may read both.
+// They are set through the half that the main loop has.
 // (Review: the getters were asserted to be global state, too, and crashed guests that only asked.)
 
 use block_backend_io::{BackendIo, BackendSettings};

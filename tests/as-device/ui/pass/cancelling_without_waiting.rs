@@ -1,12 +1,11 @@
-// A guest resets its device: the device gives up what it waits for and goes on, on its own thread, without waiting and without
-// an event loop. What was started is carried out all the same.
+// A guest resets its device: the device gives up what it waits for and goes on, on its own thread, without waiting and
+// without an event loop. What was started is carried out all the same.
 // (Review: cancelling without waiting is I/O; the kind that waits is not.)
 
 use crate::disk::{Disk, buf, on_a_device_thread};
 use block_common::{Perm, RequestFlags};
 use block_io::RequestKind;
 use block_testkit::{MemOpKind, bed};
-use std::time::Duration;
 
 #[test]
 fn a_device_gives_up_its_requests() {
@@ -21,7 +20,7 @@ fn a_device_gives_up_its_requests() {
     bed::block_on(disk.storage.wait_held(1));
     disk.storage.release_all();
     while disk.root.count(RequestKind::Write).requests == 0 {
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::yield_now();
     }
     assert_eq!(disk.storage.bytes(0, 4096), [3; 4096]);
     disk.close();

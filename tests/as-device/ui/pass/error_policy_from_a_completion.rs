@@ -1,5 +1,5 @@
-// A request fails on an I/O thread, and the device asks there what to do about it: report, ignore or stop, by the policy that the
-// main loop set. The main loop hears of it, one way.
+// A request fails on an I/O thread, and the device asks there what to do about it: report, ignore or stop, by the
+// policy that the main loop set. The main loop hears of it, one way.
 // (Review: recording the status asserted the main thread, two calls below a function that was declared I/O.)
 
 use crate::disk::{Disk, buf};

@@ -1,5 +1,5 @@
-// A pass-through device sends its guest's commands to the real one: from its own thread, from a completion, without waiting if
-// it likes.
+// A pass-through device sends its guest's commands to the real one: from its own thread, from a completion, without
+// waiting if it likes.
 // (Review: the synchronous variant was moved to global state with nothing global about it.)
 
 use crate::disk::{Disk, buf, on_a_device_thread};

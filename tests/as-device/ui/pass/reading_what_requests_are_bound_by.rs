@@ -1,5 +1,5 @@
-// A device, an export and a job read what they need to form requests and messages: names, length, limits, permissions, status,
-// counters. None of it waits for the main loop, and none of it changes anything.
+// A device, an export and a job read what they need to form requests and messages: names, length, limits, permissions,
+// status, counters. None of it waits for the main loop, and none of it changes anything.
 // (Review: the size in sectors, the name, the transfer limit and the block status were each on the wrong side once.)
 
 use crate::disk::{Disk, buf, on_a_device_thread};

@@ -1,7 +1,7 @@
-// The command emulator of a SCSI disk, whole, on a device's thread, from the I/O half of a backend and nothing else: inquiry,
-// capacity, mode pages, tray, lock, reads, writes, flush, unmap, and an answer to each error.
-// (Review: everything that an emulator reaches is I/O. Booting a guest from a CD, ejecting it, a disk with a write cache, and a
-// pass-through disk that sets its block size in a completion: each of them aborted.)
+// The command emulator of a SCSI disk, whole, on a device's thread, from the I/O half of a backend and nothing else:
+// inquiry, capacity, mode pages, tray, lock, reads, writes, flush, unmap, and an answer to each error.
+// (Review: everything that an emulator reaches is I/O. Booting a guest from a CD, ejecting it, a disk with a write
+// cache, and a pass-through disk that sets its block size in a completion: each of them aborted.)
 
 use crate::disk::{Disk, on_a_device_thread};
 use block_backend_io::{BackendEvent, BackendIo, ErrorAction};

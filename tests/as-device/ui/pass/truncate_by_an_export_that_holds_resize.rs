@@ -1,5 +1,5 @@
-// A writable FUSE export takes RESIZE once, at its start, on the main loop; its data path may then truncate as often as it is
-// asked to, from its own thread. One that does not hold it answers EPERM.
+// A writable FUSE export takes RESIZE once, at its start, on the main loop; its data path may then truncate as often as
+// it is asked to, from its own thread. One that does not hold it answers EPERM.
 // (Review: this is what replaced taking the permission for each truncate.)
 
 use crate::disk::{Disk, buf, on_a_device_thread};

@@ -1,5 +1,5 @@
-// An export that was not given RESIZE asks its own global-state half for it and truncates once it has it. It asks with no request in
-// flight, and the answer is a value, not a privilege.
+// An export that was not given RESIZE asks its own global-state half for it and truncates once it has it. It asks with
+// no request in flight, and the answer is a value, not a privilege.
 // (Review: the other cure for the FUSE truncate, and the way for a job that must change the graph half-way.)
 
 use crate::disk::{Disk, on_a_device_thread};

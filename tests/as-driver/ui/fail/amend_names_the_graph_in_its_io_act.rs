@@ -1,5 +1,7 @@
-// The same key change, by way of the function that computes permissions anew. Its crate is not among the engine's dependencies.
-// (Review: the refresh was called from the job's coroutine. Cargo will offer to add the crate; `cargo xtask check` refuses that.)
+// The same key change, by way of the function that computes permissions anew. Its crate is not among the engine's
+// dependencies.
+// (Review: the refresh was called from the job's coroutine. Cargo will offer to add the crate; `cargo xtask check`
+// refuses that.)
 
 use block_common::{IoError, IoResult};
 use block_gs::refresh_permissions;

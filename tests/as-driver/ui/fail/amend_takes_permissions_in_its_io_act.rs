@@ -1,6 +1,6 @@
-// A LUKS key change needs a write permission that the node does not have yet, and the function that writes the key slot takes
-// it by itself, before and after. That function runs on an I/O thread. Permissions are the graph's: the edge shows what it may
-// do and cannot be told.
+// A LUKS key change needs a write permission that the node does not have yet, and the function that writes the key slot
+// takes it by itself, before and after. That function runs on an I/O thread. Permissions are the graph's: the edge
+// shows what it may do and cannot be told.
 // (Review: one function served both the tool, on the main loop, and the job's I/O body.)
 
 use block_common::{HostOffset, IoBuf, IoResult, Perm, PermPair, RequestFlags};

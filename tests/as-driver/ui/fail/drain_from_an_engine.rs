@@ -1,5 +1,5 @@
-// An engine quiesces its child before it moves clusters about. It runs in a request, so the drain would wait for the engine's own
-// request and never end. A token cannot start a drain, nor can an edge.
+// An engine quiesces its child before it moves clusters about. It runs in a request, so the drain would wait for the
+// engine's own request and never end. A token cannot start a drain, nor can an edge.
 // (Review: draining between entering and leaving a node waits for oneself.)
 
 use block_io::{Edge, Req};

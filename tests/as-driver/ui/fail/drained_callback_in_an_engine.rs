@@ -1,5 +1,6 @@
-// An engine wants to be called when a drained section begins, to wait there for its own background work by turning an event loop.
-// Whoever is drained has no part in it: what counts is requests, and background work holds a request's token.
+// An engine wants to be called when a drained section begins, to wait there for its own background work by turning an
+// event loop. Whoever is drained has no part in it: what counts is requests, and background work holds a request's
+// token.
 // (Review: "being drained" was I/O by class and global state by temptation; the rule against polling was a comment.)
 
 use async_trait::async_trait;

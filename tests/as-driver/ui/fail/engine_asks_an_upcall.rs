@@ -1,5 +1,5 @@
-// An engine asks the main loop for something and awaits the answer, while the request that it serves is in flight. If the answer
-// needs a drain, each waits for the other. Engines do not see the crate that has upcalls.
+// An engine asks the main loop for something and awaits the answer, while the request that it serves is in flight. If
+// the answer needs a drain, each waits for the other. Engines do not see the crate that has upcalls.
 // (Review: waiting for the main thread from inside a request.)
 
 use block_backend_io::Upcalls;

@@ -1,5 +1,5 @@
-// An engine asks another driver's engine whether a header is its own, or builds one on top of the other. Engines see no other
-// engine: whatever both need is pure code below, and graphs are composed above.
+// An engine asks another driver's engine whether a header is its own, or builds one on top of the other. Engines see no
+// other engine: whatever both need is pure code below, and graphs are composed above.
 // (Review: probing walked over all drivers from one driver's request.)
 
 use block_raw::Raw;

@@ -1,5 +1,6 @@
 // An engine finds a file name in its image's header and wants to open that file in the middle of a read. Opening is the
-// graph's business: it looks up names, takes permissions and attaches. The engine's crate has no dependency to do it with.
+// graph's business: it looks up names, takes permissions and attaches. The engine's crate has no dependency to do it
+// with.
 // (Review: functions that are reached from a request and turn out to be global state.)
 
 use block_common::{IoError, IoResult};

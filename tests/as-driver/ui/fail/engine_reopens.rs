@@ -1,5 +1,6 @@
-// An engine was opened read-only, gets a write and wants to reopen itself for writing. Reopening goes through the control half,
-// which the constructor gave to the graph's owner; the engine's own half has no such verb and no crate that has.
+// An engine was opened read-only, gets a write and wants to reopen itself for writing. Reopening goes through the
+// control half, which the constructor gave to the graph's owner; the engine's own half has no such verb and no crate
+// that has.
 // (Review: the driver's permission callback reached the graph's accessors only because they could be named.)
 
 use block_gs::GlobalState;

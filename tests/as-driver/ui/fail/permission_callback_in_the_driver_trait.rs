@@ -1,5 +1,5 @@
-// An engine implements a permission callback, as drivers did when one table held both kinds. The trait of engines has no such
-// method: what a driver needs from its children is asked of its global-state half.
+// An engine implements a permission callback, as drivers did when one table held both kinds. The trait of engines has
+// no such method: what a driver needs from its children is asked of its global-state half.
 // (Review: checking, setting and aborting permissions were driver callbacks that ended in global state.)
 
 use async_trait::async_trait;

@@ -1,5 +1,5 @@
-// An engine hands the token that it borrowed to a task that goes on after the request. A drain would see an idle node while
-// that task still writes. The token is lent for the request; work beside it counts for itself (`Req::again`).
+// An engine hands the token that it borrowed to a task that goes on after the request. A drain would see an idle node
+// while that task still writes. The token is lent for the request; work beside it counts for itself (`Req::again`).
 // (Review: between entering and leaving, a coroutine is counted; outside, it is not.)
 
 use block_common::IoResult;

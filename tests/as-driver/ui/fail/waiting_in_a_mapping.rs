@@ -1,5 +1,5 @@
-// An engine loads a table from disk in the step that must answer at once. That step is a plain function: there is nothing to wait
-// with. It answers "slow", and the slow path waits.
+// An engine loads a table from disk in the step that must answer at once. That step is a plain function: there is
+// nothing to wait with. It answers "slow", and the slow path waits.
 // (Review: callbacks that must not wait and were called from where waiting deadlocks.)
 
 use block_common::{GuestRange, HostOffset, IoBuf};

@@ -1,5 +1,5 @@
-// Somebody else had the image: the engine forgets what it cached of it and reads it again, with a token, on an I/O thread. That is
-// its whole part in activation: no permission and no parent comes into it.
+// Somebody else had the image: the engine forgets what it cached of it and reads it again, with a token, on an I/O
+// thread. That is its whole part in activation: no permission and no parent comes into it.
 // (Review: the function was split in two, and this half is what remained I/O.)
 
 use async_trait::async_trait;

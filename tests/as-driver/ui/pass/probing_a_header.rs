@@ -1,5 +1,5 @@
-// The guard of a raw disk whose format was guessed: a guest must not write an image header into its first sector. Probing is
-// a pure function over bytes, so the write path may call it, on any thread.
+// The guard of a raw disk whose format was guessed: a guest must not write an image header into its first sector.
+// Probing is a pure function over bytes, so the write path may call it, on any thread.
 // (Review: the guard called the prober, which asserted the main thread. The list's first demand.)
 
 use async_trait::async_trait;

@@ -1,6 +1,7 @@
-// An engine wants to know whether its node was opened for reading only, in the middle of a request. Flags are plain data that any
-// thread may read.
-// (Review: the driver's lock handling read one flag through an accessor that asserted the main thread, and crash 1 came of it.)
+// An engine wants to know whether its node was opened for reading only, in the middle of a request. Flags are plain
+// data that any thread may read.
+// (Review: the driver's lock handling read one flag through an accessor that asserted the main thread, and crash 1 came
+// of it.)
 
 use async_trait::async_trait;
 use block_common::{GuestOffset, GuestRange, IoBuf, IoError, IoResult, Perm, RequestFlags, StatusExtent};

@@ -1,5 +1,5 @@
-// An engine splits a request into parts that run beside each other, on other threads. Each part takes a token of its own from the
-// request's, so that whoever drains waits for all of them.
+// An engine splits a request into parts that run beside each other, on other threads. Each part takes a token of its
+// own from the request's, so that whoever drains waits for all of them.
 // (Review: a coroutine is counted between entering and leaving, and only there.)
 
 use async_trait::async_trait;

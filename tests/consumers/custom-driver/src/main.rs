@@ -1,12 +1,13 @@
 //! Two drivers from outside Cairn, and a program that opens them by options beside those of the build.
 //!
-//! `xor` (see `xor.rs`) transforms what goes through it, so every request takes the slow path: it copies out once, transforms the
-//! copy, and never leaves a guest's memory half done. `striped` (see `striped.rs`) spreads its disk over two children and only says
-//! where bytes are: the core follows that by itself. Each driver is an engine, which sees `block-io` and nothing of the graph,
-//! and a global-state half, which takes the options and attaches the children.
+//! `xor` (see `xor.rs`) transforms what goes through it, so every request takes the slow path: it copies out once,
+//! transforms the copy, and never leaves a guest's memory half done. `striped` (see `striped.rs`) spreads its disk over
+//! two children and only says where bytes are: the core follows that by itself. Each driver is an engine, which sees
+//! `block-io` and nothing of the graph, and a global-state half, which takes the options and attaches the children.
 //!
-//! The program stripes a disk over two files, refers to it by name from an `xor` node, looks at what wrong options are answered with,
-//! runs Cairn's conformance suite and its random model on both through a backend, closes, and takes the files apart by hand.
+//! The program stripes a disk over two files, refers to it by name from an `xor` node, looks at what wrong options are
+//! answered with, runs Cairn's conformance suite and its random model on both through a backend, closes, and takes the
+//! files apart by hand.
 
 mod striped;
 mod xor;

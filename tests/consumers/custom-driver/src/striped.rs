@@ -1,7 +1,7 @@
 //! `striped`: a disk whose stripes lie on two children in turn.
 //!
-//! The mapping answers for the rest of the stripe that a request begins in, so a request inside one stripe never comes here: the core
-//! follows the mapping to the child. What crosses a stripe takes the slow path and is cut.
+//! The mapping answers for the rest of the stripe that a request begins in, so a request inside one stripe never comes
+//! here: the core follows the mapping to the child. What crosses a stripe takes the slow path and is cut.
 
 use async_trait::async_trait;
 use block_common::options::DriverKind;

@@ -1,7 +1,7 @@
 //! `xor`: a driver that hides its data behind a key that repeats. A stand-in for encryption, and no encryption.
 //!
-//! Everything takes the slow path: the mapping's default answer is "slow". A guest may look into its buffers and change them
-//! at any time, so data is transformed in memory of our own, and only the result goes into a buffer.
+//! Everything takes the slow path: the mapping's default answer is "slow". A guest may look into its buffers and change
+//! them at any time, so data is transformed in memory of our own, and only the result goes into a buffer.
 
 use async_trait::async_trait;
 use block_common::options::DriverKind;

@@ -1,9 +1,9 @@
 //! Two of Cairn's engines in a program that has an async runtime of its own, and nothing of Cairn's global state.
 //!
-//! The program keeps a disk at an offset inside a file, as a container format would: `file` below, `raw` with a window above,
-//! composed by hand in a `StaticGraph`. Its own multi-threaded tokio runs the tasks; requests come from all of its worker threads
-//! at once and are carried out on one I/O thread with a ring. Nothing here opens by options, reopens or drains: who needs that
-//! takes the crates below `gs/` (see the other consumers).
+//! The program keeps a disk at an offset inside a file, as a container format would: `file` below, `raw` with a window
+//! above, composed by hand in a `StaticGraph`. Its own multi-threaded tokio runs the tasks; requests come from all of
+//! its worker threads at once and are carried out on one I/O thread with a ring. Nothing here opens by options, reopens
+//! or drains: who needs that takes the crates below `gs/` (see the other consumers).
 //!
 //! It writes each block of the disk from some task, reads all of them back from other tasks, closes, and then looks
 //! into the file with the standard library: the disk is there, and around it nothing has changed.

@@ -1,4 +1,5 @@
-//! One virtual CPU's guest: a disk driver that keeps its ring full, knows what every block of its half must hold, and checks it.
+//! One virtual CPU's guest: a disk driver that keeps its ring full, knows what every block of its half must hold, and
+//! checks it.
 
 use crate::AnyError;
 use crate::event::{Doorbell, Poller};

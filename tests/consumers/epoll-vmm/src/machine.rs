@@ -1,5 +1,5 @@
-//! The machine's control, as one task of the block layer's main loop: opens the disk, starts the threads, swaps nodes under
-//! them, takes the medium out, closes.
+//! The machine's control, as one task of the block layer's main loop: opens the disk, starts the threads, swaps nodes
+//! under them, takes the medium out, closes.
 
 use crate::AnyError;
 use crate::device::{self, Bells};
@@ -117,7 +117,7 @@ impl Machine {
 
         pairs[0].steps.send(Step::Eject)?;
         Waiting::new(&done, &self.bells, 1).finish().await?;
-        match events.recv().await {
+        match events.next().await {
             Some(Event::TrayMoved { backend, open: true }) => println!("the guest opened the tray of {backend}"),
             other => return Err(format!("expected a tray to move, got {other:?}").into()),
         }
@@ -154,7 +154,8 @@ impl Machine {
         Ok(Pair { guest, device, steps, stop })
     }
 
-    /// Put a filter above the disk and take it away, tick by tick, until the guests are done. How often, and what it saw.
+    /// Put a filter above the disk and take it away, tick by tick, until the guests are done. How often, and what it
+    /// saw.
     async fn swap_until(&self, disk: &NodeRef, mut loaded: Waiting<'_>) -> Result<(u64, u64), AnyError> {
         let gs = &self.gs;
         let (mut swaps, mut seen) = (0, 0);

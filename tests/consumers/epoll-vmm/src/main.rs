@@ -1,15 +1,18 @@
-//! A little virtual machine monitor on plain epoll, with a disk from Cairn. No async runtime in its code, nor in its manifest.
+//! A little virtual machine monitor on plain epoll, with a disk from Cairn. No async runtime in its code, nor in its
+//! manifest.
 //!
-//! Two "virtual CPUs" play the guest: each has a ring of descriptors in guest memory, laid out as virtio does it, and half of the disk.
-//! Two I/O threads play the device: each waits in its own epoll for its ring's doorbell and for its `Queue`, and sends what it finds
-//! in the ring to the one backend; data goes between the file and guest memory without a copy. The main thread's epoll has the
-//! main loop of the block layer, as one descriptor among others: a timer, and a bell that the guest's threads ring.
+//! Two "virtual CPUs" play the guest: each has a ring of descriptors in guest memory, laid out as virtio does it, and
+//! half of the disk. Two I/O threads play the device: each waits in its own epoll for its ring's doorbell and for its
+//! `Queue`, and sends what it finds in the ring to the one backend; data goes between the file and guest memory without
+//! a copy. The main thread's epoll has the main loop of the block layer, as one descriptor among others: a timer, and a
+//! bell that the guest's threads ring.
 //!
-//! What happens: the disk is opened by options; while both guests read and write, a filter of our own is put above it and taken away
-//! again, over and over; then the guest opens the tray, the medium is taken out, and requests fail as they should; everything is
-//! closed, and the file is compared with what the guests wrote, byte by byte.
+//! What happens: the disk is opened by options; while both guests read and write, a filter of our own is put above it
+//! and taken away again, over and over; then the guest opens the tray, the medium is taken out, and requests fail as
+//! they should; everything is closed, and the file is compared with what the guests wrote, byte by byte.
 //!
-//! Reading order: `event`, `ring`, `guest`, `device`; then `passthrough` and `machine`, which are the block layer's side.
+//! Reading order: `event`, `ring`, `guest`, `device`; then `passthrough` and `machine`, which are the block layer's
+//! side.
 
 mod event;
 

@@ -1,7 +1,8 @@
-//! A split virtqueue in guest memory: descriptors, the ring of what the guest offers, the ring of what the device has used.
+//! A split virtqueue in guest memory: descriptors, the ring of what the guest offers, the ring of what the device has
+//! used.
 //!
-//! Both ends are here, the guest's and the device's. The device believes nothing that it reads: chains are bounded, and their
-//! addresses are checked where guest memory is turned into buffers.
+//! Both ends are here, the guest's and the device's. The device believes nothing that it reads: chains are bounded, and
+//! their addresses are checked where guest memory is turned into buffers.
 
 use crate::AnyError;
 use std::sync::atomic::Ordering;

@@ -5,7 +5,9 @@
 use async_trait::async_trait;
 use block_common::options::{Dialect, DriverKind};
 use block_common::{AlignedBuf, OptionReader, Options, ParentKind, Perm, PermPair, RequestFlags};
-use block_gs::{DriverType, GlobalOptions, GlobalState, GraphResult, MainLoop, NoControl, NodeRef, OpenContext, Opened, RootRef};
+use block_gs::{
+    DriverType, GlobalOptions, GlobalState, GraphResult, MainLoop, NoControl, NodeRef, OpenContext, Opened, RootRef,
+};
 use block_io::{IoThread, IoThreadOptions, Root};
 use block_jobs::{JobEvent, JobEvents, JobRegistry};
 use block_testkit::{MemOptions, MemStorage, Rng};
@@ -44,14 +46,14 @@ impl DriverType for MemType {
 }
 
 /// A block layer for one test.
-pub struct Bed {
-    pub gs: GlobalState,
+pub(crate) struct Bed {
+    pub(crate) gs: GlobalState,
     storages: Storages,
     events: RefCell<JobEvents>,
 }
 
 /// Run `test` on a main loop of its own; afterwards everything closes, and nothing is left.
-pub fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Bed>) -> F) {
+pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Bed>) -> F) {
     let main = MainLoop::new().expect("descriptors");
     let gs = GlobalState::new(&main, GlobalOptions::default()).expect("an I/O thread");
     let storages = Storages::default();
@@ -95,7 +97,7 @@ impl Drop for Watchdog {
     }
 }
 
-pub fn dict(pairs: &[(&str, &str)]) -> Options {
+pub(crate) fn dict(pairs: &[(&str, &str)]) -> Options {
     let mut options = Options::new(Dialect::Qmp);
     for (key, value) in pairs {
         options.insert(key, *value).expect("a key");
@@ -105,30 +107,30 @@ pub fn dict(pairs: &[(&str, &str)]) -> Options {
 
 impl Bed {
     /// Open the node `name`, owned by the monitor, over `storage`.
-    pub async fn add(&self, name: &str, storage: &MemStorage) -> NodeRef {
+    pub(crate) async fn add(&self, name: &str, storage: &MemStorage) -> NodeRef {
         self.storages.borrow_mut().insert(name.into(), storage.clone());
-        let options = dict(&[("driver", "mem"), ("node-name", name), ("storage", name)]);
+        let options = dict(&[("driver", "mem"), ("node-name", name), ("storage", name), ("discard", "unmap")]);
         let node = self.gs.open(options).await.expect("it opens");
         self.gs.set_monitor_owned(&node, true);
         node
     }
 
     /// A node of `size` zeroes.
-    pub async fn add_zeroes(&self, name: &str, size: u64) -> MemStorage {
+    pub(crate) async fn add_zeroes(&self, name: &str, size: u64) -> MemStorage {
         let storage = MemStorage::new(MemOptions::new(size));
         self.add(name, &storage).await;
         storage
     }
 
     /// A node of `size` bytes that are all different from their neighbours.
-    pub async fn add_noise(&self, name: &str, size: u64, seed: u64) -> MemStorage {
+    pub(crate) async fn add_noise(&self, name: &str, size: u64, seed: u64) -> MemStorage {
         let storage = MemStorage::with_content(MemOptions::new(size), noise(size, seed));
         self.add(name, &storage).await;
         storage
     }
 
     /// A device that reads and writes `node`, with a thread of its own.
-    pub async fn device(&self, node: &str) -> Device {
+    pub(crate) async fn device(&self, node: &str) -> Device {
         let thread = IoThread::spawn(IoThreadOptions::named("device")).expect("an I/O thread");
         let perm = PermPair::new(Perm::CONSISTENT_READ | Perm::WRITE, Perm::all() - Perm::WRITE);
         let root = self.gs.new_root("disk", ParentKind::Backend, perm, &thread.handle());
@@ -137,18 +139,18 @@ impl Bed {
         Device { root, thread }
     }
 
-    pub fn registry(&self) -> Rc<JobRegistry> {
+    pub(crate) fn registry(&self) -> Rc<JobRegistry> {
         JobRegistry::of(&self.gs)
     }
 
     /// What happened to jobs since the last call.
-    pub fn events(&self) -> Vec<JobEvent> {
+    pub(crate) fn events(&self) -> Vec<JobEvent> {
         let mut events = self.events.borrow_mut();
         std::iter::from_fn(|| events.try_next()).collect()
     }
 
     /// The statuses of `id` since the last call, in order.
-    pub fn statuses(&self, id: &str) -> String {
+    pub(crate) fn statuses(&self, id: &str) -> String {
         let statuses = self.events().into_iter().filter_map(|event| match event {
             JobEvent::StatusChange { id: of, status } if of == id => Some(status.to_string()),
             _ => None,
@@ -157,46 +159,46 @@ impl Bed {
     }
 
     /// All that can be seen of the graph: nodes, edges, permissions, options, states.
-    pub async fn picture(&self) -> String {
+    pub(crate) async fn picture(&self) -> String {
         self.gs.settle().await.expect("no closing failed");
         let nodes = self.gs.nodes();
         nodes.iter().map(|node| format!("{node:?}\n")).collect()
     }
 
-    pub async fn sleep_ms(&self, ms: u64) {
+    pub(crate) async fn sleep_ms(&self, ms: u64) {
         self.gs.main().sleep(Duration::from_millis(ms)).await;
     }
 
     /// Wait until `condition`.
-    pub async fn until(&self, condition: impl Fn() -> bool) {
+    pub(crate) async fn until(&self, condition: impl Fn() -> bool) {
         while !condition() {
             self.sleep_ms(1).await;
         }
     }
 }
 
-pub fn noise(size: u64, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(size: u64, seed: u64) -> Vec<u8> {
     let mut rng = Rng::new(seed);
     let mut bytes = Vec::with_capacity(size as usize + 8);
     while bytes.len() < size as usize {
-        bytes.extend_from_slice(&rng.next_u64().to_le_bytes());
+        bytes.extend_from_slice(&rng.next().to_le_bytes());
     }
     bytes.truncate(size as usize);
     bytes
 }
 
 /// Somebody who uses a node.
-pub struct Device {
-    pub root: RootRef,
-    pub thread: IoThread,
+pub(crate) struct Device {
+    pub(crate) root: RootRef,
+    pub(crate) thread: IoThread,
 }
 
 impl Device {
-    pub async fn write(&self, offset: u64, byte: u8, len: usize) {
+    pub(crate) async fn write(&self, offset: u64, byte: u8, len: usize) {
         write(self.root.io(), offset, vec![byte; len]).await.expect("a write");
     }
 
-    pub async fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+    pub(crate) async fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let buf = AlignedBuf::zeroed(len, 512).into_io();
         let (result, buf) = self.root.io().read(offset, buf).await;
         result.expect("a read");
@@ -205,7 +207,7 @@ impl Device {
 
     /// Write to random blocks, `depth` at a time, until told to stop. Each worker has blocks of its own, so that the last
     /// acknowledged write of a block is what must be there.
-    pub fn scribble(&self, size: u64, block: usize, depth: u64, seed: u64) -> Scribbler {
+    pub(crate) fn scribble(&self, size: u64, block: usize, depth: u64, seed: u64) -> Scribbler {
         let shared = Arc::new(Scribbled {
             stop: AtomicBool::new(false),
             running: AtomicU64::new(depth),
@@ -220,7 +222,7 @@ impl Device {
                 let blocks = size / block as u64 / depth;
                 while !shared.stop.load(Ordering::Relaxed) {
                     let at = rng.below(0..blocks) * depth + worker;
-                    let stamp = rng.next_u64();
+                    let stamp = rng.next();
                     match write(&root, at * block as u64, stamped(stamp, block)).await {
                         Ok(()) => drop(shared.last.lock().expect("no panic").insert(at, stamp)),
                         Err(_) => drop(shared.failed.fetch_add(1, Ordering::Relaxed)),
@@ -234,7 +236,7 @@ impl Device {
     }
 }
 
-pub async fn write(root: &Root, offset: u64, bytes: Vec<u8>) -> block_common::IoResult<()> {
+pub(crate) async fn write(root: &Root, offset: u64, bytes: Vec<u8>) -> block_common::IoResult<()> {
     let mut buf = AlignedBuf::zeroed(bytes.len(), 512);
     buf.copy_from_slice(&bytes);
     root.write(offset, buf.into_io(), RequestFlags::empty()).await.0
@@ -253,18 +255,18 @@ struct Scribbled {
 }
 
 /// A device's writes under way.
-pub struct Scribbler {
+pub(crate) struct Scribbler {
     shared: Arc<Scribbled>,
     block: usize,
 }
 
 impl Scribbler {
-    pub fn writes(&self) -> u64 {
+    pub(crate) fn writes(&self) -> u64 {
         self.shared.writes.load(Ordering::Relaxed)
     }
 
     /// Stop, and put what was acknowledged into `model`.
-    pub async fn stop(self, bed: &Bed, model: &mut [u8]) -> u64 {
+    pub(crate) async fn stop(self, bed: &Bed, model: &mut [u8]) -> u64 {
         self.shared.stop.store(true, Ordering::Relaxed);
         bed.until(|| self.shared.running.load(Ordering::Acquire) == 0).await;
         assert_eq!(self.shared.failed.load(Ordering::Relaxed), 0, "writes that failed");
@@ -277,7 +279,7 @@ impl Scribbler {
 }
 
 /// Where two contents differ first.
-pub fn difference(a: &[u8], b: &[u8]) -> Option<usize> {
+pub(crate) fn difference(a: &[u8], b: &[u8]) -> Option<usize> {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).position(|(a, b)| a != b)
 }

@@ -18,7 +18,8 @@ use block_common::{
     Preallocation, RequestFlags, StatusExtent,
 };
 use block_io::{
-    Access, Driver, FileEngine, HostFile, HostFileControl, HostFileOptions, Mapping, Quiesced, Req, ThreadPool,
+    Access, Driver, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions, Mapping, Quiesced, Req,
+    ThreadPool,
 };
 use std::fmt;
 use std::future::Future;
@@ -99,6 +100,16 @@ fn verdict(result: IoResult<()>) -> IoResult<(bool, bool)> {
             Errno::EINVAL => Ok((false, false)),
             _ => Err(error),
         },
+    }
+}
+
+/// What an extent of the file is to those who count in blocks of `alignment` bytes and asked about `len` bytes: a hole that ends
+/// inside a block is none to them (rule stat-1).
+fn content(extent: FileExtent, alignment: u32, len: u64) -> (BlockStatus, u64) {
+    let block = u64::from(alignment).min(len);
+    match extent.is_data {
+        false if extent.len >= block => (BlockStatus::ZERO, extent.len.min(len)),
+        _ => (BlockStatus::DATA, extent.len.clamp(block, len)),
     }
 }
 
@@ -287,16 +298,8 @@ impl Driver for FilePosix {
 
     async fn block_status(&self, _req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
         let offset = range.offset().0;
-        let extent = self.0.file.extent(offset).await?;
-        let alignment = u64::from(self.0.limits.request_alignment);
-        // A hole that ends inside a block is no hole to those who count in blocks (rule stat-1).
-        let short_hole = !extent.is_data && extent.len < alignment.min(range.len());
-        let (content, len) = match (extent.is_data, short_hole) {
-            (_, true) => (BlockStatus::DATA, alignment),
-            (true, _) => (BlockStatus::DATA, extent.len),
-            (false, _) => (BlockStatus::ZERO, extent.len),
-        };
-        Ok(StatusExtent::mapped(content | BlockStatus::ALLOCATED, len.min(range.len()), HostOffset(offset)))
+        let (content, len) = content(self.0.file.extent(offset).await?, self.0.limits.request_alignment, range.len());
+        Ok(StatusExtent::mapped(content | BlockStatus::ALLOCATED, len, HostOffset(offset)))
     }
 
     async fn truncate(&self, _req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {

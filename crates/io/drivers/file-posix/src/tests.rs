@@ -94,3 +94,17 @@ fn without_flushes_nothing_is_synced() {
         assert_eq!(block_on(root.flush()), Ok(()));
     });
 }
+
+#[test]
+fn stat_1_a_hole_that_ends_inside_a_block_is_data() {
+    let check = |is_data, extent, len, expected| {
+        assert_eq!(content(FileExtent { is_data, len: extent }, 512, len), expected, "{extent} of {len}");
+    };
+    check(false, 511, 4096, (BlockStatus::DATA, 512));
+    check(false, 512, 4096, (BlockStatus::ZERO, 512));
+    check(false, 700, 4096, (BlockStatus::ZERO, 700));
+    check(false, u64::MAX, 4096, (BlockStatus::ZERO, 4096));
+    check(false, 100, 100, (BlockStatus::ZERO, 100));
+    check(true, 1, 4096, (BlockStatus::DATA, 512));
+    check(true, u64::MAX, 4096, (BlockStatus::DATA, 4096));
+}
