@@ -34,11 +34,14 @@ mod global_state {
         DrainGuard, DriverType, EngineControl, GlobalState, MainHandle, MainLoop, NodeRef, RootRef, Ticket,
     };
     use block_io::{NodeControl, RootControl};
+    use block_jobs::{JobContext, JobRef, JobRegistry, JobSetup};
 
     is_not!(GlobalState, NodeRef, RootRef, DrainGuard, Ticket, MainLoop, MainHandle, Backend => Send);
     is_not!(GlobalState, NodeRef, RootRef, DrainGuard, Ticket, MainLoop, MainHandle, Backend => Sync);
     is_not!(NodeControl, RootControl, dyn DriverType, dyn EngineControl => Send);
     is_not!(NodeControl, RootControl, dyn DriverType, dyn EngineControl => Sync);
+    is_not!(JobContext, JobRef, JobRegistry, JobSetup => Send);
+    is_not!(JobContext, JobRef, JobRegistry, JobSetup => Sync);
 }
 
 mod io {
@@ -46,6 +49,7 @@ mod io {
 
     use block_backend_io::{BackendIo, Upcalls};
     use block_common::{GuestMemoryRef, IoBuf, IoError};
+    use block_copy::JobControl;
     use block_io::{
         Completed, Done, Driver, Edge, HostFile, IoNode, IoThread, IoThreadHandle, Req, Request, Root, StaticNode,
         ThreadPool,
@@ -53,7 +57,7 @@ mod io {
 
     is!(Root, IoNode, BackendIo, IoThreadHandle, IoThread, Req, IoBuf, GuestMemoryRef => Send, Sync);
     is!(Edge, HostFile, ThreadPool, StaticNode, Upcalls<u64, bool>, dyn Driver => Send, Sync);
-    is!(Request, Done, Completed => Send);
+    is!(Request, Done, Completed, JobControl => Send);
     is!(Root, IoNode, BackendIo, IoThreadHandle, IoBuf, Upcalls<u64, bool> => Clone);
     is!(IoError => Copy);
 }
@@ -62,13 +66,14 @@ mod writers {
     //! Of each writer's half there is one.
 
     use block_backend_io::{BackendControl, BackendEvents, UpcallsOut};
+    use block_copy::{JobControl, JobNotes, JobOrders};
     use block_gs::{DrainGuard, MainLoop, RootRef, Ticket};
     use block_io::{Edge, EdgeWriter, HostFileControl, NodeControl, Quiesced, Req, RootControl};
 
     is_not!(NodeControl, EdgeWriter, RootControl, HostFileControl, BackendControl, DrainGuard => Clone);
     is_not!(Quiesced<'static>, Ticket, RootRef, MainLoop => Clone);
     // Nor of what is counted or answered once.
-    is_not!(Req, Edge, BackendEvents, UpcallsOut<u64, bool> => Clone);
+    is_not!(Req, Edge, BackendEvents, UpcallsOut<u64, bool>, JobControl, JobOrders, JobNotes => Clone);
 }
 
 mod futures {

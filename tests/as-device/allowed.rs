@@ -6,6 +6,8 @@ mod disk;
 
 #[path = "ui/pass/cancelling_without_waiting.rs"]
 mod cancelling_without_waiting;
+#[path = "ui/pass/copy_engine_in_run.rs"]
+mod copy_engine_in_run;
 #[path = "ui/pass/error_policy_from_a_completion.rs"]
 mod error_policy_from_a_completion;
 #[path = "ui/pass/ioctl_from_a_device_thread.rs"]

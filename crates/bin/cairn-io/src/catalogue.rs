@@ -120,8 +120,12 @@ impl Entry {
             Some(max) if max == self.args_min => format!("{max} arguments"),
             Some(max) => format!("between {} and {max} arguments", self.args_min),
         };
-        Err([format!("bad argument count {count} to ").as_bytes(), called, format!(", expected {expected}\n").as_bytes()]
-            .concat())
+        Err([
+            format!("bad argument count {count} to ").as_bytes(),
+            called,
+            format!(", expected {expected}\n").as_bytes(),
+        ]
+        .concat())
     }
 }
 
@@ -242,7 +246,14 @@ pub static COMMANDS: [Entry; 32] = [
         Some("[-m prealloc_mode] off"),
         "truncates the current file at the given offset",
     ),
-    entry(Name::WaitBreak, ("wait_break", ""), exactly(1), Reading, Some("tag"), "waits for the suspension of a request"),
+    entry(
+        Name::WaitBreak,
+        ("wait_break", ""),
+        exactly(1),
+        Reading,
+        Some("tag"),
+        "waits for the suspension of a request",
+    ),
     entry(
         Name::Write,
         ("write", "w"),

@@ -78,6 +78,9 @@ impl Image {
                 false => "copy-on-read is not supported yet: it needs the copy-on-read filter".into(),
             });
         }
+        if self.name.as_deref() == Some("") {
+            return Err("The 'file' block driver requires a file name".into());
+        }
         let (read_only, cache) = (self.how.read_only, self.how.cache.0);
         let node = self.open_node(gs, out).await.map_err(|error| error.to_string())?;
         if node.io().is_read_only() && !read_only {

@@ -3,7 +3,10 @@
 //! This file sets up the block layer, feeds commands to a session, and sees to it that everything is closed.
 
 #![forbid(unsafe_code)]
-#![allow(clippy::disallowed_methods, reason = "a program without I/O threads of its own: it may block on files and threads")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a program without I/O threads of its own: it may block on files and threads"
+)]
 
 mod image;
 mod requests;

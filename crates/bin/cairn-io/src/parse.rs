@@ -227,8 +227,15 @@ impl<'a> Call<'a> {
     }
 
     fn read(&self) -> Parsed<Command> {
-        let mut read =
-            Read { offset: 0, len: 0, pattern: None, dump: false, vm_state: false, registered: false, report: Report::default() };
+        let mut read = Read {
+            offset: 0,
+            len: 0,
+            pattern: None,
+            dump: false,
+            vm_state: false,
+            registered: false,
+            report: Report::default(),
+        };
         let (mut byte, mut start, mut pattern_len) = (None, None, None);
         let mut walk = self.options("bCl:pP:qrs:v");
         while let Some(found) = walk.next() {
@@ -435,7 +442,16 @@ impl<'a> Call<'a> {
         }
         let (offset, len) = (number(offset)?, number(lens[0])?);
         let source = Source::Zeroes { unmap, no_fallback: false };
-        Ok(Command::AioWrite(Write { offset, len, source, fua, compressed: false, vm_state: false, registered, report }))
+        Ok(Command::AioWrite(Write {
+            offset,
+            len,
+            source,
+            fua,
+            compressed: false,
+            vm_state: false,
+            registered,
+            report,
+        }))
     }
 
     fn discard(&self) -> Parsed<Command> {
@@ -458,8 +474,7 @@ impl<'a> Call<'a> {
         while let Some(found) = walk.next() {
             let name = found.map_err(|words| self.bad_option(&words))?.value;
             let mode = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
-            preallocation =
-                mode.ok_or_else(|| program([b"Invalid preallocation mode '", name, b"'"].concat()))?;
+            preallocation = mode.ok_or_else(|| program([b"Invalid preallocation mode '", name, b"'"].concat()))?;
         }
         // The message shows the first argument, whichever is wrong; what stands behind the length is nobody's.
         let len = walk.operands().first().copied().unwrap_or_default();

@@ -16,7 +16,9 @@ pub fn request(report: Report, what: &str, offset: u64, bytes: u64, time: Durati
         Report { .. } => {
             let time = if time.as_secs() == 0 { format!("{seconds:05.2} sec") } else { clock(time) };
             let (amount, rate) = (amount(bytes as f64), amount(rate));
-            format!("{what} {bytes}/{bytes} bytes at offset {offset}\n{amount}, 1 ops; {time} ({rate}/sec and {ops:.4} ops/sec)\n")
+            format!(
+                "{what} {bytes}/{bytes} bytes at offset {offset}\n{amount}, 1 ops; {time} ({rate}/sec and {ops:.4} ops/sec)\n"
+            )
         }
     }
 }
@@ -57,8 +59,18 @@ mod tests {
     #[test]
     fn a_request_is_reported_in_one_of_two_ways() {
         let (people, machine) = (Report::default(), Report { machine: true, quiet: false });
-        check(people, 4096, 300, "read 4096/4096 bytes at offset 512\n4 KiB, 1 ops; 00.30 sec (13.333 KiB/sec and 3.3333 ops/sec)\n");
-        check(people, 0, 999, "read 0/0 bytes at offset 512\n0 bytes, 1 ops; 01.00 sec (0 bytes/sec and 1.0010 ops/sec)\n");
+        check(
+            people,
+            4096,
+            300,
+            "read 4096/4096 bytes at offset 512\n4 KiB, 1 ops; 00.30 sec (13.333 KiB/sec and 3.3333 ops/sec)\n",
+        );
+        check(
+            people,
+            0,
+            999,
+            "read 0/0 bytes at offset 512\n0 bytes, 1 ops; 01.00 sec (0 bytes/sec and 1.0010 ops/sec)\n",
+        );
         check(
             people,
             4096,
@@ -76,7 +88,8 @@ mod tests {
     fn data_is_dumped_in_rows() {
         let mut text = Vec::new();
         dump(0xffff_fff8, b"aZ09 !~\x7f\x80\xffABCDEFG", |row| text.extend_from_slice(row));
-        let expected = "fffffff8:  61 5a 30 39 20 21 7e 7f 80 ff 41 42 43 44 45 46  aZ09......ABCDEF\n100000008:  47  G\n";
+        let expected =
+            "fffffff8:  61 5a 30 39 20 21 7e 7f 80 ff 41 42 43 44 45 46  aZ09......ABCDEF\n100000008:  47  G\n";
         assert_eq!(String::from_utf8_lossy(&text), expected);
         dump(u64::MAX, b"", |_| unreachable!("there is nothing to print"));
     }

@@ -40,7 +40,12 @@ impl Device {
     fn buffer(&self, len: usize, byte: u8) -> Result<IoBuf, Failed> {
         let mut buf = self.memory(len)?;
         buf.fill(byte);
-        Ok(self.begin(buf, len))
+        Ok(buf.into_io().slice(self.begin(), len))
+    }
+
+    /// Where in its memory a buffer begins.
+    fn begin(&self) -> usize {
+        if self.misalign { MISALIGN_BYTES } else { 0 }
     }
 
     fn memory(&self, len: usize) -> Result<AlignedBuf, Failed> {
@@ -53,10 +58,6 @@ impl Device {
         })
     }
 
-    fn begin(&self, buf: AlignedBuf, len: usize) -> IoBuf {
-        buf.into_io().slice(if self.misalign { MISALIGN_BYTES } else { 0 }, len)
-    }
-
     /// A buffer that holds the content of the file at `path`, again and again.
     fn file_buffer(&self, path: &[u8], len: usize) -> Result<IoBuf, Failed> {
         let failed = |reason: &str| {
@@ -66,10 +67,11 @@ impl Device {
         let host = |error: std::io::Error| failed(&IoError::from(error).to_string());
         let name = Path::new(OsStr::from_bytes(path));
         let mut file = File::open(name).map_err(host)?;
-        let mut buf = self.memory(len)?;
+        let mut memory = self.memory(len)?;
+        let buf = &mut memory[self.begin()..][..len];
         let mut have = 0;
         while have < len {
-            match file.read(&mut buf[have..len]).map_err(host)? {
+            match file.read(&mut buf[have..]).map_err(host)? {
                 0 => break,
                 more => have += more,
             }
@@ -82,7 +84,7 @@ impl Device {
             buf.copy_within(..more, have);
             have += more;
         }
-        Ok(self.begin(buf, len))
+        Ok(memory.into_io().slice(self.begin(), len))
     }
 
     fn failed(&self, what: &str, error: IoError) -> Failed {
@@ -97,7 +99,11 @@ impl Device {
     }
 
     /// Prepare a read. `called` is what the message about its failure begins with.
-    pub(crate) fn read(&self, read: Read, called: &'static str) -> Result<impl Future<Output = Outcome> + use<>, Failed> {
+    pub(crate) fn read(
+        &self,
+        read: Read,
+        called: &'static str,
+    ) -> Result<impl Future<Output = Outcome> + use<>, Failed> {
         let buf = self.buffer(read.len, UNREAD)?;
         let this = self.clone();
         Ok(async move {
@@ -111,10 +117,11 @@ impl Device {
             result.map_err(|error| this.failed(called, error))?;
             let buf = buf.ok_or_else(|| this.failed(called, IoError::BUG))?;
             let mut outcome = Ok(());
-            if read.pattern.is_some() || read.dump {
+            let dump = read.dump && !read.report.quiet;
+            if read.pattern.is_some() || dump {
                 let data = buf.into_aligned().unwrap_or_else(|shared| shared.to_aligned(1));
                 outcome = this.verify(&read, &data);
-                if read.dump {
+                if dump {
                     report::dump(read.offset, &data, |row| this.out.print(row));
                 }
             }
@@ -162,9 +169,7 @@ impl Device {
         match (buf, &write.source) {
             // No format of this build keeps a machine's state, or compresses.
             (Some(_), _) if write.vm_state || write.compressed => Err(IoError::UNSUPPORTED),
-            (Some(buf), _) => {
-                root.write(write.offset, buf, flags).await.0
-            }
+            (Some(buf), _) => root.write(write.offset, buf, flags).await.0,
             (None, Source::Zeroes { unmap, no_fallback }) => {
                 flags.set(RequestFlags::MAY_UNMAP, *unmap);
                 flags.set(RequestFlags::NO_FALLBACK, *no_fallback);

@@ -226,8 +226,11 @@ impl Session {
             }
             Command::Sigraise(signal) => {
                 self.out.flush();
-                // As with raise(3), a signal that does not exist is raised in vain.
-                let _ = signal_hook::low_level::raise(signal);
+                // The first time, the runtime may catch it, look for a stack that overflowed, and let go of it.
+                for _ in 0..2 {
+                    // As with raise(3), a signal that does not exist is raised in vain.
+                    let _ = signal_hook::low_level::raise(signal);
+                }
                 Ok(())
             }
             Command::Sleep(millis) => {
@@ -375,7 +378,7 @@ impl Session {
             Preallocation::Off => format!("Could not resize file: {error}"),
             _ if shrinks => "Cannot use preallocation for shrinking files".into(),
             Preallocation::Metadata => format!("Unsupported preallocation mode: {preallocation}"),
-            Preallocation::Falloc => format!("Could not preallocate data for the new length: {error}"),
+            Preallocation::Falloc => format!("Could not preallocate new data: {error}"),
             Preallocation::Full => format!("Could not write zeros for preallocation: {error}"),
         };
         self.fail(message)

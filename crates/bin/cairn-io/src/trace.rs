@@ -46,8 +46,8 @@ pub(crate) fn start(options: &[Vec<u8>], out: &Output) -> Result<(), String> {
 
 /// The lines of a file that are neither empty nor comments.
 fn read_events(path: &str) -> Result<Vec<String>, String> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("Could not open trace events file '{path}': {error}"))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("Could not open trace events file '{path}': {error}"))?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     Ok(lines.map(str::to_owned).collect())
 }

@@ -183,7 +183,6 @@ impl Backend {
     ///
     /// # Errors
     /// [`BackendError::Shared`] when there are other clones: nothing has changed then.
-    #[doc(alias = "blk_unref")]
     pub async fn close(self) -> Result<(), BackendError> {
         let mut inner = Rc::try_unwrap(self.0).map_err(|inner| BackendError::Shared(inner.name.clone()))?;
         let (gs, root) = (inner.gs.clone(), inner.root.take());

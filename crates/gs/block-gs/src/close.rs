@@ -175,7 +175,10 @@ impl GlobalState {
         if left.is_empty() {
             return closed;
         }
-        tracing::error!(nodes = left.join(", "), "somebody still refers to nodes after everything should have been closed");
+        tracing::error!(
+            nodes = left.join(", "),
+            "somebody still refers to nodes after everything should have been closed"
+        );
         closed.and(Err(GraphError::LeftOpen(left)))
     }
 }

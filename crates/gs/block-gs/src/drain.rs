@@ -22,6 +22,7 @@ pub struct DrainGuard {
 }
 
 impl Drop for DrainGuard {
+    /// Whom this wakes are the tasks of I/O threads: nothing comes back here while the graph is borrowed.
     fn drop(&mut self) {
         let mut graph = self.gs.0.graph.borrow_mut();
         graph.drains.remove(&self.id);
@@ -36,7 +37,8 @@ impl fmt::Debug for DrainGuard {
 }
 
 impl GlobalState {
-    /// Hold back new requests to `node`, at every parent all the way up, and wait until what is in flight is over.
+    /// Hold back new requests to `node`, at every parent all the way up, and wait until what is in flight is over. The gates are
+    /// closed when this returns; dropping the future, or the guard, opens them. Of a node of another block layer nothing is drained.
     #[doc(alias = "bdrv_drain")]
     pub fn drain(&self, node: &NodeRef) -> impl Future<Output = DrainGuard> + use<> {
         self.begin(DrainTarget::Node(node.id()))

@@ -260,7 +260,11 @@ impl MainHandle {
             tasks.alive.insert(number, runnable.waker());
             tasks.ended
         };
-        if ended { drop(runnable) } else { runnable.schedule() }
+        if ended {
+            drop(runnable)
+        } else {
+            runnable.schedule()
+        }
         JoinHandle(Some(task.fallible()))
     }
 

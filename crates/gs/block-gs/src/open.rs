@@ -51,6 +51,7 @@ struct Inherited {
 
 impl CommonOptions {
     /// What a child in `role` takes from this node.
+    #[doc(alias = "inherit_options")]
     fn for_child(mut self, role: ChildRole) -> Self {
         // A backing file is only read; what its own children do is its own business.
         if role.contains(ChildRole::COW) {
@@ -226,20 +227,19 @@ fn without_children(dict: &Dict) -> Dict {
     let mut shown = Dict::new();
     for (key, value) in dict.iter() {
         let value = match value {
-            Value::Dict(child) if child.contains_key("driver") => Value::Null,
-            Value::List(list) => Value::List(list.iter().map(element).collect()),
-            other => other.clone(),
+            Value::List(list) => Value::List(list.iter().map(without_child).collect()),
+            other => without_child(other),
         };
         // The key stood in a dictionary, so it can.
         let _ = shown.insert(key, value);
     }
-    return shown;
+    shown
+}
 
-    fn element(value: &Value) -> Value {
-        match value {
-            Value::Dict(child) if child.contains_key("driver") => Value::Null,
-            other => other.clone(),
-        }
+fn without_child(value: &Value) -> Value {
+    match value {
+        Value::Dict(child) if child.contains_key("driver") => Value::Null,
+        other => other.clone(),
     }
 }
 
@@ -283,15 +283,11 @@ async fn open(
     let control = NodeControl::shell(name.as_str());
     let depth = inherited.depth;
     let mut context = OpenContext { gs, control: &control, common, depth, edges: Vec::new(), shown, opened };
-
     let made = driver.open(&mut context, &mut options).await?;
     let OpenContext { edges, shown, opened, .. } = context;
     let Opened { engine, control: engine_control, read_only } = made;
     control.install(engine, 0, read_only);
-    control.set_modes(NodeModes {
-        unmap: common.discard == DiscardMode::Unmap,
-        detect_zeroes: common.detect_zeroes,
-    });
+    control.set_modes(NodeModes { unmap: common.discard == DiscardMode::Unmap, detect_zeroes: common.detect_zeroes });
     let node = NewNode { name, driver, control, engine_control, edges, read_only, options: shown }.complete();
     let node = finish(gs, node, options).await?;
     opened.borrow_mut().insert(node.id());
@@ -308,7 +304,8 @@ fn take_driver(gs: &GlobalState, options: &mut OptionReader) -> GraphResult<Rc<d
     })
 }
 
-/// Make a node with an engine part of the graph. If that fails, the engine is closed again.
+/// Make a node with an engine part of the graph. If that fails, the engine is closed again. Users of the children that are on their way
+/// out, and in the way, are waited for.
 async fn finish(gs: &GlobalState, mut node: Box<GsNode>, options: OptionReader) -> GraphResult<NodeRef> {
     let ready = match options.finish() {
         Ok(()) => refresh_length(gs, &node).await,

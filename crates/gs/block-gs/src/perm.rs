@@ -156,6 +156,7 @@ impl Future<'_> {
 
     /// What a node's users ask of it together, if nobody needs what another one does not share. Every pair is checked, but in one
     /// pass: a node may have many users.
+    #[doc(alias = "bdrv_get_cumulative_perm")]
     fn check_users(&self, id: Id) -> GraphResult<PermPair> {
         let users: Vec<_> = self.users(id).into_iter().map(|end| (end, self.perm(end))).collect();
         let above = users.iter().fold(PermPair::NONE, |above, (_, perm)| above.combine(*perm));
@@ -188,6 +189,7 @@ impl Future<'_> {
 
 /// A user of a node, as messages say it.
 #[doc(alias = "bdrv_get_parent_name")]
+#[doc(alias = "get_parent_desc")]
 pub(crate) fn describe(graph: &Graph, end: ParentEnd, node: &str) -> String {
     let (who, edge) = match end {
         ParentEnd::Node(id, at) => match graph.nodes.get(&id) {

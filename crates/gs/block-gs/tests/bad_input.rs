@@ -53,19 +53,31 @@ fn unknown_drivers() {
 fn unknown_and_misspelt_options() {
     check_json(r#"{"driver": "null-co", "foo": 1}"#, "Parameter 'foo' is unexpected");
     check_json(r#"{"driver": "null-co", "nodename": "a"}"#, "Parameter 'nodename' is unexpected");
-    check_json(r#"{"driver": "pass", "file": {"driver": "null-co", "bogus": 3}}"#, "Parameter 'file.bogus' is unexpected");
+    check_json(
+        r#"{"driver": "pass", "file": {"driver": "null-co", "bogus": 3}}"#,
+        "Parameter 'file.bogus' is unexpected",
+    );
     check_json(r#"{"driver": "null-co", "cache": {"driect": true}}"#, "Parameter 'cache.driect' is unexpected");
     check(dotted("null-co,foo=1"), "Parameter 'foo' is unexpected");
     check(image_opts("driver=null-co,foo=1"), "Block protocol 'null-co' doesn't support the option 'foo'");
-    check(image_opts("driver=pass,bogus=2,file.driver=null-co"), "Block format 'pass' does not support the option 'bogus'");
-    check(image_opts("driver=pass,file.driver=null-co,file.bogus=1"), "Block protocol 'null-co' doesn't support the option 'bogus'");
+    check(
+        image_opts("driver=pass,bogus=2,file.driver=null-co"),
+        "Block format 'pass' does not support the option 'bogus'",
+    );
+    check(
+        image_opts("driver=pass,file.driver=null-co,file.bogus=1"),
+        "Block protocol 'null-co' doesn't support the option 'bogus'",
+    );
 }
 
 #[test]
 fn wrong_types_and_values() {
     check_json(r#"{"driver": "null-co", "size": "x"}"#, "Invalid parameter type for 'size', expected: integer");
     check_json(r#"{"driver": "null-co", "size": -1}"#, "Value '-1' is out of range for parameter 'size'");
-    check_json(r#"{"driver": "null-co", "read-only": "on"}"#, "Invalid parameter type for 'read-only', expected: boolean");
+    check_json(
+        r#"{"driver": "null-co", "read-only": "on"}"#,
+        "Invalid parameter type for 'read-only', expected: boolean",
+    );
     check_json(r#"{"driver": "null-co", "discard": "x"}"#, "Parameter 'discard' does not accept value 'x'");
     check_json(
         r#"{"driver": "pass", "file": {"driver": "pass", "file": {"driver": "null-co", "read-only": "x"}}}"#,
@@ -94,7 +106,10 @@ fn missing_and_impossible_children() {
     check_json(r#"{"driver": "pass", "file": "nope"}"#, "Cannot find device='nope' nor node-name='nope'");
     check(image_opts("driver=pass,file=nope"), "Cannot find device='nope' nor node-name='nope'");
     check_json(r#"{"driver": "pass", "file": ""}"#, "Cannot find device='' nor node-name=''");
-    check_json(r#"{"driver": "fmt", "file": "there", "backing": "nope"}"#, "Cannot find device='nope' nor node-name='nope'");
+    check_json(
+        r#"{"driver": "fmt", "file": "there", "backing": "nope"}"#,
+        "Cannot find device='nope' nor node-name='nope'",
+    );
 }
 
 #[test]
@@ -134,7 +149,10 @@ fn names_that_are_none() {
     for bad in ["", "1a", "#block7", "a b", "a/b", "ä"] {
         let expected = format!("Invalid node-name: '{bad}'");
         check_json(&format!(r#"{{"driver": "null-co", "node-name": "{bad}"}}"#), &expected);
-        check_json(&format!(r#"{{"driver": "pass", "file": {{"driver": "null-co", "node-name": "{bad}"}}}}"#), &expected);
+        check_json(
+            &format!(r#"{{"driver": "pass", "file": {{"driver": "null-co", "node-name": "{bad}"}}}}"#),
+            &expected,
+        );
     }
     check(image_opts("driver=pass,file.driver=null-co,file.node-name=1"), "Invalid node-name: '1'");
     check_json(r#"{"driver": "null-co", "node-name": 7}"#, "Invalid parameter type for 'node-name', expected: string");
@@ -259,7 +277,8 @@ fn as_qemu_says() {
         let Some(theirs) = daemon_says(&[there], text) else {
             return block_testkit::bed::skipped("as_qemu_says", "no qemu-storage-daemon");
         };
-        let options = Options::parse_blockdev(&text.replace("\"raw\"", "\"pass\"").replace("=raw", "=pass")).expect(text);
+        let options =
+            Options::parse_blockdev(&text.replace("\"raw\"", "\"pass\"").replace("=raw", "=pass")).expect(text);
         assert_eq!(we_say(&[there], options), theirs, "{text}");
     }
     let tools = [

@@ -5,8 +5,8 @@ mod common;
 use async_trait::async_trait;
 use block_common::options::DriverKind;
 use block_common::{
-    BlockStatus, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, OptionReader, ParentKind, Perm, RequestFlags,
-    StatusExtent,
+    BlockStatus, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, OptionReader, ParentKind, Perm,
+    RequestFlags, StatusExtent,
 };
 use block_gs::{DriverType, Event, GraphError, GraphResult, NoControl, NodeRef, OpenContext, Opened};
 use block_io::{Driver, GateState, Req};
@@ -75,7 +75,8 @@ fn close_2_a_failed_flush_is_told_by_close_and_as_an_event() {
         world.gs.close(node).await.expect("no flush, no error");
         assert_eq!((world.leaf("d").flushes(), world.leaf("d").closes()), (0, 1));
         // A child's, when it goes with its parent.
-        let json = r#"{"driver": "pass", "node-name": "top", "file": {"driver": "leaf", "node-name": "e", "fail-close": 5}}"#;
+        let json =
+            r#"{"driver": "pass", "node-name": "top", "file": {"driver": "leaf", "node-name": "e", "fail-close": 5}}"#;
         let node = open(&world, json).await;
         assert_eq!(message(world.gs.close(node).await), "Closing node 'e' failed: Input/output error");
     });
@@ -241,7 +242,7 @@ fn close_1_a_device_that_still_holds_its_half_gets_errors() {
         let node = world.add(json).await;
         let root = world.root("drive", &node).await;
         let (device, io) = (root.io().clone(), node.io().clone());
-        let load = Load::start(&[device.clone()], 2);
+        let load = Load::start(std::slice::from_ref(&device), 2);
         world.until("the load is there", || load.completed() > 100).await;
         drop(node);
         world.gs.close_all().await.expect("everything closes");
@@ -269,7 +270,9 @@ fn close_1_a_device_that_still_holds_its_half_gets_errors() {
 fn close_1_what_is_left_open_is_named() {
     let world = World::new();
     world.run(async {
-        let kept = world.add(r#"{"driver": "pass", "node-name": "kept", "file": {"driver": "leaf", "node-name": "below"}}"#).await;
+        let kept = world
+            .add(r#"{"driver": "pass", "node-name": "kept", "file": {"driver": "leaf", "node-name": "below"}}"#)
+            .await;
         world.add(r#"{"driver": "leaf", "node-name": "other"}"#).await;
         let left = world.gs.close_all().await.expect_err("somebody holds one");
         assert_eq!(left.to_string(), "nodes are left open: below, kept");

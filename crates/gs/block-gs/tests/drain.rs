@@ -75,7 +75,7 @@ fn drain_1_sections_nest_and_overlap_in_any_order() {
         let root = world.root("root", &top).await;
         let is_open = || root.io().state() == GateState::empty();
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]] {
-            let mut guards = vec![
+            let mut guards = [
                 Some(world.gs.drain(&leaf).await),
                 Some(world.gs.drain(&leaf).await),
                 Some(world.gs.drain_all().await),
@@ -200,7 +200,8 @@ fn nodes_may_go_while_they_are_drained() {
     let world = World::new();
     world.run_and_close(async {
         let [leaf, ..] = chain(&world).await;
-        let filter = world.open(r#"{"driver": "pass", "node-name": "filter", "file": "leaf"}"#).await.expect("it opens");
+        let filter =
+            world.open(r#"{"driver": "pass", "node-name": "filter", "file": "leaf"}"#).await.expect("it opens");
         let (below, above) = (world.gs.drain(&leaf).await, world.gs.drain(&filter).await);
         world.gs.close(filter).await.expect("closing does not wait for the section's end");
         assert!(world.gs.find_node("filter").is_err());
@@ -226,7 +227,8 @@ fn a_drain_waits_for_the_flush_of_a_node_that_is_being_closed_above() {
     let world = World::new();
     world.run_and_close(async {
         let [leaf, ..] = chain(&world).await;
-        let filter = world.open(r#"{"driver": "pass", "node-name": "filter", "file": "leaf"}"#).await.expect("it opens");
+        let filter =
+            world.open(r#"{"driver": "pass", "node-name": "filter", "file": "leaf"}"#).await.expect("it opens");
         world.leaf("leaf").hold(true);
         drop(filter);
         world.until("the flush is in the leaf", || world.leaf("leaf").flushes() == 1).await;
@@ -237,7 +239,8 @@ fn a_drain_waits_for_the_flush_of_a_node_that_is_being_closed_above() {
         let guard = drain.await;
         assert_eq!(leaf.io().in_flight(), 0);
         // And one that begins within the section does not wait for its end.
-        let filter = world.open(r#"{"driver": "pass", "node-name": "filter", "file": "leaf"}"#).await.expect("it opens");
+        let filter =
+            world.open(r#"{"driver": "pass", "node-name": "filter", "file": "leaf"}"#).await.expect("it opens");
         world.gs.close(filter).await.expect("it closes");
         drop(guard);
     });
@@ -407,7 +410,8 @@ fn drain_3_many_at_once_do_not_wait_for_each_other() {
             let (gs, node) = (world.gs.clone(), nodes[i % 3].clone());
             sections.push(world.gs.main().spawn(async move {
                 for k in 0..10u64 {
-                    let guard = if (i as u64 + k) % 4 == 0 { gs.drain_all().await } else { gs.drain(&node).await };
+                    let guard =
+                        if (i as u64 + k).is_multiple_of(4) { gs.drain_all().await } else { gs.drain(&node).await };
                     gs.main().sleep(std::time::Duration::from_micros(k * 10)).await;
                     drop(guard);
                 }

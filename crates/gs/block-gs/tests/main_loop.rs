@@ -104,23 +104,22 @@ fn tasks_are_woken_from_other_threads() {
 fn timers_come_in_order_and_not_early() {
     let main = main_loop();
     let handle = main.handle();
-    let order = RefCell::new(Vec::new());
+    let order = Rc::new(RefCell::new(Vec::new()));
     let begin = Instant::now();
     main.run(async {
-        let mut tasks = Vec::new();
-        for ms in [30, 10, 20, 0, 10] {
-            let inner = handle.clone();
-            tasks.push(handle.spawn(async move {
+        let sleeper = |ms| {
+            let (inner, order) = (handle.clone(), order.clone());
+            handle.spawn(async move {
                 inner.sleep(Duration::from_millis(ms)).await;
-                ms
-            }));
-        }
-        for task in tasks {
-            order.borrow_mut().push(task.join().await);
+                assert!(begin.elapsed() >= Duration::from_millis(ms));
+                order.borrow_mut().push(ms);
+            })
+        };
+        for task in [60, 20, 40, 0, 20].map(sleeper) {
+            task.join().await;
         }
     });
-    assert!(begin.elapsed() >= Duration::from_millis(30));
-    assert_eq!(order.into_inner(), [30, 10, 20, 0, 10]);
+    assert_eq!(*order.borrow(), [0, 20, 20, 40, 60]);
     // One that is dropped does not keep its loop awake, one that is out of reach does not overflow.
     main.run(async {
         let long = handle.sleep(Duration::MAX);

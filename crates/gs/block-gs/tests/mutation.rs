@@ -105,7 +105,8 @@ fn the_turn_is_held_for_the_whole_mutation_with_all_that_it_waits_for() {
         drop(base);
         // As a snapshot is made: open the overlay, drain, look again, commit.
         let insert = |gs: block_gs::GlobalState, name: String| async move {
-            let options = common::json_options(&format!(r#"{{"driver": "pass", "node-name": "{name}", "file": "base"}}"#));
+            let options =
+                common::json_options(&format!(r#"{{"driver": "pass", "node-name": "{name}", "file": "base"}}"#));
             let filter = gs.open_in_mutation(options).await.expect("it opens");
             let base = gs.find_node("base").expect("it is there");
             let guard = gs.drain(&base).await;

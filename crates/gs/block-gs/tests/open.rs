@@ -24,19 +24,26 @@ fn children_are_opened_with_their_parent_or_found_by_name() {
         let top = world.add(top).await;
         let info = world.info(&top);
         assert_eq!((info.driver, info.length, info.read_only, info.monitor_owned), ("fmt", 8192, false, true));
-        let children: BTreeMap<_, _> = info.children.iter().map(|(edge, child, _)| (&**edge, child.as_deref())).collect();
+        let children: BTreeMap<_, _> =
+            info.children.iter().map(|(edge, child, _)| (&**edge, child.as_deref())).collect();
         assert_eq!(children["backing"], Some("base"));
         let filter = children["file"].expect("it has a file").to_owned();
         assert!(filter.starts_with("#block"), "{filter}");
         let filter = world.gs.find_node(&filter).expect("it can be found by the name it was given");
         assert_eq!(world.info(&filter).children[0].1.as_deref(), Some("inner"));
-        assert_eq!(world.info(&filter).parents, [format!("node 'top' (uses node '{}' as 'file' child)", filter.name())]);
+        assert_eq!(
+            world.info(&filter).parents,
+            [format!("node 'top' (uses node '{}' as 'file' child)", filter.name())]
+        );
         // The children of their parent alone: nobody else holds them.
         assert!(!world.info(&filter).monitor_owned);
         // In the order of opening.
         let names: Vec<_> = world.gs.nodes().into_iter().map(|node| node.name).collect();
         assert_eq!(names, ["base", "inner", filter.name(), "top"]);
-        assert_eq!(world.gs.child(&top, "file").expect("there is such an edge").expect("a child").name(), filter.name());
+        assert_eq!(
+            world.gs.child(&top, "file").expect("there is such an edge").expect("a child").name(),
+            filter.name()
+        );
     });
 }
 
@@ -45,7 +52,9 @@ fn the_three_ways_of_writing_options_open_the_same() {
     let world = World::new();
     world.run_and_close(async {
         let ways = [
-            json_options(r#"{"driver": "pass", "node-name": "a", "file": {"driver": "leaf", "size": 65536, "read-only": true}}"#),
+            json_options(
+                r#"{"driver": "pass", "node-name": "a", "file": {"driver": "leaf", "size": 65536, "read-only": true}}"#,
+            ),
             dotted("pass,node-name=b,file.driver=leaf,file.size=65536,file.read-only=on"),
             image_opts("driver=pass,node-name=c,file.driver=leaf,file.size=64k,file.read-only=on"),
         ];
@@ -154,7 +163,8 @@ fn a_node_shows_the_options_it_was_opened_with_and_its_children_by_name() {
                        "file": {"driver": "leaf", "node-name": "inner", "size": 4096}}"#;
         let top = world.add(json).await;
         let options = world.info(&top).options;
-        let shown = r#"{"driver": "fmt", "node-name": "top", "cache": {"direct": true}, "backing": null, "file": "inner"}"#;
+        let shown =
+            r#"{"driver": "fmt", "node-name": "top", "cache": {"direct": true}, "backing": null, "file": "inner"}"#;
         assert_eq!(options.to_string(), shown);
         let inner = world.info(&world.gs.find_node("inner").expect("it is there")).options;
         assert_eq!(inner.lookup("size"), Some(&Value::Int(4096u64.into())));
@@ -207,7 +217,8 @@ fn an_engine_that_does_not_make_it_is_closed_with_its_error_swallowed() {
         assert_eq!(message(world.open(json).await), "Parameter 'bogus' is unexpected");
         assert_eq!(world.leaf("l").closes(), 1);
         // A child's error is told by whoever waits next.
-        let json = r#"{"driver": "fmt", "fail": "last", "file": {"driver": "leaf", "node-name": "l", "fail-close": 5}}"#;
+        let json =
+            r#"{"driver": "fmt", "fail": "last", "file": {"driver": "leaf", "node-name": "l", "fail-close": 5}}"#;
         assert_eq!(message(world.open(json).await), "failed as asked: last");
         assert_eq!(message(world.gs.settle().await), "Closing node 'l' failed: Input/output error");
     });

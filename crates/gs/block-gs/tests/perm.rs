@@ -207,7 +207,8 @@ fn perm_2_what_went_asks_for_nothing_any_more() {
     world.run_and_close(async {
         let base = world.add(r#"{"driver": "leaf", "node-name": "base"}"#).await;
         let filter = world.add(r#"{"driver": "pass", "node-name": "filter", "file": "base"}"#).await;
-        let upper = world.open(r#"{"driver": "pass", "node-name": "upper", "file": "filter"}"#).await.expect("it opens");
+        let upper =
+            world.open(r#"{"driver": "pass", "node-name": "upper", "file": "filter"}"#).await.expect("it opens");
         let writer = attached(&world, "writer", PermPair::EXCLUSIVE, &upper).await;
         assert_eq!(edge(&world, &filter, "file"), PermPair::EXCLUSIVE);
         // A root that is dropped, and a node whose last reference is.
@@ -304,7 +305,8 @@ fn perm_2_diamonds_are_visited_once_and_parents_first() {
             world.add(&format!(r#"{{"driver": "pass", "node-name": "x{i}", "file": "{below}"}}"#)).await;
             world.add(&format!(r#"{{"driver": "pass", "node-name": "z{i}", "file": "{below}"}}"#)).await;
             world.add(&format!(r#"{{"driver": "pass", "node-name": "y{i}", "file": "z{i}"}}"#)).await;
-            top = world.add(&format!(r#"{{"driver": "fork", "node-name": "t{i}", "a": "{a}{i}", "b": "{b}{i}"}}"#)).await;
+            top =
+                world.add(&format!(r#"{{"driver": "fork", "node-name": "t{i}", "a": "{a}{i}", "b": "{b}{i}"}}"#)).await;
             forks.push(top.clone());
         }
         asked.set(0);
@@ -317,7 +319,9 @@ fn perm_2_diamonds_are_visited_once_and_parents_first() {
         let keeper = root_at(&world, keeper(), &base).await;
         assert!(matches!(keeper, Err(GraphError::Permission { node, .. }) if node == "base"));
         world.gs.set_root_perm(&root, loose(READ)).expect("less is always allowed");
-        assert!(forks.iter().all(|fork| edge(&world, fork, "a") == loose(READ) && edge(&world, fork, "b") == loose(READ)));
+        assert!(
+            forks.iter().all(|fork| edge(&world, fork, "a") == loose(READ) && edge(&world, fork, "b") == loose(READ))
+        );
         // A change that changes nothing goes nowhere.
         asked.set(0);
         world.gs.set_root_perm(&root, loose(READ)).expect("the same");
@@ -360,7 +364,8 @@ fn perm_1_a_thousand_users_of_one_node_are_fast() {
         for _ in 0..1000 {
             roots.push(root_at(&world, loose(READ), &base).await.expect("readers get along"));
         }
-        roots.push(root_at(&world, PermPair::new(READ, READ), &base).await.expect("so does one that lets nobody write"));
+        roots
+            .push(root_at(&world, PermPair::new(READ, READ), &base).await.expect("so does one that lets nobody write"));
         assert!(matches!(root_at(&world, loose(WRITE), &base).await, Err(GraphError::Permission { .. })));
         println!("a thousand users: {:?}", begin.elapsed());
     });

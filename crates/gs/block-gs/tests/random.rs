@@ -194,7 +194,12 @@ impl Run<'_> {
                 (Kind::Leaf, format!(r#""driver": "leaf", "fast": {fast}"#), vec![])
             }
             (2..=4, Some(file)) => {
-                let edges = vec![ModelEdge { name: "file", role: ChildRole::FILTERED_PRIMARY, child: Some(file.clone()), frozen: false }];
+                let edges = vec![ModelEdge {
+                    name: "file",
+                    role: ChildRole::FILTERED_PRIMARY,
+                    child: Some(file.clone()),
+                    frozen: false,
+                }];
                 let slow = self.rng.chance(30);
                 (Kind::Pass, format!(r#""driver": "pass", "slow": {slow}, "file": "{file}""#), edges)
             }
@@ -423,8 +428,9 @@ fn random_changes_under_load_agree_with_the_model() {
         // Not `World::run`: a round's patience is its own.
         world.main.run(async {
             let perm = PermPair::new(Perm::CONSISTENT_READ | Perm::WRITE, Perm::all());
-            let roots: Vec<_> =
-                (0..5).map(|i| world.gs.new_root(&format!("r{i}"), ParentKind::Backend, perm, &world.gs.main_io())).collect();
+            let roots: Vec<_> = (0..5)
+                .map(|i| world.gs.new_root(&format!("r{i}"), ParentKind::Backend, perm, &world.gs.main_io()))
+                .collect();
             let load = Load::start(&[roots[0].io().clone(), roots[1].io().clone()], 2);
             let model = Model { nodes: BTreeMap::new(), roots: vec![ModelRoot { perm, node: None }; roots.len()] };
             let mut run = Run {
@@ -456,7 +462,20 @@ fn random_changes_under_load_agree_with_the_model() {
         rounds += 1;
     }
     println!("{rounds} rounds, {requests} requests served, {total:?}");
-    for what in ["add", "attach", "detach", "perm", "replace_child", "replace_node", "close", "drain", "permission", "cycle", "frozen", "in use"] {
+    for what in [
+        "add",
+        "attach",
+        "detach",
+        "perm",
+        "replace_child",
+        "replace_node",
+        "close",
+        "drain",
+        "permission",
+        "cycle",
+        "frozen",
+        "in use",
+    ] {
         assert!(total.get(what).is_some_and(|count| *count > 0), "{what} never came about");
     }
 }

@@ -57,12 +57,22 @@ fn a_change_needs_the_guard_of_a_section_that_covers_it() {
         let before = world.graph();
         let elsewhere = world.gs.drain(&b).await;
         let drained_b = world.graph();
-        refused(&world, world.gs.replace_child(&elsewhere, &mid, "file", Some(&b)), &drained_b, "node 'mid' is not drained");
+        refused(
+            &world,
+            world.gs.replace_child(&elsewhere, &mid, "file", Some(&b)),
+            &drained_b,
+            "node 'mid' is not drained",
+        );
         refused(&world, world.gs.replace_node(&elsewhere, &mid, &a), &drained_b, "node 'top' is not drained");
         // Somebody else drains it; this guard still does not say so.
         let other = world.gs.drain(&a).await;
         let drained = world.graph();
-        refused(&world, world.gs.replace_child(&elsewhere, &mid, "file", Some(&b)), &drained, "node 'mid' is not drained");
+        refused(
+            &world,
+            world.gs.replace_child(&elsewhere, &mid, "file", Some(&b)),
+            &drained,
+            "node 'mid' is not drained",
+        );
         // A section above the parent does not cover it.
         let above = world.gs.drain(&top).await;
         refused(&world, world.gs.replace_child(&above, &mid, "file", Some(&b)), &drained, "node 'mid' is not drained");
@@ -136,7 +146,10 @@ fn a_refused_permission_leaves_everything_as_it_was() {
         let guard = world.gs.drain_all().await;
         let before = world.graph();
         assert!(matches!(world.gs.replace_node(&guard, &a, &b), Err(GraphError::Permission { .. })));
-        assert!(matches!(world.gs.replace_child(&guard, &filter, "file", Some(&b)), Err(GraphError::Permission { .. })));
+        assert!(matches!(
+            world.gs.replace_child(&guard, &filter, "file", Some(&b)),
+            Err(GraphError::Permission { .. })
+        ));
         assert_eq!(world.graph(), before);
         drop(guard);
         // Requests go where they went.

@@ -59,11 +59,11 @@ pub(crate) enum Target {
 struct Slot {
     op: FileOp,
     /// Aligned stand-in for `op.buf`, where O_DIRECT cannot take that.
-    bounce: Option<IoBuf>,
+    bounce: Option<Box<IoBuf>>,
     /// Bytes done so far.
     progress: usize,
     /// The vectors that the kernel reads when the entry is submitted.
-    vecs: Vec<libc::iovec>,
+    vecs: Box<[libc::iovec]>,
     pool: Option<ThreadPool>,
     hold: Option<Hold>,
     target: Target,
@@ -235,21 +235,27 @@ impl IoContext {
     }
 
     /// Start an operation for an engine; the result comes to the returned future, on this thread.
-    pub(crate) fn start_future(&self, op: FileOp, hold: Hold, pool: &ThreadPool) -> SlotFuture {
+    pub(crate) fn start_future(&self, op: FileOp, hold: Hold, pool: Option<ThreadPool>) -> SlotFuture {
         let key = self.start(op, hold, pool, Target::Future(None));
         SlotFuture { context: self.id, key, taken: false }
     }
 
-    /// Start an operation.
-    pub(crate) fn start(&self, op: FileOp, hold: Hold, pool: &ThreadPool, target: Target) -> usize {
-        let threads = op.options.engine == FileEngine::Threads || self.ring.is_none();
+    /// The pool, if it and not the ring is to carry out requests for `engine`. A ring's request must not count the pool's
+    /// holders up and down: they are shared by all threads.
+    #[inline]
+    pub(crate) fn pool_for(&self, engine: FileEngine, pool: &ThreadPool) -> Option<ThreadPool> {
+        (engine == FileEngine::Threads || self.ring.is_none()).then(|| pool.clone())
+    }
+
+    /// Start an operation, in `pool` or else on the ring.
+    pub(crate) fn start(&self, op: FileOp, hold: Hold, pool: Option<ThreadPool>, target: Target) -> usize {
         let bounce = bounce_for(&op);
         let slot = Slot {
             op,
             bounce,
             progress: 0,
-            vecs: Vec::new(),
-            pool: threads.then(|| pool.clone()),
+            vecs: Box::default(),
+            pool,
             hold: Some(hold),
             target,
             result: None,
@@ -273,7 +279,7 @@ impl IoContext {
         self.pool_in_flight.set(self.pool_in_flight.get() + 1);
         let (kind, fd, progress) = (slot.op.kind, slot.op.fd, slot.progress);
         let (offset, len) = (slot.op.offset + progress as u64, slot.op.len);
-        let buf = slot.bounce.clone().or_else(|| slot.op.buf.clone());
+        let buf = slot.bounce.as_deref().or(slot.op.buf.as_ref()).cloned();
         let inbox = self.inbox.clone();
         pool.spawn(Box::new(move || {
             let answer = run_blocking(kind, fd, offset, len, buf.as_ref(), progress);
@@ -573,7 +579,7 @@ fn progress(slot: &mut Slot, answer: i32) -> Option<IoResult<()>> {
     match slot.op.kind {
         // Past the end of the file there are zeroes. O_DIRECT ends there with an odd length.
         FileOpKind::Read if answer == 0 || misaligned => {
-            if let Some(buf) = slot.bounce.as_ref().or(slot.op.buf.as_ref()) {
+            if let Some(buf) = slot.bounce.as_deref().or(slot.op.buf.as_ref()) {
                 buf.fill(slot.progress, total - slot.progress, 0);
             }
             Some(Ok(()))
@@ -584,7 +590,7 @@ fn progress(slot: &mut Slot, answer: i32) -> Option<IoResult<()>> {
 }
 
 /// An aligned stand-in for memory that the file cannot take.
-fn bounce_for(op: &FileOp) -> Option<IoBuf> {
+fn bounce_for(op: &FileOp) -> Option<Box<IoBuf>> {
     let alignment = op.options.memory_alignment;
     let buf = op.buf.as_ref()?;
     if alignment <= 1 || buf.is_aligned(alignment) {
@@ -594,7 +600,7 @@ fn bounce_for(op: &FileOp) -> Option<IoBuf> {
     if matches!(op.kind, FileOpKind::Write { .. }) {
         bounce.copy_from(buf);
     }
-    Some(bounce)
+    Some(Box::new(bounce))
 }
 
 /// The ring's entry for what is left of the slot's operation.
@@ -602,7 +608,7 @@ fn entry(slot: &mut Slot) -> io_uring::squeue::Entry {
     let fd = types::Fd(slot.op.fd);
     let offset = slot.op.offset + slot.progress as u64;
     let flags = if slot.op.kind == (FileOpKind::Write { fua: true }) { libc::RWF_DSYNC } else { 0 };
-    match (slot.op.kind, slot.bounce.as_ref().or(slot.op.buf.as_ref())) {
+    match (slot.op.kind, slot.bounce.as_deref().or(slot.op.buf.as_ref())) {
         (FileOpKind::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
         (FileOpKind::Allocate(mode), _) => opcode::Fallocate::new(fd, slot.op.len).offset(offset).mode(mode).build(),
         (_, None) => opcode::Nop::new().build(),
@@ -619,7 +625,7 @@ fn entry(slot: &mut Slot) -> io_uring::squeue::Entry {
         }
         (kind, Some(buf)) => {
             let vecs = iovecs(buf, slot.progress);
-            slot.vecs = vecs;
+            slot.vecs = vecs.into_boxed_slice();
             let (base, count) = (slot.vecs.as_ptr(), slot.vecs.len() as u32);
             match kind {
                 FileOpKind::Read => opcode::Readv::new(fd, base.cast(), count).offset(offset).build(),

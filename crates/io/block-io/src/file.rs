@@ -159,7 +159,8 @@ impl HostFile {
             tracing::error!("a host file was used outside an I/O thread");
             IoError::BUG
         })?;
-        Ok(context.start_future(op, Hold::File(fd), &self.0.pool))
+        let pool = context.pool_for(self.0.options.engine, &self.0.pool);
+        Ok(context.start_future(op, Hold::File(fd), pool))
     }
 
     /// As `start`, for the fast path: the caller's pins keep the engine and so the descriptor. `None` after

@@ -101,14 +101,18 @@ pub(crate) fn serve_now(leaf: Leaf, path: &Path, offset: GuestOffset, access: Ac
 }
 
 /// Make `op` an operation of the host file at the end of the path. Gives it back when the file is not there any more.
-pub(crate) fn target(path: &Path, mut op: FileOp) -> Result<(FileOp, ThreadPool), FileOp> {
+pub(crate) fn target(
+    context: &IoContext,
+    path: &Path,
+    mut op: FileOp,
+) -> Result<(FileOp, Option<ThreadPool>), FileOp> {
     let access = if matches!(op.kind, FileOpKind::Read) { Access::Read } else { Access::Write };
     let engine = path.last().and_then(|node| node.engine().ok());
     if let (Some(engine), Ok(range)) = (engine, GuestRange::new(op.offset, op.len))
         && let Mapping::File(file) = engine.map_cached(access, range)
         && let Some(pool) = file.target(&mut op)
     {
-        let pool = pool.clone();
+        let pool = context.pool_for(op.options.engine, pool);
         return Ok((op, pool));
     }
     Err(op)
@@ -136,8 +140,8 @@ fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf, f
                 Access::Read => FileOp::read(offset.0, buf.clone()),
                 Access::Write => FileOp::write(offset.0, buf.clone(), flags.contains(RequestFlags::FUA)),
             };
-            match target(&path, op) {
-                Ok((op, pool)) => Started::Waits(context.start_future(op, Hold::Path(path), &pool)),
+            match target(&context, &path, op) {
+                Ok((op, pool)) => Started::Waits(context.start_future(op, Hold::Path(path), pool)),
                 Err(_) => Started::Slow,
             }
         }

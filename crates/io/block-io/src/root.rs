@@ -43,12 +43,21 @@ pub(crate) struct RootBody {
 impl RootBody {
     #[inline]
     pub(crate) fn account(&self, kind: RequestKind, bytes: u64, result: IoResult<()>) {
-        let shard = &self.stats[crate::sync::shard()];
+        let (shard, is_own) = crate::sync::own_shard();
+        let shard = &self.stats[shard];
+        let add = |counter: &AtomicU64, n| {
+            if is_own {
+                // Nobody else writes here: no need to lock the cache line.
+                counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+            } else {
+                counter.fetch_add(n, Ordering::Relaxed);
+            }
+        };
         if result.is_ok() {
-            shard.requests[kind as usize].fetch_add(1, Ordering::Relaxed);
-            shard.bytes[kind as usize].fetch_add(bytes, Ordering::Relaxed);
+            add(&shard.requests[kind as usize], 1);
+            add(&shard.bytes[kind as usize], bytes);
         } else {
-            shard.failed[kind as usize].fetch_add(1, Ordering::Relaxed);
+            add(&shard.failed[kind as usize], 1);
         }
     }
 
@@ -322,8 +331,8 @@ impl Root {
                 Access::Read => FileOp::read(offset.0, buf),
                 Access::Write => FileOp::write(offset.0, buf, fua),
             };
-            match pipeline::target(&path, op) {
-                Ok((op, pool)) => drop(context.start(op, Hold::Root(kind, root, path), &pool, target)),
+            match pipeline::target(context, &path, op) {
+                Ok((op, pool)) => drop(context.start(op, Hold::Root(kind, root, path), pool, target)),
                 Err(op) => {
                     request.buf = op.buf;
                     return Some((request, target));

@@ -23,21 +23,64 @@ pub(crate) const SHARDS: usize = 16;
 #[cfg(loom)]
 pub(crate) const SHARDS: usize = 2;
 
-/// The counter that the calling thread uses.
 #[cfg(not(loom))]
-#[inline]
-pub(crate) fn shard() -> usize {
+mod threads {
+    //! Numbers for threads, the smallest that is free: few threads at a time have counters of their own, however many there
+    //! have been. Holds no state of any block layer.
+
+    use super::SHARDS;
     use std::cell::Cell;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    // Numbers threads; it holds no state of any block layer.
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static SHARD: Cell<usize> = const { Cell::new(usize::MAX) });
-    SHARD.with(|shard| {
-        if shard.get() == usize::MAX {
-            shard.set(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
+    use std::collections::BTreeSet;
+    use std::sync::{Mutex, PoisonError};
+
+    static FREE: Mutex<(usize, BTreeSet<usize>)> = Mutex::new((0, BTreeSet::new()));
+
+    /// Gives the thread's number back when the thread ends.
+    struct Number(usize);
+
+    impl Drop for Number {
+        fn drop(&mut self) {
+            // What still runs on this thread shares the last counter.
+            SHARD.set(SHARDS - 1);
+            FREE.lock().unwrap_or_else(PoisonError::into_inner).1.insert(self.0);
         }
-        shard.get()
-    })
+    }
+
+    thread_local!(static SHARD: Cell<usize> = const { Cell::new(usize::MAX) });
+    thread_local!(static NUMBER: Number = {
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = free.1.pop_first().unwrap_or_else(|| {
+            free.0 += 1;
+            free.0 - 1
+        });
+        Number(number)
+    });
+
+    /// The counter that the calling thread uses. The last one is shared by all threads that have none of their own.
+    #[inline]
+    pub(crate) fn shard() -> usize {
+        match SHARD.get() {
+            usize::MAX => assign(),
+            shard => shard,
+        }
+    }
+
+    #[cold]
+    fn assign() -> usize {
+        let number = NUMBER.try_with(|number| number.0).unwrap_or(SHARDS - 1);
+        SHARD.set(number.min(SHARDS - 1));
+        SHARD.get()
+    }
+}
+
+#[cfg(not(loom))]
+pub(crate) use threads::shard;
+
+/// The counter that the calling thread uses, and whether no other thread writes it.
+#[inline]
+pub(crate) fn own_shard() -> (usize, bool) {
+    let shard = shard();
+    (shard, cfg!(not(loom)) && shard != SHARDS - 1)
 }
 
 #[cfg(loom)]

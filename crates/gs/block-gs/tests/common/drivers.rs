@@ -8,8 +8,8 @@
 use async_trait::async_trait;
 use block_common::options::DriverKind;
 use block_common::{
-    BlockStatus, ChildName, ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, LENGTH_MAX, OptionReader,
-    RequestFlags, StatusExtent,
+    BlockStatus, ChildName, ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, LENGTH_MAX,
+    OptionReader, RequestFlags, StatusExtent,
 };
 use block_gs::{DriverType, EngineControl, GlobalState, GraphError, GraphResult, NoControl, OpenContext, Opened};
 use block_io::{Access, Driver, Edge, Mapping, NowRequest, Req};

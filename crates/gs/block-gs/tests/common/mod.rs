@@ -19,7 +19,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 /// How long a test waits before it calls itself hung.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A block layer with the test's drivers.
 pub struct World {
@@ -149,7 +149,7 @@ pub fn buffer(len: usize) -> IoBuf {
     block_common::AlignedBuf::zeroed(len, 512).into_io()
 }
 
-/// `future`, or a panic after a minute.
+/// `future`, or a panic when it does not end.
 pub async fn in_time<T>(gs: &GlobalState, future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     let mut limit = pin!(gs.main().sleep(PATIENCE));
