@@ -1,6 +1,6 @@
-// The key slot is written although nobody took the permission for it, or before there was a reason to ask for one: the flag
-// that makes the driver ask was set by someone else, later. Where the act that takes the permission returns a permit, and
-// writing wants one, the order is a type: see `block-jobs/tests/amend.rs` for the whole job.
+// The key slot is written although nobody took the permission for it, or before there was a reason to ask for one: the
+// flag that makes the driver ask was set by someone else, later. Where the act that takes the permission returns a
+// permit, and writing wants one, the order is a type: see `block-jobs/tests/amend.rs` for the whole job.
 // (Review: the refresh came before the flag, was granted nothing, and the write died on its own check.)
 
 mod amend {

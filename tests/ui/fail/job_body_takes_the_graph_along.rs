@@ -1,5 +1,5 @@
-// A job's set-up, which is global state, hands the capability to the body that it makes. The body is spawned on the job's
-// home thread, and what it captures must be able to go there.
+// A job's set-up, which is global state, hands the capability to the body that it makes. The body is spawned on the
+// job's home thread, and what it captures must be able to go there.
 // (Review: whether a body runs in the main loop was assumed, asserted and taken back.)
 
 use block_gs::GlobalState;

@@ -1,5 +1,5 @@
-// A job is aborted, and then prepared all the same: two ends that each give back what the job took. Each act consumes the
-// job.
+// A job is aborted, and then prepared all the same: two ends that each give back what the job took. Each act consumes
+// the job.
 // (Review: cleaning up was bound to one of two ways out, and skipped on the other.)
 
 use block_gs::GlobalState;

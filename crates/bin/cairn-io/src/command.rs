@@ -1,4 +1,5 @@
-//! Commands as they are carried out: everything that stood in their arguments, checked as far as it can be without an image.
+//! Commands as they are carried out: everything that stood in their arguments, checked as far as it can be without an
+//! image.
 
 use block_common::{AioMode, CacheFlags, DiscardMode};
 

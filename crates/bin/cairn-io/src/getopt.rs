@@ -1,7 +1,7 @@
 //! `getopt(3)` and `getopt_long(3)`: what they accept, in which order they find it, and the words of their errors.
 //!
-//! Options may stand behind operands, several short ones may share a dash, long ones may be cut short as long as they are
-//! unique. What an option means is its caller's business.
+//! Options may stand behind operands, several short ones may share a dash, long ones may be cut short as long as they
+//! are unique. What an option means is its caller's business.
 
 /// A long option.
 #[derive(Clone, Copy, Debug)]

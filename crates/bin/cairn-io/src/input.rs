@@ -9,7 +9,7 @@ use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::history::MemHistory;
 use rustyline::validate::Validator;
-use rustyline::{Config, Context, Editor, Helper};
+use rustyline::{CompletionType, Config, Context, Editor, Helper};
 use std::io::{BufRead, IsTerminal, StdinLock, stdin, stdout};
 use std::sync::mpsc as ask;
 use tokio::sync::mpsc;
@@ -45,11 +45,7 @@ impl Input {
         }
         self.out.flush();
         self.ask.send(()).ok()?;
-        let line = self.lines.recv().await.flatten();
-        if line.is_none() && self.is_terminal {
-            self.out.print("\n");
-        }
-        line
+        self.lines.recv().await.flatten()
     }
 }
 
@@ -85,7 +81,7 @@ fn read_line(input: &mut StdinLock<'_>) -> Option<Vec<u8>> {
 
 /// Lines that somebody types.
 fn editor(prompt: String) -> Source {
-    let config = Config::builder().auto_add_history(true).build();
+    let config = Config::builder().auto_add_history(true).completion_type(CompletionType::List).build();
     let mut editor = match Editor::<Words, MemHistory>::with_history(config, MemHistory::new()) {
         Ok(editor) => editor,
         Err(_) => return plain(),

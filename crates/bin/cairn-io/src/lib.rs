@@ -1,9 +1,11 @@
 //! The language of `cairn-io`: its command line, its commands, and the words of its reports.
 //!
-//! Pure code: nothing here opens, reads or prints anything, and any bytes may be given to it. What the commands do is in the program.
+//! Pure code: nothing here opens, reads or prints anything, and any bytes may be given to it. What the commands do is
+//! in the program.
 //!
 //! # Reading order
-//! [`catalogue`] (which commands there are), [`command`] (what they come to), [`parse`]; then `getopt`, `number` and `report`.
+//! [`catalogue`] (which commands there are), [`command`] (what they come to), [`parse`]; then `getopt`, `number` and
+//! `report`.
 
 #![forbid(unsafe_code)]
 

@@ -93,7 +93,8 @@ fn refuse_objects(texts: &[Vec<u8>], out: &Output) -> Result<(), String> {
     Err(format!("objects of type '{kind}' are not supported yet"))
 }
 
-/// Open the image, if there is one, and carry out all commands. A failure of one does not keep the next ones from being carried out.
+/// Open the image, if there is one, and carry out all commands. A failure of one does not keep the next ones from being
+/// carried out.
 async fn carry_out(work: Work, gs: &GlobalState, out: &Output) -> Outcome {
     let mut session = Session::new(gs.clone(), out.clone(), work.misalign);
     if work.open.path.is_some() {

@@ -42,8 +42,8 @@ fn overflows_before_suffix(text: &str) -> bool {
     digits < text.len() && digits > 0 && text[..digits].parse::<u64>().is_err()
 }
 
-/// C's `strtol` with base 0, on the whole of `text`: decimal, hexadecimal after `0x`, octal after `0`, with a sign or white
-/// space in front. Numbers beyond 64 bits become the nearest that there is.
+/// C's `strtol` with base 0, on the whole of `text`: decimal, hexadecimal after `0x`, octal after `0`, with a sign or
+/// white space in front. Numbers beyond 64 bits become the nearest that there is.
 pub fn integer(text: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(text).ok()?.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
     let (negative, digits) = match text.strip_prefix('-') {

@@ -1,7 +1,8 @@
-//! Where the program prints. Standard output is buffered as C buffers it, so that what it shares a file with comes in the same order.
+//! Where the program prints. Standard output is buffered as C buffers it, so that what it shares a file with comes in
+//! the same order.
 //!
-//! On a terminal a line is printed when it is complete. Anywhere else printing waits for 4096 bytes, a prompt or the end,
-//! and is lost when the program crashes before that.
+//! On a terminal a line is printed when it is complete. Anywhere else printing waits for 4096 bytes, a prompt or the
+//! end, and is lost when the program crashes before that.
 
 use cairn_io::parse::Line;
 use std::cell::RefCell;

@@ -32,7 +32,8 @@ pub type Refusal = Vec<Line>;
 type Parsed<T> = Result<T, Refusal>;
 type Words<'a> = &'a [&'a [u8]];
 
-/// The words of a line: they have spaces between them, and nothing else has a meaning. A line ends at its first zero byte.
+/// The words of a line: they have spaces between them, and nothing else has a meaning. A line ends at its first zero
+/// byte.
 pub fn split(line: &[u8]) -> Vec<&[u8]> {
     let line = line.split(|&byte| byte == 0).next().unwrap_or_default();
     line.split(|&byte| byte == b' ').filter(|word| !word.is_empty()).collect()
@@ -238,7 +239,7 @@ impl<'a> Call<'a> {
         };
         let (mut byte, mut start, mut pattern_len) = (None, None, None);
         let mut walk = self.options("bCl:pP:qrs:v");
-        while let Some(found) = walk.next() {
+        for found in walk.by_ref() {
             let found = found.map_err(|words| self.bad_option(&words))?;
             match found.letter {
                 b'b' => read.vm_state = true,
@@ -274,7 +275,7 @@ impl<'a> Call<'a> {
     fn readv(&self) -> Parsed<Read> {
         let (mut dump, mut byte, mut registered, mut report) = (false, None, false, Report::default());
         let mut walk = self.options("CP:qrv");
-        while let Some(found) = walk.next() {
+        for found in walk.by_ref() {
             let found = found.map_err(|words| self.bad_option(&words))?;
             match found.letter {
                 b'C' => report.machine = true,
@@ -305,7 +306,7 @@ impl<'a> Call<'a> {
     fn aio_read(&self) -> Parsed<Command> {
         let (mut dump, mut byte, mut registered, mut report) = (false, None, false, Report::default());
         let mut walk = self.options("CP:iqrv");
-        while let Some(found) = walk.next() {
+        for found in walk.by_ref() {
             let found = found.map_err(|words| self.bad_option(&words))?;
             match found.letter {
                 b'C' => report.machine = true,
@@ -332,7 +333,7 @@ impl<'a> Call<'a> {
         };
         let (mut zeroes, mut no_fallback, mut unmap, mut byte, mut file) = (false, false, false, None, None);
         let mut walk = self.options("bcCfnpP:qrs:uz");
-        while let Some(found) = walk.next() {
+        for found in walk.by_ref() {
             let found = found.map_err(|words| self.bad_option(&words))?;
             match found.letter {
                 b'b' => write.vm_state = true,
@@ -398,7 +399,7 @@ impl<'a> Call<'a> {
     fn writev(&self) -> Parsed<Command> {
         let (mut byte, mut fua, mut registered, mut report) = (None, false, false, Report::default());
         let mut walk = self.options("CfP:qr");
-        while let Some(found) = walk.next() {
+        for found in walk.by_ref() {
             let found = found.map_err(|words| self.bad_option(&words))?;
             match found.letter {
                 b'C' => report.machine = true,
@@ -415,7 +416,7 @@ impl<'a> Call<'a> {
         let (mut byte, mut fua, mut registered, mut report) = (None, false, false, Report::default());
         let (mut zeroes, mut unmap) = (false, false);
         let mut walk = self.options("CfiP:qruz");
-        while let Some(found) = walk.next() {
+        for found in walk.by_ref() {
             let found = found.map_err(|words| self.bad_option(&words))?;
             match found.letter {
                 b'C' => report.machine = true,
@@ -457,7 +458,7 @@ impl<'a> Call<'a> {
     fn discard(&self) -> Parsed<Command> {
         let mut report = Report::default();
         let mut walk = self.options("Cq");
-        while let Some(found) = walk.next() {
+        for found in walk.by_ref() {
             match found.map_err(|words| self.bad_option(&words))?.letter {
                 b'C' => report.machine = true,
                 _ => report.quiet = true,
@@ -471,7 +472,7 @@ impl<'a> Call<'a> {
     fn truncate(&self) -> Parsed<Command> {
         let mut preallocation = Preallocation::Off;
         let mut walk = self.options("m:");
-        while let Some(found) = walk.next() {
+        for found in walk.by_ref() {
             let name = found.map_err(|words| self.bad_option(&words))?.value;
             let mode = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
             preallocation = mode.ok_or_else(|| program([b"Invalid preallocation mode '", name, b"'"].concat()))?;
@@ -484,7 +485,7 @@ impl<'a> Call<'a> {
     fn open(&self) -> Parsed<Command> {
         let mut open = Open::default();
         let mut walk = self.options("snCro:ki:t:d:U");
-        while let Some(found) = walk.next() {
+        for found in walk.by_ref() {
             let found = found.map_err(|words| self.bad_option(&words))?;
             match found.letter {
                 b'o' => open.options.push(found.value.into()),
@@ -502,7 +503,7 @@ impl<'a> Call<'a> {
     fn reopen(&self) -> Parsed<Command> {
         let mut reopen = Reopen::default();
         let mut walk = self.options("c:o:rw");
-        while let Some(found) = walk.next() {
+        for found in walk.by_ref() {
             let found = found.map_err(|words| self.bad_option(&words))?;
             match found.letter {
                 b'c' => reopen.cache = Some(cache_mode(found.value).map_err(program)?.flags()),

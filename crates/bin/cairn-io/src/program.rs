@@ -83,7 +83,7 @@ pub struct BadLine {
 pub fn parse(program: &[u8], args: &[&[u8]]) -> Result<Program, BadLine> {
     let mut work = Work::default();
     let mut walk = Getopt::new(KNOWN, args.iter().copied());
-    while let Some(found) = walk.next() {
+    for found in walk.by_ref() {
         let found = found.map_err(|words| {
             let line = [program, b": ", words.as_slice()].concat();
             BadLine { line: Some(Line::Err(line)), usage: true }

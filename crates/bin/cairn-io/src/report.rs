@@ -4,8 +4,8 @@ use crate::command::Report;
 use crate::number::amount;
 use std::time::Duration;
 
-/// The report of one request for `bytes` bytes at `offset` that took `time`, line ends included. `what` is the verb; `bytes` were
-/// asked for and done.
+/// The report of one request for `bytes` bytes at `offset` that took `time`, line ends included. `what` is the verb;
+/// `bytes` were asked for and done.
 pub fn request(report: Report, what: &str, offset: u64, bytes: u64, time: Duration) -> String {
     // A clock that stood still is not to be divided by.
     let seconds = time.as_secs_f64().max(1e-9);
@@ -16,9 +16,8 @@ pub fn request(report: Report, what: &str, offset: u64, bytes: u64, time: Durati
         Report { .. } => {
             let time = if time.as_secs() == 0 { format!("{seconds:05.2} sec") } else { clock(time) };
             let (amount, rate) = (amount(bytes as f64), amount(rate));
-            format!(
-                "{what} {bytes}/{bytes} bytes at offset {offset}\n{amount}, 1 ops; {time} ({rate}/sec and {ops:.4} ops/sec)\n"
-            )
+            let speed = format!("{rate}/sec and {ops:.4} ops/sec");
+            format!("{what} {bytes}/{bytes} bytes at offset {offset}\n{amount}, 1 ops; {time} ({speed})\n")
         }
     }
 }
@@ -30,8 +29,8 @@ fn clock(time: Duration) -> String {
     format!("{hours}:{minutes:02}:{seconds:05.2}")
 }
 
-/// `data` in rows of sixteen bytes, as numbers and as characters; the first of them is at `offset` of the image. Each row, line end
-/// included, goes to `print` by itself: all of them together may be larger than memory.
+/// Print `data` in rows of sixteen bytes, as numbers and as characters; the first of them is at `offset` of the image.
+/// Each row, line end included, goes to `print` by itself: all of them together may be larger than memory.
 pub fn dump(offset: u64, data: &[u8], mut print: impl FnMut(&[u8])) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = Vec::new();

@@ -1,7 +1,7 @@
 //! Reads and writes: their buffers, the requests themselves, what is said about their results.
 //!
-//! The same code serves commands that wait and those that do not; it holds the device's half of a backend and nothing of
-//! the graph.
+//! The same code serves commands that wait and those that do not; it holds the device's half of a backend and nothing
+//! of the graph.
 
 use crate::output::Output;
 use block_backend_io::BackendIo;

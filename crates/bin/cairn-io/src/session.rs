@@ -250,7 +250,8 @@ impl Session {
         Err(Failed)
     }
 
-    /// Let `work` go on by itself. It has begun when this returns; how it ends is no matter of the command that started it.
+    /// Let `work` go on by itself. It has begun when this returns; how it ends is no matter of the command that started
+    /// it.
     async fn start(&self, work: impl Future<Output = Outcome> + 'static) -> Outcome {
         let counted = Counted::new(&self.under_way);
         drop(self.gs.main().spawn(async move {

@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
-/// Log what the options ask for. The last `file` gets all of it. A filter that makes no sense is a warning, as in the field.
+/// Log what the options ask for. The last `file` gets all of it. A filter that makes no sense is a warning, as in the
+/// field.
 ///
 /// # Errors
 /// A file that cannot be read or written.

@@ -468,7 +468,10 @@ mod tests {
         assert_eq!(back[8..17], [8, 9, 0xff, 0xff, 0xff, 0xff, 0xff, 15, 16]);
     }
 
-    struct Scattered(Vec<Segment>, Vec<AlignedBuf>);
+    struct Scattered(
+        Vec<Segment>,
+        #[expect(dead_code, reason = "held so that the memory stays there")] Vec<AlignedBuf>,
+    );
     // SAFETY: the segments point into the buffers that the value owns.
     unsafe impl GuestMemory for Scattered {
         fn segments(&self, address: u64, len: usize, report: &mut dyn FnMut(Segment)) -> Result<(), GuestMemoryError> {

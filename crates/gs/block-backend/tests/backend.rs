@@ -226,6 +226,7 @@ fn closing_a_backend_waits_for_its_requests() {
         world.until("the request is in the leaf", || leaf.in_flight() == 1).await;
         assert_eq!(text(drive.clone().close().await), "Device 'drive0' is held by somebody else");
         let mut closing = Box::pin(drive.close());
+        assert!(poll_once(&mut closing).await.is_none());
         world.pause().await;
         assert!(poll_once(&mut closing).await.is_none());
         // The name is free, the permissions are not: the request is still under way.

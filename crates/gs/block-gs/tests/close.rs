@@ -125,7 +125,10 @@ fn a_closing_that_hangs_holds_up_nobody_else() {
         drop(hangs);
         world.pause().await;
         let other = open(&world, r#"{"driver": "leaf", "node-name": "other"}"#).await;
-        world.gs.close(other).await.expect("it closes");
+        let gs = world.gs.clone();
+        let closing = world.gs.main().spawn(async move { gs.close(other).await });
+        world.until("the other one is closed", || world.leaf("other").closes() == 1).await;
+        closing.join().await.expect("it closes");
         let mut settling = Box::pin(world.gs.settle());
         world.pause().await;
         assert!(poll_once(&mut settling).await.is_none());

@@ -258,6 +258,10 @@ fn media_are_exchanged_under_load() {
             let (root, node) = (if round % 2 == 0 { &one } else { &two }, if round % 4 < 2 { &b } else { &a });
             world.gs.attach_root(root, Some(node)).await.expect("nobody is in the way");
         }
+        // On a busy machine the exchanges may be over before the load has begun.
+        while load.completed() == 0 {
+            world.gs.main().sleep(std::time::Duration::from_millis(1)).await;
+        }
         load.finish();
     });
 }

@@ -353,20 +353,6 @@ fn job_4_a_job_that_cannot_begin_leaves_nothing() {
         assert!(error.starts_with("Permission conflict on node 'source': permissions 'resize' are both"), "{error}");
         bed.gs.close_root(resizer).await;
 
-        // Nobody writes to the source past the filter, which would not notice. Reading is fine.
-        let first = start(&bed, JobOptions::new("copy"), CopyJob::new("source", "target")).await;
-        let writer = user(Perm::WRITE);
-        let error = bed.gs.attach_root(&writer, Some(&source)).await.expect_err("the filter is in the way");
-        assert!(
-            error.to_string().starts_with("Permission conflict on node 'source': permissions 'write' are both"),
-            "{error}"
-        );
-        bed.gs.set_root_perm(&writer, PermPair::new(Perm::CONSISTENT_READ, Perm::all())).expect("it is nowhere");
-        bed.gs.attach_root(&writer, Some(&source)).await.expect("nobody is in the way");
-        bed.gs.close_root(writer).await;
-        first.cancel(Cancel::Force).expect("it runs");
-        assert!(first.ended().await.is_err());
-
         // A second job on the same source: the first one relies on its edge.
         bed.add_zeroes("third", 4 * CHUNK).await;
         let first = start(&bed, JobOptions::new("copy"), CopyJob::new("source", "target")).await;
@@ -377,6 +363,35 @@ fn job_4_a_job_that_cannot_begin_leaves_nothing() {
         first.complete().expect("it is ready");
         first.ended().await.expect("a good end");
         assert_eq!(node_of(&bed, &device), "target");
+    });
+}
+
+#[test]
+fn job_2_nobody_writes_to_the_source_past_the_filter() {
+    run(|bed| async move {
+        bed.add_noise("source", 4 * CHUNK, 1).await;
+        bed.add_zeroes("target", 4 * CHUNK).await;
+        let source = bed.gs.find_node("source").expect("source");
+        let easygoing = PermPair::new(Perm::CONSISTENT_READ, Perm::all());
+        let user = bed.gs.new_root("disk", ParentKind::Backend, easygoing, &bed.gs.main_io());
+        bed.gs.attach_root(&user, Some(&source)).await.expect("nobody is in the way");
+        let job = start(&bed, JobOptions::new("copy"), CopyJob::new("source", "target")).await;
+        let writer =
+            bed.gs.new_root("other", ParentKind::Backend, PermPair::new(Perm::WRITE, Perm::all()), &bed.gs.main_io());
+        let error = bed.gs.attach_root(&writer, Some(&source)).await.expect_err("the filter is in the way");
+        assert!(
+            error.to_string().starts_with("Permission conflict on node 'source': permissions 'write' are both"),
+            "{error}"
+        );
+        // Above the filter all may write, and below it all may read.
+        bed.gs.set_root_perm(&user, PermPair::new(Perm::WRITE, Perm::all())).expect("the filter passes it on");
+        bed.gs.set_root_perm(&writer, easygoing).expect("it is nowhere");
+        bed.gs.attach_root(&writer, Some(&source)).await.expect("nobody is in the way");
+        job.cancel(Cancel::Force).expect("it runs");
+        assert!(job.ended().await.is_err());
+        bed.gs.set_root_perm(&writer, PermPair::new(Perm::WRITE, Perm::all())).expect("nobody is in the way");
+        bed.gs.close_root(writer).await;
+        bed.gs.close_root(user).await;
     });
 }
 

@@ -395,8 +395,8 @@ fn a_mirror_whose_owner_is_gone_or_answers_nonsense_ends() {
 fn a_chunk_is_never_copied_twice_at_a_time() {
     let pair = Pair::noise(4);
     pair.target.hold(Some(MemOpKind::Write));
-    let mut body = start(&pair, 4);
-    // One chunk of 64 KiB each.
+    // Room for each chunk twice.
+    let mut body = start(&pair, 8);
     block_on(pair.target.wait_held(4));
     body.bitmap.set_all();
     block_on(pair.home().run(tokio_sleep(30)));

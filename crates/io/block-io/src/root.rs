@@ -343,7 +343,8 @@ impl Root {
         let Some(buf) = request.buf.take() else { return Some((request, target)) };
         let result = pipeline::serve_now(leaf, &path, offset, access, &buf);
         root.account(kind, request.len, result);
-        drop((root, path));
+        // The root last: a drain looks from the top down, and what it has seen idle must stay so.
+        drop((path, root));
         deliver(context, target, Done { result, buf: Some(buf) });
         None
     }

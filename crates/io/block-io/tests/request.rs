@@ -378,8 +378,9 @@ fn zero_1_zeroes_are_written_where_the_driver_has_no_better_way() {
     assert_eq!(block_on(root.zero(512, 2560, RequestFlags::MAY_UNMAP)), Ok(()));
     let written = [(512, 1024), (1536, 1024), (2560, 512)].map(|(offset, len)| Seen::Write(offset, len, NONE));
     assert_eq!(state.seen(), [&[Seen::Zero(512, 2560, RequestFlags::MAY_UNMAP)], &written[..]].concat());
-    assert!(lock(&state.bytes)[..512].iter().chain(&lock(&state.bytes).clone()[3072..]).all(|byte| *byte == 9));
-    assert!(lock(&state.bytes)[512..3072].iter().all(|byte| *byte == 0));
+    let bytes = lock(&state.bytes);
+    assert!(bytes[..512].iter().chain(&bytes[3072..]).all(|byte| *byte == 9));
+    assert!(bytes[512..3072].iter().all(|byte| *byte == 0));
 }
 
 #[test]

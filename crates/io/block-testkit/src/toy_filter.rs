@@ -1,4 +1,4 @@
-//! A filter that changes nothing: what the core makes of filters, without what filters do.
+//! A filter that changes nothing: what the core makes of filters, without what filters do. It can hold writes.
 
 use async_trait::async_trait;
 use block_common::{
@@ -7,6 +7,7 @@ use block_common::{
 use block_io::{Access, Driver, Edge, Mapping, Req};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::watch;
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -43,6 +44,7 @@ struct Shared {
     limits: Limits,
     slow: AtomicBool,
     count_mapped: AtomicBool,
+    writes_held: watch::Sender<bool>,
     counters: Counters,
 }
 
@@ -62,6 +64,7 @@ impl ToyFilter {
             limits,
             slow: AtomicBool::new(false),
             count_mapped: AtomicBool::new(false),
+            writes_held: watch::Sender::new(false),
             counters: Counters::default(),
         });
         (Self(shared.clone()), ToyFilterControl(shared))
@@ -81,6 +84,11 @@ impl ToyFilterControl {
     /// Send every request the slow way, or those that can through the mapping. May be switched at any time.
     pub fn set_slow(&self, slow: bool) {
         self.0.slow.store(slow, Ordering::Relaxed);
+    }
+
+    /// Let writes that take the slow way wait, or go on.
+    pub fn hold_writes(&self, hold: bool) {
+        self.0.writes_held.send_replace(hold);
     }
 
     /// Count mappings too. Off at first: a shared counter is not what a filter costs.
@@ -143,6 +151,9 @@ impl Driver for ToyFilter {
 
     async fn write(&self, req: &Req, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
         count(&self.0.counters.writes);
+        let mut held = self.0.writes_held.subscribe();
+        // The sender is ours: it cannot be gone.
+        let _ = held.wait_for(|held| !held).await;
         self.0.file.write(req, HostOffset(offset.0), buf, flags).await
     }
 

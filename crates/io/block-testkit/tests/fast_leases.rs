@@ -5,8 +5,8 @@
 
 use block_common::{AlignedBuf, IoBuf, IoError, Perm, RequestFlags};
 use block_io::{Completed, FileEngine, IoThread, Queue, Request, Root, StaticGraph, ThreadPool, ring_available};
-use block_testkit::bed::{block_on, io_thread, skipped, toy_cow, toy_filter};
-use block_testkit::{MemFile, TOY_RELOCATE, ToyCowControl, ToyFormat};
+use block_testkit::bed::{block_on, io_thread, skipped, toy_cow, toy_filter, yield_now};
+use block_testkit::{MemFile, TOY_RELOCATE, ToyCowControl, ToyFilterControl, ToyFormat};
 
 const CLUSTER: u64 = 4096;
 
@@ -15,6 +15,7 @@ struct Image {
     graph: StaticGraph,
     root: Root,
     control: ToyCowControl,
+    filter: ToyFilterControl,
 }
 
 /// An image on a file below a filter, with its first eight clusters allocated, filled with their number plus one, and flushed.
@@ -23,11 +24,11 @@ fn image() -> Image {
     let mut graph = StaticGraph::new(thread.handle());
     let file = MemFile::new(0, FileEngine::Ring, ThreadPool::new(2)).expect("a memfd");
     let file = block_on(graph.node("file").install(file, false)).expect("a file");
-    let (filter, _) = block_on(toy_filter(&mut graph, &file)).expect("a filter");
+    let (below, filter) = block_on(toy_filter(&mut graph, &file)).expect("a filter");
     let format = ToyFormat { length: 1 << 20, length_max: 1 << 20, cluster_size: CLUSTER };
-    let (node, control) = block_on(toy_cow(&mut graph, &filter, None, Some(format))).expect("an image");
+    let (node, control) = block_on(toy_cow(&mut graph, &below, None, Some(format))).expect("an image");
     let root = graph.root("root", &node, Perm::all());
-    let image = Image { _thread: thread, graph, root, control };
+    let image = Image { _thread: thread, graph, root, control, filter };
     (0..8).for_each(|i| image.write(i, i as u8 + 1));
     block_on(image.root.flush()).expect("flushed");
     image
@@ -147,6 +148,48 @@ fn a_move_waits_for_mapped_writes_and_for_nothing_else() {
     // The two writes overlapped in time: either may be the last, but it is one of them.
     assert!([0x11, 0x22].contains(&image.first_byte(0)));
     image.close();
+}
+
+#[test]
+fn a_write_that_comes_while_a_cluster_is_copied_is_not_lost() {
+    if without_ring("a_write_that_comes_while_a_cluster_is_copied_is_not_lost") {
+        return;
+    }
+    for slow in [false, true] {
+        let image = image();
+        // The move has read the cluster; the filter holds its write, and lets others through.
+        image.filter.set_slow(true);
+        image.filter.hold_writes(true);
+        let before = image.filter.counts().writes;
+        let root = image.root.clone();
+        let moving = image.root.home().run(async move {
+            let mut result = Err(IoError::BUSY);
+            while result == Err(IoError::BUSY) {
+                result = root.ioctl(TOY_RELOCATE, AlignedBuf::zeroed(8, 8).into_io()).await;
+            }
+            result
+        });
+        while image.filter.counts().writes == before {
+            block_on(image.root.home().run(yield_now()));
+        }
+        // One write on the fast path, if the image lets it, and one on the slow path.
+        image.filter.set_slow(slow);
+        let mut queue = Queue::new().expect("a queue");
+        queue.submit(&image.root, Request::write(0, filled(0x11), RequestFlags::empty()), 1);
+        queue.kick();
+        // Had it been mapped, it would be over by now.
+        std::thread::yield_now();
+        let mut done = Vec::new();
+        queue.reap(&mut done);
+        image.filter.hold_writes(false);
+        assert_eq!(block_on(moving), Some(Ok(())));
+        while queue.pending() > 0 {
+            queue.wait(&mut done, None);
+        }
+        assert_eq!((done.len(), done[0].done.result), (1, Ok(())));
+        assert_eq!(image.first_byte(0), 0x11, "a write was lost by a move (slow: {slow})");
+        image.close();
+    }
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn zero_1_zeroes_that_may_unmap_give_space_back_and_others_keep_it() {
     let unmapped = blocks();
     block_on(opened.root.discard(2 << 20, 1 << 20)).expect("discarded");
     let discarded = blocks();
-    if unmapped >= full {
+    if discarded == full {
         skipped("zero_1_zeroes_that_may_unmap_give_space_back_and_others_keep_it", "a file system without holes");
     } else {
         assert!(unmapped <= full - (1 << 20) && discarded <= unmapped - (1 << 20), "{full} {unmapped} {discarded}");

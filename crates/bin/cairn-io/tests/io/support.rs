@@ -1,4 +1,5 @@
-//! Runs cairn-io and qemu-io on copies of the same files and compares what they print, how they end, and what the files hold.
+//! Runs cairn-io and qemu-io on copies of the same files and compares what they print, how they end, and what the files
+//! hold.
 
 use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -132,7 +133,8 @@ fn shape(text: &str) -> String {
     shape
 }
 
-/// The reports in `text`, each with the lines that belong to it, in an order that does not depend on when they were printed.
+/// The reports in `text`, each with the lines that belong to it, in an order that does not depend on when they were
+/// printed.
 pub(crate) fn sorted_reports(text: &str) -> String {
     let mut reports = vec![String::new()];
     for line in text.split_inclusive('\n') {

@@ -1,12 +1,8 @@
 //! What cairn-io does that qemu-io does not: the differences of `docs/differences.md`, and what needs no comparison.
 
-#![allow(clippy::disallowed_methods, reason = "tests may block")]
-
-mod support;
-
+use crate::support::{Ran, make_files, run, without_times};
 use std::path::Path;
 use std::process::Command;
-use support::{Ran, make_files, run, without_times};
 
 /// Run a script on fresh files and check all that comes of it.
 fn check(args: &[&str], commands: &[&str], status: i32, stdout: &str, stderr: &str) {
@@ -18,7 +14,7 @@ fn check(args: &[&str], commands: &[&str], status: i32, stdout: &str, stderr: &s
 fn check_in(dir: &Path, args: &[&str], commands: &[&str], status: i32, stdout: &str, stderr: &str) {
     let commands = commands.iter().flat_map(|command| ["-c", command]);
     let args: Vec<&str> = args.iter().copied().chain(commands).collect();
-    let ran = run(&support::ours(), dir, &args, b"");
+    let ran = run(&crate::support::ours(), dir, &args, b"");
     let ran = Ran { stdout: without_times(&ran.stdout), ..ran };
     assert_eq!(ran, Ran { status, stdout: stdout.into(), stderr: stderr.into() }, "{args:?}");
 }
@@ -57,8 +53,10 @@ fn every_signal_ends_the_program_that_would() {
 fn memory_that_is_not_there_fails_the_command_alone() {
     let dir = tempfile::tempdir().expect("a directory");
     make_files(dir.path());
-    let script =
-        format!("ulimit -v 1500000; exec {} -f raw -c 'read 0 2000M' -c length t.raw", support::ours().display());
+    let script = format!(
+        "ulimit -v 1500000; exec {} -f raw -c 'read 0 2000M' -c length t.raw",
+        crate::support::ours().display()
+    );
     let output = Command::new("sh").args(["-c", &script]).current_dir(dir.path()).output().expect("a shell");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert_eq!(
@@ -93,7 +91,7 @@ fn what_is_not_built_is_refused_by_name() {
 fn the_program_says_what_it_is() {
     check(&["-V"], &[], 0, concat!("qemu-io version ", env!("CARGO_PKG_VERSION"), "\n"), "");
     let dir = tempfile::tempdir().expect("a directory");
-    let help = run(&support::ours(), dir.path(), &["--help"], b"");
+    let help = run(&crate::support::ours(), dir.path(), &["--help"], b"");
     assert!(help.stdout.starts_with("Usage: qemu-io [OPTIONS]... [-c STRING]... [file]\nCairn disk exerciser\n"));
     assert!(help.status == 0 && help.stderr.is_empty());
 }
@@ -112,7 +110,7 @@ fn events_can_be_logged() {
 fn a_file_whose_name_is_not_text_is_refused() {
     use std::os::unix::ffi::OsStrExt;
     let name = std::ffi::OsStr::from_bytes(b"a\xff");
-    let output = Command::new(support::ours()).arg(name).output().expect("the program runs");
+    let output = Command::new(crate::support::ours()).arg(name).output().expect("the program runs");
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(told, "cairn-io: 'a\u{fffd}' is not valid UTF-8\n");
     assert_eq!(output.status.code(), Some(1));
@@ -122,8 +120,10 @@ fn a_file_whose_name_is_not_text_is_refused() {
 fn a_reader_that_went_away_stops_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     make_files(dir.path());
-    let script =
-        format!("{} -f raw -c 'sleep 100' -c length -c 'write -P 7 0 1' t.raw | true", support::ours().display());
+    let script = format!(
+        "{} -f raw -c 'sleep 100' -c length -c 'write -P 7 0 1' t.raw | true",
+        crate::support::ours().display()
+    );
     Command::new("sh").args(["-c", &script]).current_dir(dir.path()).status().expect("a shell");
     assert_eq!(std::fs::read(dir.path().join("t.raw")).expect("the image")[0], 7);
 }

@@ -2,15 +2,11 @@
 //!
 //! Where the two differ on purpose is in `docs/differences.md`, and in `own.rs`.
 
-#![allow(clippy::disallowed_methods, reason = "tests may block")]
-
-mod support;
-
+use crate::support::Bench;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use support::Bench;
 
 /// A line of the table.
 struct Script {
@@ -170,7 +166,7 @@ fn odd_arguments_are_taken_alike() {
 
 #[test]
 fn a_bad_command_line_is_refused_in_the_same_words() {
-    let Some(theirs) = support::theirs() else { return };
+    let Some(theirs) = crate::support::theirs() else { return };
     let dir = tempfile::tempdir().expect("a directory");
     for args in [
         &["-z"][..],
@@ -197,11 +193,11 @@ fn a_bad_command_line_is_refused_in_the_same_words() {
     ] {
         // What follows is the usage, which names the program that it is.
         let run = |program| {
-            let ran = support::run(program, dir.path(), args, b"");
+            let ran = crate::support::run(program, dir.path(), args, b"");
             let first = ran.stdout.lines().next().unwrap_or_default().to_owned();
             (ran.status, first, ran.stderr)
         };
-        assert_eq!(run(&support::ours()), run(&theirs), "{args:?}");
+        assert_eq!(run(&crate::support::ours()), run(&theirs), "{args:?}");
     }
 }
 
