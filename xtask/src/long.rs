@@ -16,13 +16,7 @@ const UNSAFE_CRATES: [&str; 4] = ["block-io", "block-common", "block-file-posix"
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// Variables through which the stable toolchain that started us would reach into the nightly one.
-const TOOLCHAIN_VARIABLES: [&str; 5] = [
-    "CARGO",
-    "RUSTC",
-    "RUSTUP_TOOLCHAIN",
-    "LD_LIBRARY_PATH",
-    "RUSTC_BOOTSTRAP",
-];
+const TOOLCHAIN_VARIABLES: [&str; 5] = ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN", "LD_LIBRARY_PATH", "RUSTC_BOOTSTRAP"];
 
 /// Runs every step, whatever becomes of the others, and prints the table.
 ///
@@ -40,9 +34,7 @@ pub(crate) fn run(repo: &Repo) -> Result<()> {
 
 fn counted(counts: Counts) -> Outcome {
     match counts {
-        Counts {
-            failed: 0, passed: 0, ..
-        } => Outcome::Failed("no test ran".into()),
+        Counts { failed: 0, passed: 0, .. } => Outcome::Failed("no test ran".into()),
         Counts { failed: 0, .. } => Outcome::Passed(counts.line()),
         _ => Outcome::Failed(counts.line()),
     }
@@ -55,17 +47,7 @@ fn address_sanitizer(repo: &Repo) -> Result<Outcome> {
     };
     let mut rustup = shell::command("rustup", &repo.root);
     // Doc tests would need the sanitizer a second time, for rustdoc, and hold no unsafe code.
-    rustup.args([
-        "run",
-        nightly,
-        "cargo",
-        "test",
-        "--release",
-        "--no-fail-fast",
-        "--tests",
-        "--target",
-        TRIPLE,
-    ]);
+    rustup.args(["run", nightly, "cargo", "test", "--release", "--no-fail-fast", "--tests", "--target", TRIPLE]);
     for name in UNSAFE_CRATES {
         rustup.args(["-p", name]);
     }
@@ -73,31 +55,17 @@ fn address_sanitizer(repo: &Repo) -> Result<Outcome> {
         rustup.env_remove(name);
     }
     // A nightly warns of more than the pinned compiler, which is the one that is asked.
-    rustup
-        .env("RUSTFLAGS", "-Zsanitizer=address --cap-lints=warn")
-        .env("CARGO_TARGET_DIR", repo.target("asan"));
+    rustup.env("RUSTFLAGS", "-Zsanitizer=address --cap-lints=warn").env("CARGO_TARGET_DIR", repo.target("asan"));
     test::checked_release(&mut rustup);
     test::count(repo, &mut rustup).map(counted)
 }
 
 fn nightly_toolchain(listing: &str) -> Option<&str> {
-    listing
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .find(|name| name.starts_with("nightly"))
+    listing.lines().filter_map(|line| line.split_whitespace().next()).find(|name| name.starts_with("nightly"))
 }
 
 fn stress(repo: &Repo) -> Result<Outcome> {
-    let args = [
-        "test",
-        "--release",
-        "-p",
-        "cairn-tests",
-        "--test",
-        "stress",
-        "--",
-        "--nocapture",
-    ];
+    let args = ["test", "--release", "-p", "cairn-tests", "--test", "stress", "--", "--nocapture"];
     let mut cargo = shell::cargo(&repo.root, args);
     test::count(repo, cargo.env("CAIRN_STRESS_SECONDS", "120")).map(counted)
 }
@@ -116,10 +84,7 @@ mod tests {
     #[test]
     fn a_run_without_tests_is_a_failure() {
         assert_eq!(counted(Counts::default()), Outcome::Failed("no test ran".into()));
-        let passed = Counts {
-            passed: 2,
-            ..Counts::default()
-        };
+        let passed = Counts { passed: 2, ..Counts::default() };
         assert_eq!(counted(passed), Outcome::Passed("2 passed, 0 failed, 0 skipped".into()));
         let failed = Counts { failed: 1, ..passed };
         assert_eq!(counted(failed), Outcome::Failed("2 passed, 1 failed, 0 skipped".into()));

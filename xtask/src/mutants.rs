@@ -76,10 +76,7 @@ pub(crate) fn outcome(repo: &Repo, filter: Option<&str>) -> Result<Outcome> {
     if mutants.is_empty() {
         return Ok(Outcome::Skipped(format!("no patch in {FOLDER}")));
     }
-    let bench = Bench {
-        repo,
-        home: repo.target("mutants"),
-    };
+    let bench = Bench { repo, home: repo.target("mutants") };
     let mut report = Report::default();
     let mut violations = Vec::new();
     let mut sound = BTreeMap::new();
@@ -105,16 +102,13 @@ fn read_mutants(repo: &Repo, filter: Option<&str>) -> Result<Vec<Mutant>> {
     let in_folder = |path: &String| path.starts_with(&format!("{FOLDER}/")) && path.ends_with(".patch");
     let wanted = |path: &String| filter.is_none_or(|part| path.contains(part));
     let paths = repo.file_paths()?.into_iter().filter(in_folder).filter(wanted);
-    paths
-        .map(|path| parse(&path, &std::fs::read_to_string(repo.root.join(&path))?))
-        .collect()
+    paths.map(|path| parse(&path, &std::fs::read_to_string(repo.root.join(&path))?)).collect()
 }
 
 fn parse(path: &str, text: &str) -> Result<Mutant> {
     let first = text.lines().next().unwrap_or_default();
-    let test = first
-        .strip_prefix("# test: ")
-        .with_context(|| format!("{path}: the first line is `# test: <command>`"))?;
+    let test =
+        first.strip_prefix("# test: ").with_context(|| format!("{path}: the first line is `# test: <command>`"))?;
     let comments = text.lines().take_while(|line| line.starts_with('#'));
     let hang = comments.filter_map(|line| line.strip_prefix("# hangs")).next();
     let seconds = match hang.map(|rest| rest.trim_start_matches(':').trim()) {
@@ -123,11 +117,7 @@ fn parse(path: &str, text: &str) -> Result<Mutant> {
         Some(number) => Some(number.parse().with_context(|| format!("{path}: `# hangs: {number}`"))?),
     };
     let name = path.rsplit('/').next().unwrap_or(path).to_owned();
-    Ok(Mutant {
-        name,
-        test: test.trim().to_owned(),
-        hang: seconds.map(Duration::from_secs),
-    })
+    Ok(Mutant { name, test: test.trim().to_owned(), hang: seconds.map(Duration::from_secs) })
 }
 
 /// Whether the mutant was caught: how, or why not. The patched tree is tried only if the tests pass without the patch.
@@ -137,10 +127,7 @@ fn judge(
     patched: impl FnOnce() -> Result<Verdict>,
 ) -> Result<Result<String, String>> {
     if baseline != Verdict::Passed {
-        return Ok(Err(format!(
-            "without the patch, `{}` does not pass: {baseline:?}",
-            mutant.test
-        )));
+        return Ok(Err(format!("without the patch, `{}` does not pass: {baseline:?}", mutant.test)));
     }
     Ok(match patched()? {
         Verdict::Failed => Ok("caught, the test fails".into()),
@@ -166,9 +153,7 @@ impl Bench<'_> {
     /// Tries the test on the tree as it is, which must pass.
     fn baseline(&self, test: &str) -> Result<Verdict> {
         sync(self.repo, &self.tree())?;
-        self.run(test, Duration::from_secs(TEST_SECONDS_MAX), |verdict| {
-            verdict != Verdict::Passed
-        })
+        self.run(test, Duration::from_secs(TEST_SECONDS_MAX), |verdict| verdict != Verdict::Passed)
     }
 
     /// Applies the patch, runs the test, and puts the tree back whatever happens.
@@ -188,9 +173,7 @@ impl Bench<'_> {
     /// Runs a test, and shows the end of its output if the verdict is one that a reader will ask about.
     fn run(&self, test: &str, limit: Duration, is_odd: impl Fn(Verdict) -> bool) -> Result<Verdict> {
         let mut command = shell::command("sh", &self.tree());
-        command
-            .args(["-c", &format!("exec 2>&1; {test}")])
-            .env("CARGO_TARGET_DIR", self.home.join("target"));
+        command.args(["-c", &format!("exec 2>&1; {test}")]).env("CARGO_TARGET_DIR", self.home.join("target"));
         let (verdict, seen) = watch(&mut command, limit)?;
         if is_odd(verdict) {
             seen.tail.iter().for_each(|line| println!("    {line}"));
@@ -297,10 +280,8 @@ impl Seen {
         self.counts.add_line(line);
         self.is_uncompilable |= line.contains("error: could not compile");
         let line = line.trim_start();
-        let begins = !self.has_begun
-            && ["Running ", "Doc-tests ", "running "]
-                .iter()
-                .any(|word| line.starts_with(word));
+        let begins =
+            !self.has_begun && ["Running ", "Doc-tests ", "running "].iter().any(|word| line.starts_with(word));
         self.has_begun |= begins;
         begins
     }
@@ -315,11 +296,7 @@ impl Seen {
     }
 
     fn verdict_without_end(&self) -> Verdict {
-        if self.has_begun {
-            Verdict::Hung
-        } else {
-            Verdict::NotBuilt
-        }
+        if self.has_begun { Verdict::Hung } else { Verdict::NotBuilt }
     }
 }
 
@@ -330,34 +307,21 @@ mod tests {
 
     #[test]
     fn a_patch_names_its_test_and_may_foretell_a_hang() {
-        let plain = parse(
-            "tests/mutants/a.patch",
-            "# test: cargo test -p block-io pin\n# why\ndiff --git a b\n",
-        )
-        .unwrap();
-        let expected = Mutant {
-            name: "a.patch".into(),
-            test: "cargo test -p block-io pin".into(),
-            hang: None,
-        };
+        let plain =
+            parse("tests/mutants/a.patch", "# test: cargo test -p block-io pin\n# why\ndiff --git a b\n").unwrap();
+        let expected = Mutant { name: "a.patch".into(), test: "cargo test -p block-io pin".into(), hang: None };
         assert_eq!(plain, expected);
         let hang = |text: &str| parse("a.patch", text).unwrap().hang.map(|time| time.as_secs());
         assert_eq!(hang("# test: t\n# hangs\n"), Some(TEST_SECONDS_MAX));
         assert_eq!(hang("# test: t\n# reason\n# hangs: 20\n"), Some(20));
         assert_eq!(hang("# test: t\ndiff\n# hangs\n"), None);
-        let error = parse("tests/mutants/a.patch", "diff --git a b\n")
-            .unwrap_err()
-            .to_string();
+        let error = parse("tests/mutants/a.patch", "diff --git a b\n").unwrap_err().to_string();
         assert!(error.contains("tests/mutants/a.patch: the first line is"), "{error}");
     }
 
     fn check_judge(hang: bool, baseline: Verdict, patched: Verdict, expected: Result<&str, &str>) {
         let hang = hang.then_some(Duration::from_secs(1));
-        let mutant = Mutant {
-            name: "a.patch".into(),
-            test: "t".into(),
-            hang,
-        };
+        let mutant = Mutant { name: "a.patch".into(), test: "t".into(), hang };
         let found = judge(&mutant, baseline, || Ok(patched)).unwrap();
         match expected {
             Ok(text) => assert!(found.as_ref().is_ok_and(|how| how.contains(text)), "{found:?}"),
@@ -375,45 +339,25 @@ mod tests {
         check_judge(false, Passed, Passed, Err("SURVIVED `t`"));
         check_judge(false, Passed, RanNothing, Err("SURVIVED"));
         check_judge(false, Passed, NotBuilt, Err("does not compile"));
-        check_judge(
-            false,
-            Failed,
-            Failed,
-            Err("without the patch, `t` does not pass: Failed"),
-        );
+        check_judge(false, Failed, Failed, Err("without the patch, `t` does not pass: Failed"));
         check_judge(false, RanNothing, Failed, Err("without the patch"));
     }
 
     fn check_watch(script: &str, expected: Verdict) {
         let mut command = shell::command("sh", Path::new("."));
-        let (verdict, _) = watch(
-            command.args(["-c", &format!("exec 2>&1; {script}")]),
-            Duration::from_millis(300),
-        )
-        .unwrap();
+        let (verdict, _) =
+            watch(command.args(["-c", &format!("exec 2>&1; {script}")]), Duration::from_millis(300)).unwrap();
         assert_eq!(verdict, expected, "{script}");
     }
 
     #[test]
     fn a_command_is_judged_by_what_cargo_prints() {
         let running = "echo '     Running unittests src/lib.rs'";
-        check_watch(
-            &format!("{running}; echo 'test result: ok. 2 passed; 0 failed'"),
-            Verdict::Passed,
-        );
-        check_watch(
-            &format!("{running}; echo 'test result: ok. 0 passed; 0 failed'"),
-            Verdict::RanNothing,
-        );
-        check_watch(
-            &format!("{running}; echo 'test result: FAILED. 1 passed; 1 failed'; exit 101"),
-            Verdict::Failed,
-        );
+        check_watch(&format!("{running}; echo 'test result: ok. 2 passed; 0 failed'"), Verdict::Passed);
+        check_watch(&format!("{running}; echo 'test result: ok. 0 passed; 0 failed'"), Verdict::RanNothing);
+        check_watch(&format!("{running}; echo 'test result: FAILED. 1 passed; 1 failed'; exit 101"), Verdict::Failed);
         check_watch(&format!("{running}; exit 134"), Verdict::Failed);
-        check_watch(
-            "echo 'error: could not compile `block-io`'; exit 101",
-            Verdict::NotBuilt,
-        );
+        check_watch("echo 'error: could not compile `block-io`'; exit 101", Verdict::NotBuilt);
         check_watch("echo 'error: no such package'; exit 101", Verdict::NotBuilt);
         check_watch(&format!("{running}; sleep 60"), Verdict::Hung);
     }
@@ -438,29 +382,16 @@ mod tests {
             ],
         );
         shell::capture(shell::command("git", dir.path()).args(["init", "-q"])).unwrap();
-        let outcome = outcome(
-            &Repo {
-                root: dir.path().to_owned(),
-            },
-            None,
-        )
-        .unwrap();
+        let outcome = outcome(&Repo { root: dir.path().to_owned() }, None).unwrap();
         let tree = dir.path().join("target/mutants/tree");
         assert!(!tree.join("stale/file").exists());
-        assert_eq!(
-            std::fs::read_to_string(dir.path().join("value")).unwrap(),
-            "one\n",
-            "the tree itself was patched"
-        );
+        assert_eq!(std::fs::read_to_string(dir.path().join("value")).unwrap(), "one\n", "the tree itself was patched");
         (outcome, std::fs::read_to_string(tree.join("value")).unwrap())
     }
 
     #[test]
     fn a_caught_mutant_passes_and_the_copy_is_put_back() {
-        assert_eq!(
-            try_repository("one", PATCH),
-            (Outcome::Passed("1 caught".into()), "one\n".into())
-        );
+        assert_eq!(try_repository("one", PATCH), (Outcome::Passed("1 caught".into()), "one\n".into()));
     }
 
     #[test]
@@ -472,21 +403,14 @@ mod tests {
     #[test]
     fn a_test_that_fails_without_the_patch_proves_nothing() {
         let (outcome, _) = try_repository("three", PATCH);
-        let Outcome::Failed(why) = outcome else {
-            panic!("{outcome:?}")
-        };
-        assert!(
-            why.starts_with("m.patch: without the patch, `sh ./check.sh` does not pass: Failed"),
-            "{why}"
-        );
+        let Outcome::Failed(why) = outcome else { panic!("{outcome:?}") };
+        assert!(why.starts_with("m.patch: without the patch, `sh ./check.sh` does not pass: Failed"), "{why}");
     }
 
     #[test]
     fn a_patch_that_does_not_apply_is_named() {
         let (outcome, _) = try_repository("one", &PATCH.replace("-one", "-ten"));
-        let Outcome::Failed(why) = outcome else {
-            panic!("{outcome:?}")
-        };
+        let Outcome::Failed(why) = outcome else { panic!("{outcome:?}") };
         assert!(why.starts_with("m.patch: ") && why.contains("git apply"), "{why}");
     }
 }

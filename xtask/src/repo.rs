@@ -36,9 +36,7 @@ impl Repo {
     /// xtask was not started by cargo.
     pub(crate) fn locate() -> Result<Repo> {
         let manifest_dir = std::env::var_os("CARGO_MANIFEST_DIR").context("start xtask with `cargo xtask`")?;
-        let root = Path::new(&manifest_dir)
-            .parent()
-            .context("xtask lies in the workspace's root")?;
+        let root = Path::new(&manifest_dir).parent().context("xtask lies in the workspace's root")?;
         Ok(Repo { root: root.to_owned() })
     }
 
@@ -54,21 +52,9 @@ impl Repo {
     pub(crate) fn file_paths(&self) -> Result<Vec<String>> {
         let mut git = shell::command("git", &self.root);
         // A clone made by another user is still ours to list.
-        git.args([
-            "-c",
-            "safe.directory=*",
-            "ls-files",
-            "-z",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-        ]);
+        git.args(["-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
         let listing = shell::capture(&mut git)?;
-        let mut paths: Vec<String> = listing
-            .split('\0')
-            .filter(|path| !path.is_empty())
-            .map(str::to_owned)
-            .collect();
+        let mut paths: Vec<String> = listing.split('\0').filter(|path| !path.is_empty()).map(str::to_owned).collect();
         paths.sort();
         paths.dedup();
         paths.retain(|path| self.root.join(path).is_file());
@@ -97,10 +83,7 @@ pub(crate) mod testing {
 
     /// A file that exists only in the test.
     pub(crate) fn file(path: &str, text: &str) -> RepoFile {
-        RepoFile {
-            path: path.to_owned(),
-            bytes: text.as_bytes().to_vec(),
-        }
+        RepoFile { path: path.to_owned(), bytes: text.as_bytes().to_vec() }
     }
 
     /// Writes files below `root`, making their folders.
@@ -123,19 +106,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         testing::write_tree(
             dir.path(),
-            &[
-                (".gitignore", "/target\n"),
-                ("a.rs", ""),
-                ("gone.rs", ""),
-                ("target/x", ""),
-            ],
+            &[(".gitignore", "/target\n"), ("a.rs", ""), ("gone.rs", ""), ("target/x", "")],
         );
         shell::capture(shell::command("git", dir.path()).args(["init", "-q"])).unwrap();
         shell::capture(shell::command("git", dir.path()).args(["add", "gone.rs"])).unwrap();
         std::fs::remove_file(dir.path().join("gone.rs")).unwrap();
-        let repo = Repo {
-            root: dir.path().to_owned(),
-        };
+        let repo = Repo { root: dir.path().to_owned() };
         assert_eq!(repo.file_paths().unwrap(), [".gitignore", "a.rs"]);
         assert_eq!(repo.files().unwrap()[0].text(), "/target\n");
     }

@@ -45,19 +45,12 @@ impl Report {
             Outcome::Skipped(why) => println!("== {name}: SKIPPED: {why}"),
             Outcome::Passed(what) => println!("== {name}: ok ({:.1} s) {what}", elapsed.as_secs_f64()),
         }
-        self.steps.push(Step {
-            name: name.to_owned(),
-            outcome,
-            elapsed,
-        });
+        self.steps.push(Step { name: name.to_owned(), outcome, elapsed });
     }
 
     /// Names of the steps that failed.
     pub(crate) fn failed(&self) -> Vec<&str> {
-        let failed = self
-            .steps
-            .iter()
-            .filter(|step| matches!(step.outcome, Outcome::Failed(_)));
+        let failed = self.steps.iter().filter(|step| matches!(step.outcome, Outcome::Failed(_)));
         failed.map(|step| step.name.as_str()).collect()
     }
 
@@ -72,12 +65,7 @@ impl Report {
             };
             let first = first_line(text);
             let colon = if first.is_empty() { "" } else { ": " };
-            let _ = writeln!(
-                table,
-                "| {} | {word}{colon}{first} | {:.1} |",
-                step.name,
-                step.elapsed.as_secs_f64()
-            );
+            let _ = writeln!(table, "| {} | {word}{colon}{first} | {:.1} |", step.name, step.elapsed.as_secs_f64());
         }
         table
     }
@@ -106,11 +94,7 @@ fn first_line(text: &str) -> String {
 
 /// A check's findings as an outcome: none is a pass.
 pub(crate) fn outcome_of(violations: &[String], what: impl Into<String>) -> Outcome {
-    if violations.is_empty() {
-        Outcome::Passed(what.into())
-    } else {
-        Outcome::Failed(violations.join("\n"))
-    }
+    if violations.is_empty() { Outcome::Passed(what.into()) } else { Outcome::Failed(violations.join("\n")) }
 }
 
 #[cfg(test)]
@@ -124,11 +108,7 @@ mod tests {
         report.step("two", || Ok(Outcome::Passed(String::new())));
         report.step("three", || Ok(Outcome::Skipped("no nightly".into())));
         assert_eq!(report.failed(), ["one"]);
-        assert!(
-            report
-                .table()
-                .contains("| one | FAILED: broken / thing (+ 2 lines) | 0.0 |\n| two | ok | 0.0 |")
-        );
+        assert!(report.table().contains("| one | FAILED: broken / thing (+ 2 lines) | 0.0 |\n| two | ok | 0.0 |"));
         assert!(report.table().contains("| three | skipped: no nightly |"));
         assert_eq!(report.result().unwrap_err().to_string(), "failed: one");
     }
@@ -136,9 +116,6 @@ mod tests {
     #[test]
     fn findings_fail_and_none_pass() {
         assert_eq!(outcome_of(&[], "4 crates"), Outcome::Passed("4 crates".into()));
-        assert_eq!(
-            outcome_of(&["a".into(), "b".into()], ""),
-            Outcome::Failed("a\nb".into())
-        );
+        assert_eq!(outcome_of(&["a".into(), "b".into()], ""), Outcome::Failed("a\nb".into()));
     }
 }

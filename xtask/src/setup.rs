@@ -36,24 +36,10 @@ enum Origin {
 /// The release whose own qemu is too old.
 const OLD_RELEASE: &str = "bookworm";
 
-const MKE2FS: Tool = Tool {
-    program: "mke2fs",
-    package: "e2fsprogs",
-    need: Need::Mandatory,
-    origin: Origin::Release,
-};
-const QEMU_IMG: Tool = Tool {
-    program: "qemu-img",
-    package: "qemu-utils",
-    need: Need::Optional,
-    origin: Origin::Backports,
-};
-const FIO: Tool = Tool {
-    program: "fio",
-    package: "fio",
-    need: Need::Optional,
-    origin: Origin::Release,
-};
+const MKE2FS: Tool = Tool { program: "mke2fs", package: "e2fsprogs", need: Need::Mandatory, origin: Origin::Release };
+const QEMU_IMG: Tool =
+    Tool { program: "qemu-img", package: "qemu-utils", need: Need::Optional, origin: Origin::Backports };
+const FIO: Tool = Tool { program: "fio", package: "fio", need: Need::Optional, origin: Origin::Release };
 
 /// Everything, for `setup`.
 pub(crate) const ALL: &[Tool] = &[MKE2FS, QEMU_IMG, FIO];
@@ -62,16 +48,8 @@ pub(crate) const FOR_TESTS: &[Tool] = &[MKE2FS, QEMU_IMG];
 /// For the demo.
 pub(crate) const FOR_DEMO: &[Tool] = &[MKE2FS];
 /// For the comparison, which is nothing without its peers.
-pub(crate) const FOR_COMPARE: &[Tool] = &[
-    Tool {
-        need: Need::Mandatory,
-        ..QEMU_IMG
-    },
-    Tool {
-        need: Need::Mandatory,
-        ..FIO
-    },
-];
+pub(crate) const FOR_COMPARE: &[Tool] =
+    &[Tool { need: Need::Mandatory, ..QEMU_IMG }, Tool { need: Need::Mandatory, ..FIO }];
 
 /// Looks for the tools and installs what is missing, if we are root.
 ///
@@ -91,31 +69,17 @@ pub(crate) fn run(tools: &[Tool]) -> Result<()> {
 }
 
 fn missing(tools: &[Tool], is_installed: impl Fn(&str) -> bool) -> Vec<Tool> {
-    tools
-        .iter()
-        .filter(|tool| !is_installed(tool.program))
-        .copied()
-        .collect()
+    tools.iter().filter(|tool| !is_installed(tool.program)).copied().collect()
 }
 
 /// Says what is missing; fails if any of it is mandatory.
 fn report(lacking: &[Tool]) -> Result<()> {
     for tool in lacking.iter().filter(|tool| tool.need == Need::Optional) {
-        println!(
-            "setup: {} is missing (package {}); what needs it is skipped",
-            tool.program, tool.package
-        );
+        println!("setup: {} is missing (package {}); what needs it is skipped", tool.program, tool.package);
     }
-    let mandatory: Vec<String> = lacking
-        .iter()
-        .filter(|tool| tool.need == Need::Mandatory)
-        .map(describe)
-        .collect();
+    let mandatory: Vec<String> = lacking.iter().filter(|tool| tool.need == Need::Mandatory).map(describe).collect();
     if !mandatory.is_empty() {
-        bail!(
-            "missing: {}; install as root, or run `cargo xtask setup` as root",
-            mandatory.join(", ")
-        );
+        bail!("missing: {}; install as root, or run `cargo xtask setup` as root", mandatory.join(", "));
     }
     Ok(())
 }
@@ -127,9 +91,7 @@ fn describe(tool: &Tool) -> String {
 fn is_installed(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     let folders = path.split(':').chain(["/usr/sbin", "/sbin", "/usr/bin"]);
-    folders
-        .filter(|folder| !folder.is_empty())
-        .any(|folder| Path::new(folder).join(program).is_file())
+    folders.filter(|folder| !folder.is_empty()).any(|folder| Path::new(folder).join(program).is_file())
 }
 
 fn is_root() -> bool {
@@ -164,26 +126,13 @@ fn apt_get() -> Command {
 
 /// `--no-upgrade` keeps whatever is installed already as it is, a newer qemu above all.
 fn install_arguments(tool: &Tool, suite: Option<&str>) -> Vec<String> {
-    let options = [
-        "install",
-        "-y",
-        "--no-install-recommends",
-        "--no-upgrade",
-        "--no-remove",
-    ];
+    let options = ["install", "-y", "--no-install-recommends", "--no-upgrade", "--no-remove"];
     let suite = suite.into_iter().flat_map(|suite| ["-t", suite]);
-    options
-        .into_iter()
-        .chain(suite)
-        .chain([tool.package])
-        .map(str::to_owned)
-        .collect()
+    options.into_iter().chain(suite).chain([tool.package]).map(str::to_owned).collect()
 }
 
 fn codename(os_release: &str) -> Option<String> {
-    let value = os_release
-        .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+    let value = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
     Some(value.trim_matches('"').to_owned())
 }
 
@@ -202,20 +151,11 @@ fn add_suite(suite: &str) -> Result<()> {
 
 /// Contents of the files that apt reads.
 fn apt_sources() -> Vec<String> {
-    let in_folder = std::fs::read_dir("/etc/apt/sources.list.d")
-        .into_iter()
-        .flatten()
-        .flatten();
+    let in_folder = std::fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
     let mut paths: Vec<_> = in_folder.map(|entry| entry.path()).collect();
-    paths.retain(|path| {
-        path.extension()
-            .is_some_and(|suffix| suffix == "sources" || suffix == "list")
-    });
+    paths.retain(|path| path.extension().is_some_and(|suffix| suffix == "sources" || suffix == "list"));
     paths.push("/etc/apt/sources.list".into());
-    paths
-        .iter()
-        .filter_map(|path| std::fs::read_to_string(path).ok())
-        .collect()
+    paths.iter().filter_map(|path| std::fs::read_to_string(path).ok()).collect()
 }
 
 fn code_lines(text: &str) -> impl Iterator<Item = &str> {
@@ -256,13 +196,9 @@ fn stanza_from_line(text: &str, release: &str, suite: &str) -> Option<String> {
         };
         let mut words = rest.split_whitespace();
         let uri = words.next().filter(|_| words.next() == Some(release))?;
-        let key = options
-            .split_whitespace()
-            .find_map(|option| option.strip_prefix("signed-by="));
+        let key = options.split_whitespace().find_map(|option| option.strip_prefix("signed-by="));
         let key = key.map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
-        Some(format!(
-            "Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\n{key}"
-        ))
+        Some(format!("Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\n{key}"))
     })
 }
 
@@ -278,10 +214,7 @@ mod tests {
         Signed-By: /usr/share/keyrings/k.gpg\n";
 
     fn check_stanza(text: &str, expected: Option<&str>) {
-        assert_eq!(
-            derive_stanza(text, "bookworm", "bookworm-backports").as_deref(),
-            expected
-        );
+        assert_eq!(derive_stanza(text, "bookworm", "bookworm-backports").as_deref(), expected);
     }
 
     #[test]
@@ -293,28 +226,19 @@ mod tests {
         let plain = "deb http://mirror.example/debian bookworm main contrib\n";
         check_stanza(plain, Some(STANZA.split_once("Signed-By").unwrap().0));
         check_stanza("deb http://mirror.example/node nodistro main\n", None);
-        check_stanza(
-            "Types: deb\nURIs: http://mirror.example/security\nSuites: bookworm-security\n",
-            None,
-        );
+        check_stanza("Types: deb\nURIs: http://mirror.example/security\nSuites: bookworm-security\n", None);
     }
 
     #[test]
     fn a_suite_is_known_only_where_an_entry_names_it() {
         assert!(!knows_suite(FIELDS, "bookworm-backports"));
         assert!(knows_suite(STANZA, "bookworm-backports"));
-        assert!(knows_suite(
-            "deb http://mirror.example/debian bookworm-backports main",
-            "bookworm-backports"
-        ));
+        assert!(knows_suite("deb http://mirror.example/debian bookworm-backports main", "bookworm-backports"));
     }
 
     #[test]
     fn the_codename_is_read_from_os_release() {
-        assert_eq!(
-            codename("ID=debian\nVERSION_CODENAME=bookworm\n").as_deref(),
-            Some("bookworm")
-        );
+        assert_eq!(codename("ID=debian\nVERSION_CODENAME=bookworm\n").as_deref(), Some("bookworm"));
         assert_eq!(codename("ID=strange\n"), None);
     }
 
@@ -333,10 +257,7 @@ mod tests {
         assert!(error.starts_with("missing: mke2fs (package e2fsprogs);"), "{error}");
         assert!(report(&[QEMU_IMG, FIO]).is_ok());
         assert!(
-            report(FOR_COMPARE)
-                .unwrap_err()
-                .to_string()
-                .contains("qemu-img (package qemu-utils), fio (package fio)")
+            report(FOR_COMPARE).unwrap_err().to_string().contains("qemu-img (package qemu-utils), fio (package fio)")
         );
     }
 }

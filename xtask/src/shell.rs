@@ -14,10 +14,7 @@ const INHERITED_PREFIXES: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_B
 /// (a plain user's path often lacks it, and mke2fs lives there).
 pub(crate) fn command(program: impl AsRef<OsStr>, dir: &Path) -> Command {
     let mut command = Command::new(program);
-    command
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .env("PATH", path_with_sbin());
+    command.current_dir(dir).stdin(Stdio::null()).env("PATH", path_with_sbin());
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if INHERITED_PREFIXES.iter().any(|prefix| text.starts_with(prefix)) {
@@ -36,14 +33,11 @@ pub(crate) fn cargo<S: AsRef<OsStr>>(dir: &Path, args: impl IntoIterator<Item = 
 
 /// The command as a line one can read and nearly paste: set variables, program, arguments.
 pub(crate) fn describe(command: &Command) -> String {
-    let envs = command
-        .get_envs()
-        .filter(|(name, _)| *name != "PATH")
-        .filter_map(|(name, value)| {
-            let value = value?.to_string_lossy();
-            let quote = if value.contains(' ') { "'" } else { "" };
-            Some(format!("{}={quote}{value}{quote}", name.to_string_lossy()))
-        });
+    let envs = command.get_envs().filter(|(name, _)| *name != "PATH").filter_map(|(name, value)| {
+        let value = value?.to_string_lossy();
+        let quote = if value.contains(' ') { "'" } else { "" };
+        Some(format!("{}={quote}{value}{quote}", name.to_string_lossy()))
+    });
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let words = words.map(|word| word.to_string_lossy().into_owned());
     envs.chain(words).collect::<Vec<_>>().join(" ")
@@ -69,10 +63,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// The command could not be started, it failed, or its output is no text.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
     let line = describe(command);
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot start `{line}`"))?;
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start `{line}`"))?;
     if !output.status.success() {
         bail!("`{line}` failed: {}", output.status);
     }
@@ -151,9 +142,7 @@ mod tests {
     fn streamed_lines_arrive_in_order_and_the_status_is_kept() {
         let mut seen = Vec::new();
         let mut command = command("sh", Path::new("."));
-        let status = stream(command.args(["-c", "echo one; echo two >&2; exit 3"]), |line| {
-            seen.push(line.to_owned())
-        });
+        let status = stream(command.args(["-c", "echo one; echo two >&2; exit 3"]), |line| seen.push(line.to_owned()));
         assert_eq!(status.unwrap().code(), Some(3));
         assert_eq!(seen, ["one", "two"]);
     }

@@ -26,10 +26,7 @@ pub(crate) struct Counts {
 impl Counts {
     /// Adds what a `test result:` line says; other lines add nothing.
     pub(crate) fn add_line(&mut self, line: &str) {
-        let Some((_, numbers)) = line
-            .split_once("test result: ")
-            .and_then(|(_, rest)| rest.split_once(". "))
-        else {
+        let Some((_, numbers)) = line.split_once("test result: ").and_then(|(_, rest)| rest.split_once(". ")) else {
             return;
         };
         for part in numbers.split("; ") {
@@ -59,10 +56,7 @@ impl Counts {
 
     /// The closing line.
     pub(crate) fn line(self) -> String {
-        format!(
-            "{} passed, {} failed, {} skipped",
-            self.passed, self.failed, self.skipped
-        )
+        format!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
     }
 }
 
@@ -102,9 +96,7 @@ pub(crate) fn run_counted(repo: &Repo, args: &[String]) -> Result<Counts> {
 /// Models need optimised code to end in time, and their debug assertions all the same.
 fn loom_models(repo: &Repo) -> Command {
     let mut cargo = shell::cargo(&repo.root, ["test", "--release", "-p", "block-io", "--lib", "loom"]);
-    cargo
-        .env("RUSTFLAGS", "--cfg loom")
-        .env("CARGO_TARGET_DIR", repo.target("loom"));
+    cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", repo.target("loom"));
     checked_release(&mut cargo);
     cargo
 }
@@ -158,10 +150,7 @@ impl SkipLog {
 
     fn lines(&self) -> Vec<String> {
         let text = std::fs::read_to_string(&self.0).unwrap_or_default();
-        text.lines()
-            .filter(|line| line.starts_with("SKIPPED:"))
-            .map(str::to_owned)
-            .collect()
+        text.lines().filter(|line| line.starts_with("SKIPPED:")).map(str::to_owned).collect()
     }
 }
 
@@ -172,14 +161,7 @@ mod tests {
     fn check_lines(lines: &[&str], passed: u64, failed: u64, skipped: u64) {
         let mut counts = Counts::default();
         lines.iter().for_each(|line| counts.add_line(line));
-        assert_eq!(
-            counts,
-            Counts {
-                passed,
-                failed,
-                skipped
-            }
-        );
+        assert_eq!(counts, Counts { passed, failed, skipped });
     }
 
     #[test]
@@ -200,11 +182,7 @@ mod tests {
 
     #[test]
     fn the_closing_line_counts_a_skipping_test_as_skipped_only() {
-        let mut counts = Counts {
-            passed: 10,
-            failed: 1,
-            skipped: 2,
-        };
+        let mut counts = Counts { passed: 10, failed: 1, skipped: 2 };
         counts.move_to_skipped(3);
         assert_eq!(counts.line(), "7 passed, 1 failed, 5 skipped");
     }
@@ -213,23 +191,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().to_owned();
         let counts = count(&Repo { root }, shell::command("sh", dir.path()).args(["-c", script])).unwrap();
-        let expected = Counts {
-            passed,
-            failed,
-            skipped,
-        };
+        let expected = Counts { passed, failed, skipped };
         assert_eq!(counts, expected, "{script}");
     }
 
     #[test]
     fn a_command_that_fails_without_a_result_is_a_failure() {
         check_command("exit 101", 0, 1, 0);
-        check_command(
-            "echo 'test result: FAILED. 0 passed; 2 failed; 0 ignored'; exit 101",
-            0,
-            2,
-            0,
-        );
+        check_command("echo 'test result: FAILED. 0 passed; 2 failed; 0 ignored'; exit 101", 0, 2, 0);
         check_command("echo 'test result: ok. 4 passed; 0 failed'", 4, 0, 0);
     }
 

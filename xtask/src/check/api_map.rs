@@ -31,20 +31,8 @@ enum Home<'a> {
 /// Compares names, map and items; one line for each disagreement.
 pub(crate) fn check(names: &str, map: &str, items: &Items) -> Vec<String> {
     let mut violations = Vec::new();
-    let names = read(
-        names,
-        NAMES_FILE,
-        NAMES_HEADER,
-        |columns| ((columns[0], columns[2]), ()),
-        &mut violations,
-    );
-    let map = read(
-        map,
-        MAP_FILE,
-        MAP_HEADER,
-        |columns| ((columns[0], columns[1]), columns[2]),
-        &mut violations,
-    );
+    let names = read(names, NAMES_FILE, NAMES_HEADER, |columns| ((columns[0], columns[2]), ()), &mut violations);
+    let map = read(map, MAP_FILE, MAP_HEADER, |columns| ((columns[0], columns[1]), columns[2]), &mut violations);
     for key in names.keys().filter(|key| !map.contains_key(*key)) {
         violations.push(complaint(*key, "has no row"));
     }
@@ -71,23 +59,13 @@ pub(crate) fn check(names: &str, map: &str, items: &Items) -> Vec<String> {
 /// without anything says `later: ?`.
 pub(crate) fn draft(names: &str, map: &str, items: &Items) -> String {
     let mut ignored = Vec::new();
-    let map = read(
-        map,
-        MAP_FILE,
-        MAP_HEADER,
-        |columns| ((columns[0], columns[1]), columns[2]),
-        &mut ignored,
-    );
+    let map = read(map, MAP_FILE, MAP_HEADER, |columns| ((columns[0], columns[1]), columns[2]), &mut ignored);
     let keys: Vec<Key<'_>> = names.lines().skip(1).filter_map(name_key).collect();
     let mut text = format!("{MAP_HEADER}\n");
     for key in &keys {
         let is_only_area = keys.iter().filter(|other| other.1 == key.1).count() == 1;
         let old = map.get(key).copied();
-        let home = if is_only_area || old.is_none() {
-            draft_home(key.1, old, items)
-        } else {
-            None
-        };
+        let home = if is_only_area || old.is_none() { draft_home(key.1, old, items) } else { None };
         let home = home.unwrap_or_else(|| old.unwrap_or(UNKNOWN).to_owned());
         let _ = writeln!(text, "{}\t{}\t{home}", key.0, key.1);
     }
@@ -118,10 +96,7 @@ fn read<'a, V>(
 ) -> BTreeMap<Key<'a>, V> {
     let mut rows = BTreeMap::new();
     if text.lines().next() != Some(header) {
-        violations.push(format!(
-            "{file}: rule api-map: the header is `{}`",
-            header.replace('\t', "<tab>")
-        ));
+        violations.push(format!("{file}: rule api-map: the header is `{}`", header.replace('\t', "<tab>")));
     }
     for (line, number) in text.lines().zip(1..).skip(1) {
         let columns: Vec<&str> = line.split('\t').collect();
@@ -131,10 +106,7 @@ fn read<'a, V>(
         };
         let (key, value) = row(columns);
         if rows.insert(key, value).is_some() {
-            violations.push(format!(
-                "{file}:{number}: rule api-map: {} {} has two rows",
-                key.0, key.1
-            ));
+            violations.push(format!("{file}:{number}: rule api-map: {} {} has two rows", key.0, key.1));
         }
     }
     rows
@@ -150,9 +122,7 @@ fn parse_home(home: &str) -> Result<Home<'_>, String> {
     for (word, parsed) in [("later:", Home::Later), ("none:", Home::Never)] {
         if let Some(why) = home.strip_prefix(word) {
             let says_something = why.chars().any(char::is_alphanumeric);
-            return says_something
-                .then_some(parsed)
-                .ok_or_else(|| format!("`{word}` says nothing after it"));
+            return says_something.then_some(parsed).ok_or_else(|| format!("`{word}` says nothing after it"));
         }
     }
     let paths: Vec<&str> = home.split(", ").collect();
@@ -178,15 +148,11 @@ fn unmapped_aliases(known: &BTreeSet<&str>, homes: &BTreeMap<&str, BTreeSet<&str
     let mut violations = Vec::new();
     for name in known {
         let is_named = |item: &&Item| {
-            homes
-                .get(name)
-                .is_some_and(|paths| item.paths.iter().any(|path| paths.contains(path.as_str())))
+            homes.get(name).is_some_and(|paths| item.paths.iter().any(|path| paths.contains(path.as_str())))
         };
         for item in with_alias(items, name).filter(|item| !is_named(item)) {
             let path = item.shortest_path();
-            violations.push(format!(
-                "{MAP_FILE}: rule api-map: no row of {name} names `{path}`, which has its alias"
-            ));
+            violations.push(format!("{MAP_FILE}: rule api-map: no row of {name} names `{path}`, which has its alias"));
         }
     }
     violations
@@ -213,10 +179,7 @@ mod tests {
 
     fn good_items() -> Items {
         items(&[
-            (
-                &["block_gs::state::GlobalState::open", "block_gs::GlobalState::open"],
-                &["bdrv_open", "other"],
-            ),
+            (&["block_gs::state::GlobalState::open", "block_gs::GlobalState::open"], &["bdrv_open", "other"]),
             (&["block_gs::Format::open"], &["bdrv_open"]),
             (&["block_gs::Format::close"], &["unrelated_alias"]),
         ])
@@ -225,10 +188,7 @@ mod tests {
     #[track_caller]
     fn check_map(map: &str, expected: &str) {
         let found = check(NAMES, map, &good_items());
-        assert!(
-            found.iter().any(|line| line.contains(expected)),
-            "{expected:?} not in {found:?}"
-        );
+        assert!(found.iter().any(|line| line.contains(expected)), "{expected:?} not in {found:?}");
         assert!(found.iter().all(|line| line.contains(": rule api-map: ")), "{found:?}");
     }
 
@@ -241,69 +201,36 @@ mod tests {
 
     #[test]
     fn several_paths_may_share_a_row() {
-        let both = MAP.replace(
-            "\tblock_gs::Format::open",
-            "\tblock_gs::GlobalState::open, block_gs::Format::open",
-        );
+        let both = MAP.replace("\tblock_gs::Format::open", "\tblock_gs::GlobalState::open, block_gs::Format::open");
         assert_eq!(check(NAMES, &both, &good_items()), Vec::<String>::new());
     }
 
     #[test]
     fn rows_are_exactly_the_names() {
-        check_map(
-            &MAP.replace("block\tbdrv_pread\tlater: part 2, padded reads\n", ""),
-            "block bdrv_pread: has no row",
-        );
-        check_map(
-            &format!("{MAP}block\tbdrv_new\tnone: not ours\n"),
-            "block bdrv_new: is not in docs/api-names.tsv",
-        );
+        check_map(&MAP.replace("block\tbdrv_pread\tlater: part 2, padded reads\n", ""), "block bdrv_pread: has no row");
+        check_map(&format!("{MAP}block\tbdrv_new\tnone: not ours\n"), "block bdrv_new: is not in docs/api-names.tsv");
         check_map(
             &format!("{MAP}block\tbdrv_pread\tnone: twice\n"),
             "api-map.tsv:5: rule api-map: block bdrv_pread has two",
         );
-        check_map(
-            &format!("{MAP}block bdrv_x\n"),
-            "docs/api-map.tsv:5: rule api-map: a row has three columns",
-        );
-        check_map(
-            &MAP.replace("\thome", "\twhere"),
-            "the header is `area<tab>name<tab>home`",
-        );
+        check_map(&format!("{MAP}block bdrv_x\n"), "docs/api-map.tsv:5: rule api-map: a row has three columns");
+        check_map(&MAP.replace("\thome", "\twhere"), "the header is `area<tab>name<tab>home`");
     }
 
     #[test]
     fn a_home_is_a_path_or_a_reason() {
-        check_map(
-            &MAP.replace("later: part 2, padded reads", "later:"),
-            "bdrv_pread: `later:` says nothing",
-        );
-        check_map(
-            &MAP.replace("later: part 2, padded reads", "none: ?"),
-            "bdrv_pread: `none:` says nothing",
-        );
-        check_map(
-            &MAP.replace("later: part 2, padded reads", "soon"),
-            "bdrv_pread: `soon` is neither",
-        );
-        check_map(
-            &MAP.replace("later: part 2, padded reads", ""),
-            "bdrv_pread: `` is neither",
-        );
+        check_map(&MAP.replace("later: part 2, padded reads", "later:"), "bdrv_pread: `later:` says nothing");
+        check_map(&MAP.replace("later: part 2, padded reads", "none: ?"), "bdrv_pread: `none:` says nothing");
+        check_map(&MAP.replace("later: part 2, padded reads", "soon"), "bdrv_pread: `soon` is neither");
+        check_map(&MAP.replace("later: part 2, padded reads", ""), "bdrv_pread: `` is neither");
     }
 
     #[test]
     fn a_path_exists_and_carries_the_alias() {
         let missing = MAP.replace("GlobalState::open", "GlobalState::gone");
-        check_map(
-            &missing,
-            "block bdrv_open: there is no item `block_gs::GlobalState::gone`",
-        );
+        check_map(&missing, "block bdrv_open: there is no item `block_gs::GlobalState::gone`");
         let unmarked = MAP.replace("GlobalState::open", "Format::close");
-        check_map(
-            &unmarked,
-            "block bdrv_open: `block_gs::Format::close` lacks `#[doc(alias = \"bdrv_open\")]`",
-        );
+        check_map(&unmarked, "block bdrv_open: `block_gs::Format::close` lacks `#[doc(alias = \"bdrv_open\")]`");
     }
 
     #[test]
@@ -314,10 +241,8 @@ mod tests {
 
     #[test]
     fn a_draft_keeps_rows_fills_in_aliases_and_admits_what_it_does_not_know() {
-        let reads = items(&[
-            (&["block_io::Node::read"], &["bdrv_pread"]),
-            (&["block_io::Queue::read"], &["bdrv_pread"]),
-        ]);
+        let reads =
+            items(&[(&["block_io::Node::read"], &["bdrv_pread"]), (&["block_io::Queue::read"], &["bdrv_pread"])]);
         let map = "area\tname\thome\nblock\tbdrv_open\tnone: kept\nblock\tbdrv_pread\tlater: part 2\n";
         let text = draft(NAMES, map, &reads);
         assert_eq!(
@@ -326,9 +251,6 @@ mod tests {
              block\tbdrv_pread\tblock_io::Node::read, block_io::Queue::read\n"
         );
         let found = check(NAMES, &text, &reads);
-        assert_eq!(
-            found,
-            ["docs/api-map.tsv: rule api-map: BlockDriver bdrv_open: `later:` says nothing after it"]
-        );
+        assert_eq!(found, ["docs/api-map.tsv: rule api-map: BlockDriver bdrv_open: `later:` says nothing after it"]);
     }
 }

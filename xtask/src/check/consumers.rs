@@ -89,19 +89,9 @@ fn has_tests(folder: &Path) -> bool {
 }
 
 fn any_source(folder: &Path, wanted: &dyn Fn(&str) -> bool) -> bool {
-    let entries = std::fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_wanted = |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| wanted(&text));
-    entries.into_iter().any(|path| {
-        if path.is_dir() {
-            any_source(&path, wanted)
-        } else {
-            is_wanted(&path)
-        }
-    })
+    entries.into_iter().any(|path| if path.is_dir() { any_source(&path, wanted) } else { is_wanted(&path) })
 }
 
 #[cfg(test)]
@@ -113,25 +103,14 @@ mod tests {
 
     fn check_source(source: &str) -> Outcome {
         let dir = tempfile::tempdir().unwrap();
-        let files = [
-            ("tests/consumers/guest/Cargo.toml", MANIFEST),
-            ("tests/consumers/guest/src/main.rs", source),
-        ];
+        let files = [("tests/consumers/guest/Cargo.toml", MANIFEST), ("tests/consumers/guest/src/main.rs", source)];
         write_tree(dir.path(), &files);
-        check(&Repo {
-            root: dir.path().to_owned(),
-        })
-        .unwrap()
+        check(&Repo { root: dir.path().to_owned() }).unwrap()
     }
 
     fn check_broken(source: &str, command: &str) {
-        let Outcome::Failed(why) = check_source(source) else {
-            panic!("passed: {source}")
-        };
-        assert!(
-            why.starts_with("guest (tests/consumers/guest): rule consumers"),
-            "{why}"
-        );
+        let Outcome::Failed(why) = check_source(source) else { panic!("passed: {source}") };
+        assert!(why.starts_with("guest (tests/consumers/guest): rule consumers"), "{why}");
         assert!(why.contains(&format!("cargo {command}")), "{why}");
     }
 
@@ -146,20 +125,14 @@ mod tests {
         check_broken("fn main() {\n    nothing();\n}\n", "build");
         check_broken("fn main() {\n    let unused = 1;\n}\n", "clippy");
         check_broken("fn main() {\n    panic!(\"no\");\n}\n", "run");
-        check_broken(
-            "fn main() {}\n\n#[test]\nfn fails() {\n    panic!(\"no\");\n}\n",
-            "test",
-        );
+        check_broken("fn main() {}\n\n#[test]\nfn fails() {\n    panic!(\"no\");\n}\n", "test");
         check_broken("fn main( ) {}\n", "fmt");
     }
 
     #[test]
     fn a_repository_without_consumers_skips_the_step() {
         let dir = tempfile::tempdir().unwrap();
-        let outcome = check(&Repo {
-            root: dir.path().to_owned(),
-        })
-        .unwrap();
+        let outcome = check(&Repo { root: dir.path().to_owned() }).unwrap();
         assert_eq!(outcome, Outcome::Skipped("no package in tests/consumers".into()));
     }
 }

@@ -21,10 +21,7 @@ pub(crate) fn render(graph: &Graph) -> String {
 /// Compares the file with the graph: a line for each edge that only one of them has.
 pub(crate) fn check(graph: &Graph, file: &str) -> Vec<String> {
     let real = edges(graph);
-    let written = file
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let written = file.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let written: BTreeSet<String> = written.map(str::to_owned).collect();
     let gone = written.difference(&real).map(|edge| format!("-{edge}"));
     let new = real.difference(&written).map(|edge| format!("+{edge}"));
@@ -67,12 +64,6 @@ mod tests {
         edges.push(("block-raw", "block-testkit", Kind::Normal));
         let found = check(&graph(&edges), &written);
         assert!(found[0].starts_with("docs/crate-edges.txt: rule edges"));
-        assert_eq!(
-            found[1..],
-            [
-                "-block-raw -> block-testkit [dev]",
-                "+block-raw -> block-testkit [normal]"
-            ]
-        );
+        assert_eq!(found[1..], ["-block-raw -> block-testkit [dev]", "+block-raw -> block-testkit [normal]"]);
     }
 }

@@ -82,11 +82,8 @@ impl Graph {
         let mut crates = Vec::new();
         for package in metadata.workspace_packages() {
             let mut item = from_package(package, metadata.workspace_root.as_str())?;
-            item.reach = reach(&package.id, &links)
-                .iter()
-                .filter_map(|id| names.get(id))
-                .map(|n| (*n).into())
-                .collect();
+            item.reach =
+                reach(&package.id, &links).iter().filter_map(|id| names.get(id)).map(|n| (*n).into()).collect();
             crates.push(item);
         }
         crates.sort_by(|a, b| a.name.cmp(&b.name));
@@ -108,15 +105,8 @@ impl Graph {
 fn from_package(package: &Package, root: &str) -> Result<Crate> {
     let below = |path: &str| Some(path.strip_prefix(root)?.trim_start_matches('/').to_owned());
     let manifest = below(package.manifest_path.as_str()).context("a member lies outside the workspace")?;
-    let dir = manifest
-        .strip_suffix("Cargo.toml")
-        .unwrap_or_default()
-        .trim_end_matches('/')
-        .to_owned();
-    let code = package
-        .targets
-        .iter()
-        .filter(|t| t.is_lib() || t.is_bin() || t.is_proc_macro());
+    let dir = manifest.strip_suffix("Cargo.toml").unwrap_or_default().trim_end_matches('/').to_owned();
+    let code = package.targets.iter().filter(|t| t.is_lib() || t.is_bin() || t.is_proc_macro());
     let lib = package.targets.iter().find(|t| t.is_lib() || t.is_proc_macro());
     Ok(Crate {
         name: package.name.to_string(),
@@ -134,22 +124,15 @@ fn from_dependency(dependency: &cargo_metadata::Dependency) -> Dep {
         DependencyKind::Build => Kind::Build,
         _ => Kind::Normal,
     };
-    Dep {
-        name: dependency.name.clone(),
-        kind,
-        path: dependency.path.as_ref().map(ToString::to_string),
-    }
+    Dep { name: dependency.name.clone(), kind, path: dependency.path.as_ref().map(ToString::to_string) }
 }
 
 /// Every package's non-dev dependencies, as cargo resolved them.
 fn links(metadata: &Metadata) -> BTreeMap<&PackageId, Vec<&PackageId>> {
     let mut links = BTreeMap::new();
     for node in metadata.resolve.iter().flat_map(|resolve| &resolve.nodes) {
-        let linked = node.deps.iter().filter(|dep| {
-            dep.dep_kinds
-                .iter()
-                .any(|info| info.kind != DependencyKind::Development)
-        });
+        let linked =
+            node.deps.iter().filter(|dep| dep.dep_kinds.iter().any(|info| info.kind != DependencyKind::Development));
         links.insert(&node.id, linked.map(|dep| &dep.pkg).collect());
     }
     links
@@ -177,12 +160,7 @@ pub(crate) mod testing {
     /// A crate in a folder, without dependencies.
     pub(crate) fn krate(name: &str, dir: &str) -> Crate {
         let root = format!("{dir}/src/lib.rs");
-        Crate {
-            name: name.into(),
-            dir: dir.into(),
-            roots: vec![root],
-            ..Crate::default()
-        }
+        Crate { name: name.into(), dir: dir.into(), roots: vec![root], ..Crate::default() }
     }
 
     /// The folders of the made-up workspace: one crate of every place that the rules tell apart.
@@ -206,16 +184,9 @@ pub(crate) mod testing {
     pub(crate) fn graph(edges: &[(&str, &str, Kind)]) -> Graph {
         let mut crates: Vec<Crate> = DIRS.iter().map(|(name, dir)| krate(name, dir)).collect();
         for (from, to, kind) in edges {
-            let path = DIRS
-                .iter()
-                .find(|(name, _)| name == to)
-                .map(|(_, dir)| format!("/ws/{dir}"));
+            let path = DIRS.iter().find(|(name, _)| name == to).map(|(_, dir)| format!("/ws/{dir}"));
             let from = crates.iter_mut().find(|item| item.name == *from).unwrap();
-            from.deps.push(Dep {
-                name: (*to).into(),
-                kind: *kind,
-                path,
-            });
+            from.deps.push(Dep { name: (*to).into(), kind: *kind, path });
         }
         crates.sort_by(|a, b| a.name.cmp(&b.name));
         Graph { crates }

@@ -24,28 +24,19 @@ impl Needles {
         let mut folders: Vec<String> = folders.map(|folder| folder.display().to_string()).collect();
         folders.sort();
         folders.dedup();
-        Needles {
-            folders,
-            hosts: hosts(),
-        }
+        Needles { folders, hosts: hosts() }
     }
 
     fn found_in(&self, text: &str) -> Option<&str> {
         let folder = self.folders.iter().find(|folder| names_folder(text, folder));
-        folder
-            .or_else(|| self.hosts.iter().find(|host| text.contains(host.as_str())))
-            .map(String::as_str)
+        folder.or_else(|| self.hosts.iter().find(|host| text.contains(host.as_str()))).map(String::as_str)
     }
 }
 
 /// In pieces, so that this file does not contain what it looks for.
 fn hosts() -> Vec<String> {
-    let hosts = [
-        ["index", "crates", "io"],
-        ["static", "crates", "io"],
-        ["deb", "debian", "org"],
-        ["registry", "npmjs", "org"],
-    ];
+    let hosts =
+        [["index", "crates", "io"], ["static", "crates", "io"], ["deb", "debian", "org"], ["registry", "npmjs", "org"]];
     let mut hosts: Vec<String> = hosts.iter().map(|parts| parts.join(".")).collect();
     hosts.push(["pypi", "org"].join("."));
     hosts
@@ -56,36 +47,23 @@ fn names_folder(text: &str, folder: &str) -> bool {
     let before = |at: usize| text[..at].chars().next_back();
     let after = |at: usize| text[at + folder.len()..].chars().next();
     let inner = |c: char| c.is_alphanumeric() || "_-./~}".contains(c);
-    text.match_indices(folder)
-        .any(|(at, _)| !before(at).is_some_and(inner) && after(at) == Some('/'))
+    text.match_indices(folder).any(|(at, _)| !before(at).is_some_and(inner) && after(at) == Some('/'))
 }
 
 /// Checks names and contents of all files.
 pub(crate) fn check(files: &[RepoFile], needles: &Needles) -> Vec<String> {
-    files
-        .iter()
-        .flat_map(|file| image(file).into_iter().chain(leak(file, needles)))
-        .collect()
+    files.iter().flat_map(|file| image(file).into_iter().chain(leak(file, needles))).collect()
 }
 
 fn image(file: &RepoFile) -> Option<String> {
     let suffix = IMAGE_SUFFIXES.iter().find(|suffix| file.path.ends_with(*suffix))?;
-    Some(format!(
-        "{}: rule images: tests make their images, the repository holds no {suffix} file",
-        file.path
-    ))
+    Some(format!("{}: rule images: tests make their images, the repository holds no {suffix} file", file.path))
 }
 
 fn leak(file: &RepoFile, needles: &Needles) -> Option<String> {
     let text = file.text();
-    let (number, needle) = text
-        .lines()
-        .zip(1..)
-        .find_map(|(line, n)| Some((n, needles.found_in(line)?)))?;
-    Some(format!(
-        "{}:{number}: rule places: names `{needle}`, which is this machine's or a package host",
-        file.path
-    ))
+    let (number, needle) = text.lines().zip(1..).find_map(|(line, n)| Some((n, needles.found_in(line)?)))?;
+    Some(format!("{}:{number}: rule places: names `{needle}`, which is this machine's or a package host", file.path))
 }
 
 #[cfg(test)]
@@ -110,14 +88,8 @@ mod tests {
 
     #[test]
     fn ordinary_text_passes() {
-        check_text(
-            "one\nsee ../shared/design.md and target/users/ada/x, /users/adam/x, $ROOT/build/agent/y\n",
-            None,
-        );
-        check_text(
-            "registry+https://github.com/rust-lang/crates.io-index\n/tmp/x /proc/self\n",
-            None,
-        );
+        check_text("one\nsee ../shared/design.md and target/users/ada/x, /users/adam/x, $ROOT/build/agent/y\n", None);
+        check_text("registry+https://github.com/rust-lang/crates.io-index\n/tmp/x /proc/self\n", None);
     }
 
     #[test]
@@ -142,13 +114,7 @@ mod tests {
     #[test]
     fn disk_images_are_refused() {
         for name in ["tests/a.img", "tests/b.qcow2", "c.raw"] {
-            let found = check(
-                &[RepoFile {
-                    path: name.into(),
-                    bytes: vec![0xff, 0],
-                }],
-                &needles(),
-            );
+            let found = check(&[RepoFile { path: name.into(), bytes: vec![0xff, 0] }], &needles());
             assert!(found[0].starts_with(&format!("{name}: rule images")), "{found:?}");
         }
     }

@@ -77,36 +77,18 @@ fn run_rule(repo: &Repo, rule: Rule, bless: bool) -> Result<Outcome> {
     match rule {
         Rule::Fmt => cargo_step(repo, &["fmt", "--all", "--check"], None),
         Rule::Clippy => {
-            let args = [
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--all-features",
-                "--",
-                "-D",
-                "warnings",
-            ];
+            let args = ["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
             cargo_step(repo, &args, None)
         }
         Rule::Tiers => {
             let graph = Graph::load(root, &[])?;
-            Ok(outcome_of(
-                &tiers::check(&graph),
-                format!("{} crates", graph.crates.len()),
-            ))
+            Ok(outcome_of(&tiers::check(&graph), format!("{} crates", graph.crates.len())))
         }
         Rule::Edges => check_edges(root, bless),
-        Rule::Unsafe => Ok(outcome_of(
-            &unsafe_code::check(&Graph::load(root, &[])?, &repo.files()?),
-            "",
-        )),
+        Rule::Unsafe => Ok(outcome_of(&unsafe_code::check(&Graph::load(root, &[])?, &repo.files()?), "")),
         Rule::Headers => Ok(outcome_of(&headers::check(&repo.files()?), "")),
         Rule::ApiMap => check_api_map(repo),
-        Rule::Docs => cargo_step(
-            repo,
-            &["doc", "--workspace", "--no-deps"],
-            Some(("RUSTDOCFLAGS", "-D warnings")),
-        ),
+        Rule::Docs => cargo_step(repo, &["doc", "--workspace", "--no-deps"], Some(("RUSTDOCFLAGS", "-D warnings"))),
         Rule::Consumers => consumers::check(repo),
         Rule::Hygiene => check_hygiene(repo),
     }
@@ -134,20 +116,14 @@ fn check_hygiene(repo: &Repo) -> Result<Outcome> {
     let home = std::env::var_os("HOME").map(PathBuf::from);
     let needles = hygiene::Needles::new(&repo.root, home.as_deref());
     let files = repo.files()?;
-    Ok(outcome_of(
-        &hygiene::check(&files, &needles),
-        format!("{} files", files.len()),
-    ))
+    Ok(outcome_of(&hygiene::check(&files, &needles), format!("{} files", files.len())))
 }
 
 fn check_api_map(repo: &Repo) -> Result<Outcome> {
     let names = read(repo, api_map::NAMES_FILE)?;
     let map = read(repo, api_map::MAP_FILE)?;
     let violations = api_map::check(&names, &map, &rustdoc_items(repo)?);
-    Ok(outcome_of(
-        &violations,
-        format!("{} names", names.lines().count().saturating_sub(1)),
-    ))
+    Ok(outcome_of(&violations, format!("{} names", names.lines().count().saturating_sub(1))))
 }
 
 /// Prints what docs/api-map.tsv could be, or writes it there.
@@ -175,9 +151,8 @@ fn read(repo: &Repo, path: &str) -> Result<String> {
 pub(crate) fn rustdoc_items(repo: &Repo) -> Result<Items> {
     let graph = Graph::load(&repo.root, &["--no-deps"])?;
     let documented = graph.crates.iter().filter(|item| item.dir.starts_with("crates/"));
-    let (packages, libs): (Vec<&str>, Vec<&str>) = documented
-        .filter_map(|item| Some((item.name.as_str(), item.lib.as_deref()?)))
-        .unzip();
+    let (packages, libs): (Vec<&str>, Vec<&str>) =
+        documented.filter_map(|item| Some((item.name.as_str(), item.lib.as_deref()?))).unzip();
     let target = repo.target("rustdoc-json");
     let mut cargo = shell::cargo(&repo.root, ["doc", "--quiet", "--no-deps", "--lib", "--all-features"]);
     for package in &packages {
@@ -186,10 +161,7 @@ pub(crate) fn rustdoc_items(repo: &Repo) -> Result<Items> {
     cargo.env("CARGO_TARGET_DIR", &target);
     // JSON is unstable; the switch that a stable rustdoc needs for it is thrown for our own crates alone.
     cargo.env("RUSTC_BOOTSTRAP", libs.join(","));
-    cargo.env(
-        "RUSTDOCFLAGS",
-        "-Z unstable-options --output-format json --document-private-items",
-    );
+    cargo.env("RUSTDOCFLAGS", "-Z unstable-options --output-format json --document-private-items");
     if !packages.is_empty() {
         shell::capture(&mut cargo)?;
     }
@@ -218,30 +190,16 @@ mod tests {
         write_tree(
             dir.path(),
             &[
-                (
-                    "Cargo.toml",
-                    "[workspace]\nresolver = \"3\"\nmembers = [\"crates/io/*\"]\n",
-                ),
+                ("Cargo.toml", "[workspace]\nresolver = \"3\"\nmembers = [\"crates/io/*\"]\n"),
                 ("crates/io/one/Cargo.toml", &manifest("one", "")),
                 ("crates/io/one/src/lib.rs", "//! Test.\n"),
-                (
-                    "crates/io/two/Cargo.toml",
-                    &manifest("two", "one = { path = \"../one\" }\n"),
-                ),
+                ("crates/io/two/Cargo.toml", &manifest("two", "one = { path = \"../one\" }\n")),
                 ("crates/io/two/src/lib.rs", "//! Test.\n"),
             ],
         );
-        let Outcome::Failed(why) = check_edges(dir.path(), false).unwrap() else {
-            panic!("the edge was not seen")
-        };
-        assert!(
-            why.contains("docs/crate-edges.txt: rule edges") && why.ends_with("\n+two -> one [normal]"),
-            "{why}"
-        );
-        assert_eq!(
-            check_edges(dir.path(), true).unwrap(),
-            Outcome::Passed("docs/crate-edges.txt rewritten".into())
-        );
+        let Outcome::Failed(why) = check_edges(dir.path(), false).unwrap() else { panic!("the edge was not seen") };
+        assert!(why.contains("docs/crate-edges.txt: rule edges") && why.ends_with("\n+two -> one [normal]"), "{why}");
+        assert_eq!(check_edges(dir.path(), true).unwrap(), Outcome::Passed("docs/crate-edges.txt rewritten".into()));
         assert_eq!(check_edges(dir.path(), false).unwrap(), Outcome::Passed(String::new()));
     }
 }

@@ -37,11 +37,7 @@ pub(crate) struct Items {
 impl Items {
     /// Items that stand at this path: more than one where a type, a function or a macro share a name.
     pub(crate) fn at<'a>(&'a self, path: &str) -> impl Iterator<Item = &'a Item> + use<'a> {
-        self.by_path
-            .get(path)
-            .into_iter()
-            .flatten()
-            .map(|index| &self.items[*index])
+        self.by_path.get(path).into_iter().flatten().map(|index| &self.items[*index])
     }
 
     /// Reads rustdoc's output of several crates, which may export one another's items.
@@ -99,26 +95,15 @@ struct Export {
 }
 
 fn read_crate(json: &Value) -> Result<(Vec<Item>, Vec<Export>)> {
-    let version = json["format_version"]
-        .as_u64()
-        .context("rustdoc's JSON has no format_version")?;
+    let version = json["format_version"].as_u64().context("rustdoc's JSON has no format_version")?;
     if !FORMATS.contains(&version) {
         bail!("rustdoc's JSON has format {version}, xtask/src/check/rustdoc.rs knows {FORMATS:?}: compare and extend");
     }
     let index = json["index"].as_object().context("rustdoc's JSON has no index")?;
     let paths = json["paths"].as_object().context("rustdoc's JSON has no paths")?;
     let root = id_text(&json["root"]).context("rustdoc's JSON has no root")?;
-    let name = index
-        .get(&root)
-        .and_then(|item| item["name"].as_str())
-        .context("the root has no name")?;
-    let mut walk = Walk {
-        index,
-        paths,
-        items: BTreeMap::new(),
-        exports: Vec::new(),
-        open: Vec::new(),
-    };
+    let name = index.get(&root).and_then(|item| item["name"].as_str()).context("the root has no name")?;
+    let mut walk = Walk { index, paths, items: BTreeMap::new(), exports: Vec::new(), open: Vec::new() };
     walk.item(&root, name);
     walk.rest(name);
     Ok((walk.items.into_values().collect(), walk.exports))
@@ -209,24 +194,14 @@ impl<'a> Walk<'a> {
             let aliases: BTreeSet<String> = aliases(value).into_iter().collect();
             if value["crate_id"] == 0 && !aliases.is_empty() && !self.items.contains_key(id) {
                 let path = format!("{crate_name}::?::{}", value["name"].as_str().unwrap_or("?"));
-                self.items.insert(
-                    id.clone(),
-                    Item {
-                        aliases,
-                        paths: BTreeSet::from([path]),
-                    },
-                );
+                self.items.insert(id.clone(), Item { aliases, paths: BTreeSet::from([path]) });
             }
         }
     }
 }
 
 fn kind_of(value: &Value) -> Option<(&str, &Value)> {
-    value["inner"]
-        .as_object()?
-        .iter()
-        .next()
-        .map(|(kind, inner)| (kind.as_str(), inner))
+    value["inner"].as_object()?.iter().next().map(|(kind, inner)| (kind.as_str(), inner))
 }
 
 fn ids(list: &Value) -> Vec<String> {
@@ -239,16 +214,9 @@ fn id_text(value: &Value) -> Option<String> {
 
 /// Attributes come as the source text that the compiler prints: `#[doc(alias = "bdrv_open")]`.
 fn aliases(value: &Value) -> Vec<String> {
-    let attributes = value["attrs"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|attr| attr["other"].as_str());
+    let attributes = value["attrs"].as_array().into_iter().flatten().filter_map(|attr| attr["other"].as_str());
     let aliases = attributes.filter(|text| text.replace(' ', "").starts_with("#[doc(alias"));
-    aliases
-        .flat_map(|text| text.split('"').skip(1).step_by(2))
-        .map(str::to_owned)
-        .collect()
+    aliases.flat_map(|text| text.split('"').skip(1).step_by(2)).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -262,10 +230,7 @@ pub(crate) mod testing {
         let mut all = Items::default();
         let set = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
         for (paths, aliases) in list {
-            all.add(Item {
-                paths: set(paths),
-                aliases: set(aliases),
-            });
+            all.add(Item { paths: set(paths), aliases: set(aliases) });
         }
         all
     }
@@ -341,10 +306,7 @@ impl T for std::sync::Arc<u32> {
                 ("Cargo.toml", workspace),
                 ("crates/common/one/Cargo.toml", &manifest("common-one", "")),
                 ("crates/common/one/src/lib.rs", COMMON),
-                (
-                    "crates/io/two/Cargo.toml",
-                    &manifest("io-two", "common-one = { path = \"../../common/one\" }\n"),
-                ),
+                ("crates/io/two/Cargo.toml", &manifest("io-two", "common-one = { path = \"../../common/one\" }\n")),
                 ("crates/io/two/src/lib.rs", UPPER),
             ],
         );
@@ -354,16 +316,9 @@ impl T for std::sync::Arc<u32> {
     #[track_caller]
     fn check_alias(items: &Items, alias: &str, paths: &[&str]) {
         for path in paths {
-            assert!(
-                items.at(path).any(|item| item.aliases.contains(alias)),
-                "no {alias} at {path}"
-            );
+            assert!(items.at(path).any(|item| item.aliases.contains(alias)), "no {alias} at {path}");
         }
-        assert_eq!(
-            items.items.iter().filter(|item| item.aliases.contains(alias)).count(),
-            1,
-            "{alias}"
-        );
+        assert_eq!(items.items.iter().filter(|item| item.aliases.contains(alias)).count(), 1, "{alias}");
     }
 
     /// Scenario: two real crates, one exporting the other's items under new names, through the installed rustdoc.
@@ -371,27 +326,15 @@ impl T for std::sync::Arc<u32> {
     fn every_kind_of_item_is_found_at_its_own_path_and_where_it_is_exported() {
         let dir = tempfile::tempdir().unwrap();
         let items = read(dir.path());
-        check_alias(
-            &items,
-            "t_struct",
-            &["common_one::plain::S", "common_one::Renamed", "io_two::Renamed"],
-        );
+        check_alias(&items, "t_struct", &["common_one::plain::S", "common_one::Renamed", "io_two::Renamed"]);
         check_alias(&items, "t_field", &["common_one::plain::S::field"]);
-        check_alias(
-            &items,
-            "t_method",
-            &["common_one::plain::S::method", "io_two::Renamed::method"],
-        );
+        check_alias(&items, "t_method", &["common_one::plain::S::method", "io_two::Renamed::method"]);
         check_alias(&items, "t_const", &["common_one::Renamed::C"]);
         check_alias(&items, "t_const2", &["common_one::Renamed::C"]);
         check_alias(&items, "t_trait", &["common_one::T", "common_one::plain::T"]);
         check_alias(&items, "t_trait_method", &["common_one::T::act"]);
         check_alias(&items, "t_trait_const", &["common_one::T::K"]);
-        check_alias(
-            &items,
-            "t_enum",
-            &["common_one::E", "common_one::deep::E", "io_two::E", "io_two::deep::E"],
-        );
+        check_alias(&items, "t_enum", &["common_one::E", "common_one::deep::E", "io_two::E", "io_two::deep::E"]);
         check_alias(&items, "t_variant", &["common_one::plain::deep::E::A", "io_two::E::A"]);
         check_alias(&items, "t_private", &["common_one::plain::deep::private"]);
         check_alias(&items, "t_function", &["common_one::function"]);

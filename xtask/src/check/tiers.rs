@@ -33,11 +33,7 @@ pub(crate) fn check(graph: &Graph) -> Vec<String> {
             Err(why) => violations.push(format!("{}: {why}", whole_name(from))),
             Ok(Place::Outside) => {}
             Ok(at) => {
-                violations.extend(
-                    from.deps
-                        .iter()
-                        .filter_map(|dep| check_edge(graph, from, at, dep).err()),
-                );
+                violations.extend(from.deps.iter().filter_map(|dep| check_edge(graph, from, at, dep).err()));
                 violations.extend(runtimes(from, at));
             }
         }
@@ -106,9 +102,7 @@ fn place(item: &Crate) -> Result<Place, String> {
 fn runtimes(from: &Crate, at: Place) -> Option<String> {
     let Place::Tier(0, _) = at else { return None };
     let direct = from.deps.iter().map(|dep| &dep.name);
-    let found = direct
-        .chain(&from.reach)
-        .find(|name| RUNTIMES.contains(&name.as_str()))?;
+    let found = direct.chain(&from.reach).find(|name| RUNTIMES.contains(&name.as_str()))?;
     let rule = "rule common: a common crate is plain data and reaches no runtime";
     Some(format!("{}: reaches {found}: {rule}", whole_name(from)))
 }
@@ -192,18 +186,8 @@ mod tests {
     #[test]
     fn a_path_out_of_the_workspace_is_refused() {
         let mut graph = graph(&[]);
-        let dep = Dep {
-            name: "stranger".into(),
-            kind: Kind::Normal,
-            path: Some("/else/stranger".into()),
-        };
-        graph
-            .crates
-            .iter_mut()
-            .find(|item| item.name == "block-raw")
-            .unwrap()
-            .deps
-            .push(dep);
+        let dep = Dep { name: "stranger".into(), kind: Kind::Normal, path: Some("/else/stranger".into()) };
+        graph.crates.iter_mut().find(|item| item.name == "block-raw").unwrap().deps.push(dep);
         let found = check(&graph);
         assert!(found[0].contains("block-raw (crates/io/drivers/raw): names /else/stranger [normal]: rule members"));
     }
@@ -211,30 +195,13 @@ mod tests {
     #[test]
     fn a_common_crate_reaches_no_runtime() {
         let mut direct = graph(&GOOD);
-        let dep = Dep {
-            name: "tokio".into(),
-            kind: Kind::Dev,
-            path: None,
-        };
-        direct
-            .crates
-            .iter_mut()
-            .find(|item| item.name == "nbd-proto")
-            .unwrap()
-            .deps
-            .push(dep);
+        let dep = Dep { name: "tokio".into(), kind: Kind::Dev, path: None };
+        direct.crates.iter_mut().find(|item| item.name == "nbd-proto").unwrap().deps.push(dep);
         let found = check(&direct);
-        assert!(
-            found[0].contains("nbd-proto (crates/common/nbd-proto): reaches tokio: rule common"),
-            "{found:?}"
-        );
+        assert!(found[0].contains("nbd-proto (crates/common/nbd-proto): reaches tokio: rule common"), "{found:?}");
 
         let mut indirect = graph(&GOOD);
-        let common = indirect
-            .crates
-            .iter_mut()
-            .find(|item| item.name == "block-common")
-            .unwrap();
+        let common = indirect.crates.iter_mut().find(|item| item.name == "block-common").unwrap();
         common.reach.insert("io-uring".into());
         assert!(
             check(&indirect)[0].contains("block-common (crates/common/block-common): reaches io-uring: rule common")
@@ -259,20 +226,14 @@ mod tests {
                 ("Cargo.toml", workspace),
                 ("crates/io/block-io/Cargo.toml", &manifest("block-io", "")),
                 ("crates/io/block-io/src/lib.rs", "//! Test.\n"),
-                (
-                    "crates/io/drivers/toy/Cargo.toml",
-                    &manifest("block-toy", &format!("{io}{gs}")),
-                ),
+                ("crates/io/drivers/toy/Cargo.toml", &manifest("block-toy", &format!("{io}{gs}"))),
                 ("crates/io/drivers/toy/src/lib.rs", "//! Test.\n"),
                 ("crates/gs/block-gs/Cargo.toml", &manifest("block-gs", "")),
                 ("crates/gs/block-gs/src/lib.rs", "//! Test.\n"),
             ],
         );
         let graph = Graph::load(dir.path(), &["--offline"]).unwrap();
-        assert_eq!(
-            graph.find("block-toy").unwrap().roots,
-            ["crates/io/drivers/toy/src/lib.rs"]
-        );
+        assert_eq!(graph.find("block-toy").unwrap().roots, ["crates/io/drivers/toy/src/lib.rs"]);
         assert_eq!(graph.find("block-toy").unwrap().lib.as_deref(), Some("block_toy"));
         assert!(graph.find("block-toy").unwrap().reach.contains("block-io"));
         assert!(!graph.find("block-toy").unwrap().reach.contains("block-gs"));

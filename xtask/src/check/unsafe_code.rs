@@ -11,17 +11,8 @@ const LIFTED: [&str; 2] = [concat!("allow(", "unsafe_code"), concat!("expect(", 
 
 /// Checks the roots of every crate's library and programs, and its other files for what lifts the lint.
 pub(crate) fn check(graph: &Graph, files: &[RepoFile]) -> Vec<String> {
-    let bound = graph
-        .crates
-        .iter()
-        .filter(|item| !MAY_BE_UNSAFE.contains(&item.name.as_str()));
-    bound
-        .flat_map(|item| {
-            unforbidden_roots(item, files)
-                .into_iter()
-                .chain(lifting_files(graph, item, files))
-        })
-        .collect()
+    let bound = graph.crates.iter().filter(|item| !MAY_BE_UNSAFE.contains(&item.name.as_str()));
+    bound.flat_map(|item| unforbidden_roots(item, files).into_iter().chain(lifting_files(graph, item, files))).collect()
 }
 
 fn unforbidden_roots(item: &Crate, files: &[RepoFile]) -> Vec<String> {
@@ -40,21 +31,16 @@ fn is_forbid(line: &str) -> bool {
 
 /// Tests, benches and examples are crates of their own, which the root's `forbid` does not reach.
 fn lifting_files(graph: &Graph, item: &Crate, files: &[RepoFile]) -> Vec<String> {
-    let own = files
-        .iter()
-        .filter(|file| file.path.ends_with(".rs") && owner(graph, &file.path) == Some(&item.name));
+    let own = files.iter().filter(|file| file.path.ends_with(".rs") && owner(graph, &file.path) == Some(&item.name));
     let bad = own.filter(|file| LIFTED.iter().any(|needle| file.text().contains(needle)));
     let rule = "rule unsafe: only a crate in the allowance lifts the lint";
-    bad.map(|file| format!("{} ({}): {rule}", item.name, file.path))
-        .collect()
+    bad.map(|file| format!("{} ({}): {rule}", item.name, file.path)).collect()
 }
 
 /// The crate whose folder is the innermost around `path`.
 fn owner<'a>(graph: &'a Graph, path: &str) -> Option<&'a String> {
-    let around = graph
-        .crates
-        .iter()
-        .filter(|item| path.strip_prefix(&item.dir).is_some_and(|rest| rest.starts_with('/')));
+    let around =
+        graph.crates.iter().filter(|item| path.strip_prefix(&item.dir).is_some_and(|rest| rest.starts_with('/')));
     around.max_by_key(|item| item.dir.len()).map(|item| &item.name)
 }
 
@@ -67,10 +53,7 @@ mod tests {
     const FORBID: &str = "//! Test.\n#![forbid(unsafe_code)]\n";
 
     fn graph() -> Graph {
-        let crates = vec![
-            krate("block-gs", "crates/gs/block-gs"),
-            krate("block-io", "crates/io/block-io"),
-        ];
+        let crates = vec![krate("block-gs", "crates/gs/block-gs"), krate("block-io", "crates/io/block-io")];
         Graph { crates }
     }
 
@@ -78,10 +61,7 @@ mod tests {
         let files = [
             file("crates/gs/block-gs/src/lib.rs", gs_root),
             file("crates/gs/block-gs/tests/one.rs", other),
-            file(
-                "crates/io/block-io/src/lib.rs",
-                &format!("#![{}, reason = \"kernel\")]", LIFTED[0]),
-            ),
+            file("crates/io/block-io/src/lib.rs", &format!("#![{}, reason = \"kernel\")]", LIFTED[0])),
         ];
         check(&graph(), &files)
     }
@@ -89,20 +69,14 @@ mod tests {
     #[test]
     fn forbidding_crates_and_allowed_crates_pass() {
         assert_eq!(check_files(FORBID, "//! Test.\n"), Vec::<String>::new());
-        assert_eq!(
-            check_files("//! Test.\n#![forbid(unsafe_code, non_ascii_idents)]\n", ""),
-            Vec::<String>::new()
-        );
+        assert_eq!(check_files("//! Test.\n#![forbid(unsafe_code, non_ascii_idents)]\n", ""), Vec::<String>::new());
     }
 
     #[test]
     fn a_crate_outside_the_allowance_must_forbid() {
         for root in ["//! Test.\n", "//! Test.\n// #![forbid(unsafe_code)]\n"] {
             let found = check_files(root, "");
-            assert!(
-                found[0].starts_with("block-gs (crates/gs/block-gs/src/lib.rs): rule unsafe"),
-                "{found:?}"
-            );
+            assert!(found[0].starts_with("block-gs (crates/gs/block-gs/src/lib.rs): rule unsafe"), "{found:?}");
         }
     }
 
@@ -110,10 +84,7 @@ mod tests {
     fn its_tests_must_not_lift_the_lint() {
         for needle in LIFTED {
             let found = check_files(FORBID, &format!("#![{needle})]"));
-            assert!(
-                found[0].starts_with("block-gs (crates/gs/block-gs/tests/one.rs): rule unsafe"),
-                "{found:?}"
-            );
+            assert!(found[0].starts_with("block-gs (crates/gs/block-gs/tests/one.rs): rule unsafe"), "{found:?}");
         }
     }
 }

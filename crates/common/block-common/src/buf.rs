@@ -390,7 +390,8 @@ impl Drop for PoolShared {
     fn drop(&mut self) {
         let free = self.free.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         for segment in free.classes.iter_mut().flat_map(std::mem::take) {
-            let layout = Layout::from_size_align(segment.len, self.alignment).expect("the layout that it was made with");
+            let layout =
+                Layout::from_size_align(segment.len, self.alignment).expect("the layout that it was made with");
             // SAFETY: `put` took over the allocation, made by `take` with this very layout.
             unsafe { dealloc(segment.base.as_ptr(), layout) }
         }

@@ -210,6 +210,29 @@ fn a_failure_anywhere_leaves_the_graph_as_it_was() {
 }
 
 #[test]
+fn a_failure_is_told_when_everything_that_was_opened_is_closed() {
+    let world = World::new();
+    world.run_and_close(async {
+        let held = r#"{"driver": "leaf", "node-name": "l", "held": true}"#;
+        // A child that is complete; the engine of the node itself, which flushes its child.
+        let cases = [
+            format!(r#"{{"driver": "fmt", "file": {held}, "backing": "nowhere"}}"#),
+            format!(r#"{{"driver": "pass", "file": {held}, "bogus": 1}}"#),
+        ];
+        for json in cases {
+            let mut opening = Box::pin(world.open(&json));
+            assert!(poll_once(&mut opening).await.is_none());
+            world.until("the leaf is there", || world.leaves.open_count() == 1).await;
+            world.until("it is being closed", || world.leaf("l").flushes() == 1).await;
+            assert!(poll_once(&mut opening).await.is_none());
+            world.leaf("l").hold(false);
+            assert!(opening.await.is_err());
+            assert!(world.gs.nodes().is_empty());
+        }
+    });
+}
+
+#[test]
 fn an_engine_that_does_not_make_it_is_closed_with_its_error_swallowed() {
     let world = World::new();
     world.run(async {

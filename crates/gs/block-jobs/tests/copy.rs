@@ -432,10 +432,11 @@ fn a_paused_job_sends_no_requests_and_goes_on_where_it_was() {
         bed.until(|| job.info().progress.current > 0).await;
         job.pause().expect("it runs");
         job.reached(|status| status == JobStatus::Paused).await;
-        let (ops, progress) = (target.log().len(), job.info().progress);
-        device.write(0, 1, 512).await;
+        let ops = || (source.log().len(), target.log().len());
+        let (before, progress) = (ops(), job.info().progress);
         bed.sleep_ms(20).await;
-        assert_eq!((target.log().len(), job.info().progress), (ops, progress));
+        assert_eq!((ops(), job.info().progress), (before, progress));
+        device.write(0, 1, 512).await;
         assert!(progress.current < progress.total);
         job.resume().expect("it is paused");
         job.ended().await.expect("a good end");
@@ -729,5 +730,21 @@ fn close_1_a_job_that_is_running_is_ended_first() {
         source.set_script(|_| Verdict::Delay(Duration::from_millis(1)));
         start(&bed, JobOptions::manual("copy"), job(1)).await;
         // The bed closes everything, and finds that nothing is left.
+    });
+}
+
+#[test]
+fn close_1_a_job_that_nobody_ended_loses_its_nodes_and_leaves_nothing() {
+    run(|bed| async move {
+        let source = bed.add_noise("source", 8 * CHUNK, 1).await;
+        bed.add_zeroes("target", 8 * CHUNK).await;
+        source.set_script(|_| Verdict::Delay(Duration::from_millis(1)));
+        let job = start(&bed, JobOptions::new("copy"), in_place(1)).await;
+        // The job still holds its nodes: that is said, and they are closed as soon as it lets go of them.
+        let closed = bed.gs.close_all().await;
+        assert!(matches!(closed, Err(GraphError::LeftOpen(_)) | Ok(())), "{closed:?}");
+        assert!(matches!(*job.ended().await.expect_err("its nodes are gone"), JobError::Run(RunError::Copy(_))));
+        bed.gs.settle().await.expect("no closing failed");
+        assert!(bed.gs.nodes().is_empty());
     });
 }

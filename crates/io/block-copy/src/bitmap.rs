@@ -73,11 +73,15 @@ impl DirtyBitmap {
 
     /// These chunks are dirty, as far as they exist.
     pub fn set_chunks(&self, chunks: Range<u64>) {
-        for chunk in chunks.start..chunks.end.min(self.chunks()) {
+        let end = chunks.end.min(self.chunks());
+        let mut at = chunks.start;
+        while at < end {
+            let next = end.min((at / 64 + 1) * 64);
+            let mask = (u64::MAX >> (64 - (next - at))) << (at % 64);
             // The release makes the write that this tells of visible to whoever clears the bit; see `clear`.
-            if self.word(chunk).fetch_or(bit(chunk), Ordering::AcqRel) & bit(chunk) == 0 {
-                self.dirty.fetch_add(1, Ordering::AcqRel);
-            }
+            let before = self.word(at).fetch_or(mask, Ordering::AcqRel);
+            self.dirty.fetch_add(u64::from((mask & !before).count_ones()), Ordering::AcqRel);
+            at = next;
         }
     }
 

@@ -101,11 +101,7 @@ pub(crate) fn serve_now(leaf: Leaf, path: &Path, offset: GuestOffset, access: Ac
 }
 
 /// Make `op` an operation of the host file at the end of the path. Gives it back when the file is not there any more.
-pub(crate) fn target(
-    context: &IoContext,
-    path: &Path,
-    mut op: FileOp,
-) -> Result<(FileOp, Option<ThreadPool>), FileOp> {
+pub(crate) fn target(context: &IoContext, path: &Path, mut op: FileOp) -> Result<(FileOp, Option<ThreadPool>), FileOp> {
     let access = if matches!(op.kind, FileOpKind::Read) { Access::Read } else { Access::Write };
     let engine = path.last().and_then(|node| node.engine().ok());
     if let (Some(engine), Ok(range)) = (engine, GuestRange::new(op.offset, op.len))

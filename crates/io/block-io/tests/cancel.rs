@@ -211,7 +211,8 @@ fn drain_4_a_thousand_dropped_callers() {
         begun += u64::from(polls > 0);
         let mut over = false;
         for _ in 0..polls {
-            over = over || write.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_ready();
+            over =
+                over || write.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_ready();
         }
         if random.next(4) == 0 && polls > 0 && !over {
             kept.push(write);

@@ -130,7 +130,8 @@ fn a_short_transfer_goes_on_by_itself() {
     let home = thread();
     let file = temporary(6000, 0);
     let (host, _control) = host_file(file, FileEngine::Ring, 1);
-    let stack = stack(&home.handle(), Host { file: host, fast: true, limits: Limits::NONE, length: Some(16384) }, 16384);
+    let stack =
+        stack(&home.handle(), Host { file: host, fast: true, limits: Limits::NONE, length: Some(16384) }, 16384);
     let mut queue = Queue::new().expect("a queue");
     let mut done = Vec::new();
     queue.submit(&stack.root.root(), Request::read(0, buf(16384, 0xff)), 1);

@@ -129,9 +129,17 @@ fn check_bounds(fast: bool, through_parent: bool) {
     ];
     for (offset, len) in bad {
         let (result, back) = block_on(root.read(offset, buf(len, 0)));
-        assert_eq!((result, back.map(|back| back.len())), (Err(IoError::OUT_OF_BOUNDS), Some(len)), "{offset:#x}+{len}");
+        assert_eq!(
+            (result, back.map(|back| back.len())),
+            (Err(IoError::OUT_OF_BOUNDS), Some(len)),
+            "{offset:#x}+{len}"
+        );
         let (result, back) = block_on(root.write(offset, buf(len, 1), NONE));
-        assert_eq!((result, back.map(|back| back.len())), (Err(IoError::OUT_OF_BOUNDS), Some(len)), "{offset:#x}+{len}");
+        assert_eq!(
+            (result, back.map(|back| back.len())),
+            (Err(IoError::OUT_OF_BOUNDS), Some(len)),
+            "{offset:#x}+{len}"
+        );
         assert_eq!(block_on(root.zero(offset, len as u64, NONE)), Err(IoError::OUT_OF_BOUNDS), "{offset:#x}+{len}");
         assert_eq!(block_on(root.discard(offset, len as u64)), Err(IoError::OUT_OF_BOUNDS), "{offset:#x}+{len}");
         let status = block_on(root.block_status(offset, len.max(1) as u64));
@@ -235,11 +243,14 @@ fn req_1_what_is_misaligned_never_reaches_the_driver() {
         let stack = mem_limited(&home.handle(), &state, limits(512, 0));
         let root = stack.root.root();
         for (offset, len) in [(1, 512), (0, 511), (511, 1), (256, 512)] {
-            let _ = (read(&root, offset, len), write(&root, offset, len), block_on(root.zero(offset, len as u64, NONE)));
+            let _ =
+                (read(&root, offset, len), write(&root, offset, len), block_on(root.zero(offset, len as u64, NONE)));
             let _ = block_on(root.discard(offset, len as u64));
             for seen in state.seen() {
                 let (offset, len) = match seen {
-                    Seen::Read(offset, len) | Seen::Write(offset, len, _) | Seen::Now(offset, len) => (offset, len as u64),
+                    Seen::Read(offset, len) | Seen::Write(offset, len, _) | Seen::Now(offset, len) => {
+                        (offset, len as u64)
+                    }
                     Seen::Zero(offset, len, _) | Seen::Discard(offset, len) => (offset, len),
                     Seen::Flush | Seen::Close => (0, 0),
                 };

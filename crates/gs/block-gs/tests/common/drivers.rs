@@ -1,7 +1,7 @@
 //! The tests' drivers: `null-co`, and three toys.
 //!
 //! - `leaf`: holds its requests until they are released, fails what it is told to fail, and notices requests that come when none
-//!   may come. Options: `size`, `fast` (serve at once), `fail-open`, `fail-length`, `fail-flush`, `fail-close`.
+//!   may come. Options: `size`, `fast` (serve at once), `held` (from the start), `fail-open`, `fail-length`, `fail-flush`, `fail-close`.
 //! - `pass`: a filter. Option: `slow`.
 //! - `fmt`: a format with a child `file` and, if wanted, a child `backing`. Options: `fail` (`first`, `last`, `header`), `slow`.
 
@@ -246,7 +246,7 @@ impl DriverType for LeafType {
             size,
             fast: options.take_bool("fast")?.unwrap_or(false),
             fail_length: options.take_bool("fail-length")?.unwrap_or(false),
-            held: watch::Sender::new(false),
+            held: watch::Sender::new(options.take_bool("held")?.unwrap_or(false)),
             fail_flush: AtomicU64::new(options.take_u64("fail-flush")?.unwrap_or(0)),
             fail_close: AtomicU64::new(options.take_u64("fail-close")?.unwrap_or(0)),
             began: AtomicU64::new(0),
