@@ -30,13 +30,6 @@ impl Peer {
         let version = Command::new(self.program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         version.is_ok_and(|status| status.success())
     }
-
-    /// What it calls itself and its version.
-    pub(crate) fn version(self) -> String {
-        let output = Command::new(self.program).arg("--version").output();
-        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-        text.lines().next().unwrap_or(self.program).to_owned()
-    }
 }
 
 impl Tools {

@@ -1,6 +1,7 @@
 //! The thread, the waiting and the skipping that tests need.
 //!
-//! Nothing here needs a runtime: futures are polled on the test's own thread, and a test that hangs fails with a message.
+//! Nothing here needs a runtime: futures are polled on the test's own thread, and a test that hangs fails with a
+//! message.
 
 use crate::{ToyCow, ToyCowControl, ToyFilter, ToyFilterControl, ToyFormat};
 use block_common::{ChildRole, IoResult, Perm};

@@ -1,7 +1,7 @@
 //! What every driver must do, checked through a root: a list of short scenarios.
 //!
-//! The first bytes of the node are overwritten. Which thread the caller is on decides the way of the requests: on an I/O thread the
-//! fast path, elsewhere through the home thread; [`run_everywhere`] takes both.
+//! The first bytes of the node are overwritten. Which thread the caller is on decides the way of the requests: on an
+//! I/O thread the fast path, elsewhere through the home thread; [`run_everywhere`] takes both.
 
 use crate::bed::{block_on, drop_after, join_all};
 use crate::rng::{Rng, again, seed, stamp};
@@ -168,7 +168,8 @@ impl Suite {
         self.write(0, self.region(), Shape::Aligned, RequestFlags::empty()).await
     }
 
-    /// Compare the whole region with the mirror; inside `loose`, a range, bytes may be zero as well. Learns which they are.
+    /// Compare the whole region with the mirror; inside `loose`, a range, bytes may be zero as well. Learns which they
+    /// are.
     async fn compare(&mut self, loose: (u64, u64)) -> Check {
         let data = self.read(0, self.region(), Shape::Aligned).await?;
         if data == self.mirror {

@@ -1,11 +1,12 @@
-//! What tests of the block layer are made of: storage that misbehaves on command, toy drivers, a conformance suite, a model.
+//! What tests of the block layer are made of: storage that misbehaves on command, toy drivers, a conformance suite, a
+//! model.
 //!
-//! A dev-dependency and nothing else: no program links it. The toys are stand-ins for drivers that do not exist yet; they are
-//! real in what they prove (leases, edges, crash order), and simple in everything else.
+//! A dev-dependency and nothing else: no program links it. The toys are stand-ins for drivers that do not exist yet;
+//! they are real in what they prove (leases, edges, crash order), and simple in everything else.
 //!
 //! # Reading order
-//! [`MemStorage`] and [`MemFile`] are leaves; [`ToyFilter`] and [`ToyCow`] go on top. [`conformance`] checks what every driver must
-//! do, [`model`] throws random requests at it. [`bed`] has the thread and the waiting that tests need.
+//! [`MemStorage`] and [`MemFile`] are leaves; [`ToyFilter`] and [`ToyCow`] go on top. [`conformance`] checks what every
+//! driver must do, [`model`] throws random requests at it. [`bed`] has the thread and the waiting that tests need.
 
 #![deny(unsafe_code)]
 

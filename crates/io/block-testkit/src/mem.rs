@@ -1,8 +1,9 @@
 //! Storage in memory that a test commands: hold requests, delay, fail, reorder, drop them; read the log; cut the power.
 //!
 //! [`MemStorage`] is the test's half and outlives drivers: several may be opened on it, one after the other.
-//! [`MemDriver`] is a leaf. In *now* mode the core serves reads and writes where it stands, as from null; in *slow* mode, and whenever
-//! there is a script, every request waits for what the script says. What survives a power cut is in `power`.
+//! [`MemDriver`] is a leaf. In *now* mode the core serves reads and writes where it stands, as from null; in *slow*
+//! mode, and whenever there is a script, every request waits for what the script says. What survives a power cut is in
+//! `power`.
 
 use crate::power::Content;
 use crate::rng::Rng;
@@ -344,8 +345,8 @@ impl MemStorage {
         self.0.content.write().unwrap_or_else(PoisonError::into_inner).set_len(len);
     }
 
-    /// What is on the medium if the power fails now: what was flushed or written with FUA, and of the rest those sectors for which `keep`,
-    /// called with offset and length in bytes, says so.
+    /// What is on the medium if the power fails now: what was flushed or written with FUA, and of the rest those
+    /// sectors for which `keep`, called with offset and length in bytes, says so.
     ///
     /// # Panics
     /// Without [`MemOptions::journal`].

@@ -1,7 +1,8 @@
-//! A leaf on a host file in memory: for what only host files have, the mapping that the core starts requests on by itself.
+//! A leaf on a host file in memory: for what only host files have, the mapping that the core starts requests on by
+//! itself.
 //!
-//! It stands in for the file driver where a driver's tests may not name another driver. Nothing here is held, delayed or
-//! failed; [`MemStorage`](crate::MemStorage) does that.
+//! It stands in for the file driver where a driver's tests may not name another driver. Nothing here is held, delayed
+//! or failed; [`MemStorage`](crate::MemStorage) does that.
 
 #![allow(clippy::disallowed_methods, reason = "the file is memory: making it does not block")]
 

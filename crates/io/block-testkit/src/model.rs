@@ -1,8 +1,8 @@
 //! Random requests against a byte array that knows what must come back.
 //!
-//! Several tasks send requests through a root at once. Two that touch the same bytes never run together unless both read, so every
-//! byte has one right value at any time (or two, after a discard or a failed write); neighbours do run together, in
-//! the same cluster and block. A run prints its seed when it fails; `CAIRN_SEED` overrides it.
+//! Several tasks send requests through a root at once. Two that touch the same bytes never run together unless both
+//! read, so every byte has one right value at any time (or two, after a discard or a failed write); neighbours do run
+//! together, in the same cluster and block. A run prints its seed when it fails; `CAIRN_SEED` overrides it.
 
 use crate::bed::join_all;
 use crate::rng::{Rng, again, seed, stamp};

@@ -1,7 +1,7 @@
 //! What storage holds, and what is left of it after a power cut.
 //!
-//! Writes that were not flushed may or may not have reached the medium, sector by sector, in any combination. Which requests
-//! there are and when they complete is `mem`'s business.
+//! Writes that were not flushed may or may not have reached the medium, sector by sector, in any combination. Which
+//! requests there are and when they complete is `mem`'s business.
 
 use block_common::IoBuf;
 use std::collections::VecDeque;
@@ -163,7 +163,8 @@ impl Content {
         Some(bytes)
     }
 
-    /// For how many bytes from `offset` on (a multiple of `block`) the content is zero, or is not, looking at `len` bytes at most.
+    /// For how many bytes from `offset` on (a multiple of `block`) the content is zero, or is not, looking at `len`
+    /// bytes at most.
     pub(crate) fn zero_run(&self, offset: u64, len: u64, block: u64) -> (bool, u64) {
         let is_zero = |at: u64| {
             let end = (at / block * block + block).min(offset + len);

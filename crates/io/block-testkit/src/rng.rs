@@ -1,4 +1,5 @@
-//! A small random number generator whose sequence never changes, so that a seed from an old log still means the same run.
+//! A small random number generator whose sequence never changes, so that a seed from an old log still means the same
+//! run.
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
@@ -62,7 +63,8 @@ const fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Fill `bytes`, which stand at `offset`, with what the write called `stamp` puts there: data that tells whose it is and where it belongs.
+/// Fill `bytes`, which stand at `offset`, with what the write called `stamp` puts there: data that tells whose it is
+/// and where it belongs.
 pub(crate) fn stamp(stamp: u64, offset: u64, bytes: &mut [u8]) {
     let mut at = 0;
     while at < bytes.len() {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 /// Pieces of memory, held as buffers; addresses count through them in order.
 struct Pieces(Vec<IoBuf>);
 
-// SAFETY: the segments are those of the buffers in `self.0`, which own their memory, are never cut or dropped while the value
-// exists, and hand out no reference to it.
+// SAFETY: the segments are those of the buffers in `self.0`, which own their memory, are never cut or dropped while the
+// value exists, and hand out no reference to it.
 unsafe impl GuestMemory for Pieces {
     fn segments(&self, address: u64, len: usize, report: &mut dyn FnMut(Segment)) -> Result<(), GuestMemoryError> {
         let unmapped = GuestMemoryError { address, len };

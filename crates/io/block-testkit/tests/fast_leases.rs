@@ -1,7 +1,7 @@
 //! Leases on the fast path: requests that were mapped down to a host file and not yet given to the kernel.
 //!
-//! A [`Queue`] starts what it is given, pins and all, but submits only when it is kicked: so a request can be held between its
-//! mapping and its I/O for as long as a test likes, while the image changes under it.
+//! A [`Queue`] starts what it is given, pins and all, but submits only when it is kicked: so a request can be held
+//! between its mapping and its I/O for as long as a test likes, while the image changes under it.
 
 use block_common::{AlignedBuf, IoBuf, IoError, Perm, RequestFlags};
 use block_io::{Completed, FileEngine, IoThread, Queue, Request, Root, StaticGraph, ThreadPool, ring_available};
@@ -18,7 +18,8 @@ struct Image {
     filter: ToyFilterControl,
 }
 
-/// An image on a file below a filter, with its first eight clusters allocated, filled with their number plus one, and flushed.
+/// An image on a file below a filter, with its first eight clusters allocated, filled with their number plus one, and
+/// flushed.
 fn image() -> Image {
     let thread = io_thread(true);
     let mut graph = StaticGraph::new(thread.handle());

@@ -1,4 +1,5 @@
-//! The suite and the model are tested too: each of these drivers has one bug, and is caught by the check that is meant for it.
+//! The suite and the model are tested too: each of these drivers has one bug, and is caught by the check that is meant
+//! for it.
 
 use async_trait::async_trait;
 use block_common::{

@@ -285,9 +285,9 @@ fn qcow2_4_like_a_failed_allocation_gives_its_cluster_back() {
 
 #[test]
 fn qcow2_1_like_flushed_data_survives_any_power_cut() {
-    // Random requests, flushes among them; the power fails at a random operation of the storage, also in the middle of a
-    // flush; of what was not flushed any sectors survive. Every byte must then be what it was at the last flush, or what was
-    // written since.
+    // Random requests, flushes among them; the power fails at a random operation of the storage, also in the middle of
+    // a flush; of what was not flushed any sectors survive. Every byte must then be what it was at the last flush, or
+    // what was written since.
     const CLUSTERS: u64 = 12;
     let seed = seed();
     let mut rng = Rng::new(seed);
@@ -543,8 +543,8 @@ fn a_move_never_loses_a_write_that_is_on_its_way() {
 
 #[test]
 fn qcow2_3_like_a_reordering_device_shows_what_leases_are_for() {
-    // Readers on a device that reorders, beside tasks that free clusters, flush, and allocate others. The data of every cluster
-    // names its cluster: no read may see another's.
+    // Readers on a device that reorders, beside tasks that free clusters, flush, and allocate others. The data of every
+    // cluster names its cluster: no read may see another's.
     const CLUSTERS: u64 = 16;
     let strangers = |ignore_epochs: bool, seed: u64| {
         let thread = io_thread(true);

@@ -1,7 +1,7 @@
 //! The table in memory, and who may have which cluster of the file.
 //!
-//! Entries are read without a lock and changed under their cluster's lock. What is free, retired and changed stands behind one short
-//! mutex. Nothing here does I/O or waits.
+//! Entries are read without a lock and changed under their cluster's lock. What is free, retired and changed stands
+//! behind one short mutex. Nothing here does I/O or waits.
 
 use super::disk::{BLOCK_ENTRIES, Geometry};
 use block_io::Req;
@@ -107,8 +107,8 @@ pub(super) struct Clusters {
     ignore_epochs: AtomicBool,
 }
 
-/// What the table does not name is free: places between clusters in use, and where the last of those ends. A file may claim any
-/// length and its gaps any size, so no more places are listed than the table could use.
+/// What the table does not name is free: places between clusters in use, and where the last of those ends. A file may
+/// claim any length and its gaps any size, so no more places are listed than the table could use.
 fn gaps(geometry: &Geometry, table: &[Entry]) -> (Vec<u64>, u64) {
     let size = geometry.cluster_size();
     let mut used: Vec<u64> = table.iter().filter_map(|entry| entry.host()).collect();
@@ -142,8 +142,8 @@ impl Clusters {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The entry at `index`. Sequentially consistent, as are changes: a request that pinned the node after a cluster was
-    /// retired must not find it here any more.
+    /// The entry at `index`. Sequentially consistent, as are changes: a request that pinned the node after a cluster
+    /// was retired must not find it here any more.
     #[inline]
     pub(super) fn get(&self, index: u64) -> Option<Entry> {
         self.table.get(usize::try_from(index).ok()?).map(|entry| Entry(entry.load(Ordering::SeqCst)))
@@ -193,8 +193,8 @@ impl Clusters {
         state.retired.push_back(Retired { host, epoch, flush });
     }
 
-    /// Whether the data of the cluster may be copied: it was marked, and every write from before is over. The first question
-    /// marks it. The caller holds the cluster's lock.
+    /// Whether the data of the cluster may be copied: it was marked, and every write from before is over. The first
+    /// question marks it. The caller holds the cluster's lock.
     pub(super) fn may_move(&self, req: &Req, index: u64) -> bool {
         let marked = self.state().moving.get(&index).copied();
         let epoch = marked.unwrap_or_else(|| {
@@ -253,8 +253,8 @@ impl Clusters {
             for (i, stored) in bytes.chunks_exact(8).enumerate() {
                 let stored = u64::from_le_bytes(stored.try_into().expect("eight bytes"));
                 let entry = &self.table[(block * BLOCK_ENTRIES) as usize + i];
-                // What was changed in the meantime stays new. A place that is on disk now cannot have been freed and taken
-                // again since: that would have needed this flush.
+                // What was changed in the meantime stays new. A place that is on disk now cannot have been freed and
+                // taken again since: that would have needed this flush.
                 if entry.load(Ordering::SeqCst) & ON_DISK == stored {
                     entry.fetch_and(!NEW, Ordering::SeqCst);
                 }

@@ -1,17 +1,19 @@
-//! A toy copy-on-write format: clusters that are allocated, freed and moved while requests run, over a file and a backing child.
+//! A toy copy-on-write format: clusters that are allocated, freed and moved while requests run, over a file and a
+//! backing child.
 //!
-//! It has what qcow2 needs of the core and nothing else: a table in memory that the fast path reads without a lock, a lock per
-//! cluster for what changes it, leases, and an order of writes that survives a power cut. No snapshots, no compression, no
-//! reference counts, one table.
+//! It has what qcow2 needs of the core and nothing else: a table in memory that the fast path reads without a lock, a
+//! lock per cluster for what changes it, leases, and an order of writes that survives a power cut. No snapshots, no
+//! compression, no reference counts, one table.
 //!
 //! # How it holds
 //! - *Leases.* An entry is cleared or repointed first, then its old cluster is retired with the epoch, and handed out
-//!   again only when that epoch has passed **and** the table without it is on stable storage. Nothing waits for an epoch: who needs
-//!   a cluster takes another one.
-//! - *Moving.* A move first marks the entry, which sends new writes to the slow path and under the cluster's lock; once the mark's
-//!   epoch has passed, no write from before is on its way, and the data may be copied. Until then the answer is "busy, ask again".
-//! - *Flush.* The changed parts of the table are copied, then the data is flushed, then they are written, then flushed. An entry that is
-//!   not stored yet keeps writes off the fast path, where FUA would bypass the table.
+//!   again only when that epoch has passed **and** the table without it is on stable storage. Nothing waits for an
+//!   epoch: who needs a cluster takes another one.
+//! - *Moving.* A move first marks the entry, which sends new writes to the slow path and under the cluster's lock; once
+//!   the mark's epoch has passed, no write from before is on its way, and the data may be copied. Until then the answer
+//!   is "busy, ask again".
+//! - *Flush.* The changed parts of the table are copied, then the data is flushed, then they are written, then flushed.
+//!   An entry that is not stored yet keeps writes off the fast path, where FUA would bypass the table.
 
 mod clusters;
 mod disk;
@@ -145,8 +147,8 @@ impl ToyCowControl {
         self.0.clusters.reused()
     }
 
-    /// Hand clusters out again without waiting for anything that may be under way to them. A bug, on command: a test of leases
-    /// that passes with this on tests nothing.
+    /// Hand clusters out again without waiting for anything that may be under way to them. A bug, on command: a test of
+    /// leases that passes with this on tests nothing.
     pub fn ignore_epochs(&self, ignore: bool) {
         self.0.clusters.ignore_epochs(ignore);
     }
@@ -417,7 +419,8 @@ impl Shared {
         self.clusters.length_changed();
     }
 
-    /// For how many bytes from `range` on all clusters are of the same kind, and follow each other in the file if they are in it.
+    /// For how many bytes from `range` on all clusters are of the same kind, and follow each other in the file if they
+    /// are in it.
     #[inline]
     fn run(&self, access: Access, first: Entry, range: GuestRange) -> u64 {
         let size = self.geometry.cluster_size();

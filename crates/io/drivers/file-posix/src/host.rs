@@ -1,4 +1,5 @@
-//! What sleeps: opening, looking at, creating and resizing files. All of it runs on threads of a pool, never on an I/O thread.
+//! What sleeps: opening, looking at, creating and resizing files. All of it runs on threads of a pool, never on an I/O
+//! thread.
 //!
 //! Each function is plain blocking code on descriptors; nothing here knows requests.
 
@@ -205,7 +206,7 @@ pub(crate) fn resize(
     };
     filled.map_err(|(doing, e)| {
         if let Err(error) = rustix::fs::ftruncate(fd, old) {
-            tracing::warn!(path = %path.display(), %error, "a file keeps the length that it could not be given in full");
+            tracing::warn!(path = %path.display(), %error, "a file keeps a length that it was not given in full");
         }
         FileError::Preallocate { path: path.into(), doing, errno: errno(e) }
     })

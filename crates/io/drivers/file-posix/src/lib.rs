@@ -1,8 +1,8 @@
 //! The file driver's engine: a regular file of the host, buffered or with O_DIRECT, through io_uring or threads.
 //!
 //! Reads and writes are the core's: the engine only says which descriptor they go to. What is left here is everything
-//! else that a file can do (zero, punch, tell its holes, change its length, be synced), and opening it, which may sleep and so runs on a
-//! thread pool. Devices and locks are not here.
+//! else that a file can do (zero, punch, tell its holes, change its length, be synced), and opening it, which may sleep
+//! and so runs on a thread pool. Devices and locks are not here.
 
 #![forbid(unsafe_code)]
 
@@ -76,8 +76,8 @@ struct Offload {
 }
 
 impl Offload {
-    /// Call `fallocate(2)`, unless it is known that the file system cannot do that. Tells whether it was done. What holds
-    /// for good is remembered; a refusal of this one range is not (rule zero-2).
+    /// Call `fallocate(2)`, unless it is known that the file system cannot do that. Tells whether it was done. What
+    /// holds for good is remembered; a refusal of this one range is not (rule zero-2).
     async fn attempt(&self, file: &HostFile, mode: i32, range: GuestRange) -> IoResult<bool> {
         if self.missing.load(Ordering::Relaxed) {
             return Ok(false);
@@ -103,8 +103,8 @@ fn verdict(result: IoResult<()>) -> IoResult<(bool, bool)> {
     }
 }
 
-/// What an extent of the file is to those who count in blocks of `alignment` bytes and asked about `len` bytes: a hole that ends
-/// inside a block is none to them (rule stat-1).
+/// What an extent of the file is to those who count in blocks of `alignment` bytes and asked about `len` bytes: a hole
+/// that ends inside a block is none to them (rule stat-1).
 fn content(extent: FileExtent, alignment: u32, len: u64) -> (BlockStatus, u64) {
     let block = u64::from(alignment).min(len);
     match extent.is_data {
@@ -121,8 +121,8 @@ struct Shared {
     no_flush: bool,
     zero_range: Offload,
     punch_hole: Offload,
-    /// Once the kernel failed to write cached pages out it forgets that they were dirty, and the next sync succeeds: that
-    /// success must not be believed. The errno, or zero.
+    /// Once the kernel failed to write cached pages out it forgets that they were dirty, and the next sync succeeds:
+    /// that success must not be believed. The errno, or zero.
     sync_failed: AtomicI32,
 }
 
@@ -145,7 +145,7 @@ impl Shared {
             && !self.direct
         {
             self.sync_failed.store(error.errno().raw(), Ordering::Relaxed);
-            tracing::error!(path = %self.path.display(), %error, "cached data may be lost: no flush will succeed any more");
+            tracing::error!(path = %self.path.display(), %error, "cached data may be lost: flushes fail from now on");
         }
     }
 
@@ -217,7 +217,8 @@ impl FilePosixControl {
     /// Open the same file for `access`. Changes nothing yet. May be awaited anywhere.
     ///
     /// # Errors
-    /// [`FileError`] when the host refuses, or when the path leads to another file by now and there is no other way to this one.
+    /// [`FileError`] when the host refuses, or when the path leads to another file by now and there is no other way to
+    /// this one.
     #[doc(alias = "bdrv_reopen_prepare")]
     pub fn prepare(
         &self,

@@ -1,7 +1,8 @@
 //! The raw driver's engine: its child's bytes, all of them or a window of them.
 //!
-//! A raw node adds nothing and keeps nothing: every request goes to the child at a fixed distance. It deliberately knows
-//! neither how its format was found out nor what its guest may write into the first sector: that is the graph's owner's.
+//! A raw node adds nothing and keeps nothing: every request goes to the child at a fixed distance. It deliberately
+//! knows neither how its format was found out nor what its guest may write into the first sector: that is the graph's
+//! owner's.
 
 #![forbid(unsafe_code)]
 
@@ -122,7 +123,8 @@ pub struct RawReopen {
 }
 
 impl Raw {
-    /// An engine that shows the window `options` of `file`, and its control. `req` is a token on the node that owns the edge.
+    /// An engine that shows the window `options` of `file`, and its control. `req` is a token on the node that owns the
+    /// edge.
     ///
     /// # Errors
     /// [`RawError`] when the child has no such window.
@@ -139,7 +141,8 @@ impl Raw {
         Ok((Self(shared.clone()), RawControl(shared)))
     }
 
-    /// Where the guest's `range` lies in the child. Only a write through an edge that may resize can leave a fixed window.
+    /// Where the guest's `range` lies in the child. Only a write through an edge that may resize can leave a fixed
+    /// window.
     fn place(&self, range: GuestRange) -> IoResult<HostOffset> {
         let (offset, size) = self.0.window();
         if range.end() > size {
@@ -160,8 +163,8 @@ impl RawControl {
         RawOptions { offset, size: (size != UNLIMITED).then_some(size) }
     }
 
-    /// Check whether the window may become `options`, and look at the child's limits again. Changes nothing. To be awaited on
-    /// an I/O thread, with a token on the node.
+    /// Check whether the window may become `options`, and look at the child's limits again. Changes nothing. To be
+    /// awaited on an I/O thread, with a token on the node.
     ///
     /// # Errors
     /// [`RawError`] when the child has no such window.

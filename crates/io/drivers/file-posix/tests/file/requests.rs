@@ -281,7 +281,8 @@ const LIMITED: &str = "CAIRN_TEST_LIMITED_FILE";
 
 #[test]
 fn req_4_a_write_that_fails_half_way_says_so() {
-    // A process may not write past its file size limit: the kernel shortens the write that crosses it, and refuses the rest.
+    // A process may not write past its file size limit: the kernel shortens the write that crosses it, and refuses the
+    // rest.
     if let Ok(path) = std::env::var(LIMITED) {
         return in_the_limited_process(Path::new(&path));
     }
