@@ -53,12 +53,16 @@ fn media_are_removed_and_inserted_under_load() {
         let node = world.add(r#"{"driver": "leaf", "node-name": "disk", "fast": true}"#).await;
         let drive = backend(&world, "drive0");
         let load = Load::start(&[drive.io().root().clone()], 2);
-        for _ in 0..150 {
+        for round in 0..150 {
             drive.insert(&node).await.expect("it is empty");
-            world.gs.main().sleep(Duration::from_micros(100)).await;
+            if round % 30 == 0 {
+                world.until("requests find the medium", || world.leaf("disk").ended() > round).await;
+            }
             drive.remove().await.expect("it is removed");
             assert_eq!(world.leaf("disk").in_flight(), 0, "a request is left on the medium");
         }
+        let seen = load.completed();
+        world.until("requests find no medium", || load.completed() > seen + 100).await;
         let outcome = load.stop();
         assert_eq!(outcome.submitted, outcome.completed, "requests were lost");
         let errors: Vec<_> = outcome.failed.keys().copied().collect();

@@ -278,6 +278,8 @@ fn a_medium_that_is_taken_out_under_load_fails_requests_cleanly() {
             world.gs.main().sleep(std::time::Duration::from_micros(100)).await;
             world.gs.attach_root(&root, None).await.expect("detaching is always allowed");
         }
+        let seen = load.completed();
+        world.until("requests find no medium", || load.completed() > seen + 100).await;
         let outcome = load.stop();
         assert_eq!(outcome.submitted, outcome.completed, "requests were lost");
         let errors: Vec<_> = outcome.failed.keys().copied().collect();

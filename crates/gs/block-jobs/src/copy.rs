@@ -89,7 +89,6 @@ impl Job for CopyJob {
     const TYPE: JobType = JobType::Mirror;
     type Started = StartedCopy;
 
-    #[doc(alias = "mirror_start")]
     async fn pre_run(self, setup: JobSetup) -> JobResult<Start<StartedCopy>> {
         self.check()?;
         let gs = setup.gs();

@@ -670,3 +670,109 @@ impl Drop for SlotFuture {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::HostFileOptions;
+    use block_common::{GuestMemory, GuestMemoryError, GuestMemoryRef, Segment};
+
+    fn slot(kind: FileOpKind, len: usize) -> Slot {
+        let buf = AlignedBuf::zeroed(len, 512).into_io();
+        buf.fill(0, len, 0xff);
+        let mut op = FileOp::new(kind, 4096, len as u64, Some(buf));
+        op.options = HostFileOptions { engine: FileEngine::Ring, memory_alignment: 512 };
+        Slot {
+            op,
+            bounce: None,
+            progress: 0,
+            vecs: Default::default(),
+            pool: None,
+            hold: None,
+            target: Target::Nobody,
+            result: None,
+            retries: 0,
+        }
+    }
+
+    fn check(kind: FileOpKind, answers: &[i32], expected: Option<IoResult<()>>) -> Slot {
+        let mut slot = slot(kind, 4096);
+        let (last, before) = answers.split_last().expect("at least one answer");
+        for answer in before {
+            assert!(progress(&mut slot, *answer).is_none(), "{answer}");
+        }
+        assert_eq!(progress(&mut slot, *last), expected, "{answers:?}");
+        slot
+    }
+
+    const WRITE: FileOpKind = FileOpKind::Write { fua: false };
+
+    #[test]
+    fn answers_of_the_kernel() {
+        let over = Some(Ok(()));
+        let error = |errno| Some(Err(IoError::host(errno)));
+        check(FileOpKind::Read, &[4096], over);
+        check(WRITE, &[4096], over);
+        check(FileOpKind::Sync, &[0], over);
+        check(FileOpKind::Allocate(0), &[0], over);
+        check(FileOpKind::Read, &[1024, 3072], over);
+        check(WRITE, &[1024, -libc::EINTR, 3072], over);
+        check(WRITE, &[512, -libc::ENOSPC], error(libc::ENOSPC));
+        check(WRITE, &[512, 0], error(libc::ENOSPC));
+        check(FileOpKind::Read, &[-libc::EIO], error(libc::EIO));
+    }
+
+    #[test]
+    fn what_is_past_the_end_is_zero() {
+        for answers in [&[1024, 0][..], &[512, 500]] {
+            let done: i32 = answers.iter().sum();
+            let slot = check(FileOpKind::Read, answers, Some(Ok(())));
+            let data = slot.op.buf.map(|buf| buf.to_aligned(1)).unwrap_or_else(|| AlignedBuf::zeroed(0, 1));
+            let (read, rest) = data.split_at(done as usize);
+            assert!(read.iter().all(|byte| *byte == 0xff) && rest.iter().all(|byte| *byte == 0), "{answers:?}");
+        }
+    }
+
+    /// A host that says "again" for ever is an error in the end, not a thread that spins.
+    #[test]
+    fn trust_3_again_has_an_end() {
+        let mut slot = slot(FileOpKind::Read, 4096);
+        let mut answers = std::iter::repeat_with(|| progress(&mut slot, -libc::EAGAIN)).take(1000).flatten();
+        assert_eq!(answers.next(), Some(Err(IoError::host(libc::EAGAIN))));
+    }
+
+    /// One buffer in two pieces.
+    struct Halves(IoBuf);
+
+    // SAFETY: the segments lie in the buffer that the value owns.
+    unsafe impl GuestMemory for Halves {
+        fn segments(&self, _: u64, len: usize, report: &mut dyn FnMut(Segment)) -> Result<(), GuestMemoryError> {
+            report(self.0.slice(0, len / 2).segments()[0]);
+            report(self.0.slice(len / 2, len - len / 2).segments()[0]);
+            Ok(())
+        }
+    }
+
+    /// The flags of the ring's entry, as `io_uring_enter(2)` lays it out.
+    fn flags_of(kind: FileOpKind, in_pieces: bool) -> u32 {
+        const OFFSET: usize = 28;
+        let mut slot = slot(kind, 4096);
+        if in_pieces {
+            let halves = GuestMemoryRef::new(Arc::new(Halves(AlignedBuf::zeroed(4096, 512).into_io())));
+            slot.op.buf = halves.buf(&[(0, 4096)]).ok();
+        }
+        let entry = entry(&mut slot);
+        let base = std::ptr::from_ref(&entry).cast::<u8>();
+        // SAFETY: an entry is 64 plain bytes, and the flags of a read or write are the four at this offset.
+        unsafe { base.add(OFFSET).cast::<u32>().read_unaligned() }
+    }
+
+    #[test]
+    fn flush_2_fua_is_in_the_rings_entry() {
+        for pieces in [false, true] {
+            assert_eq!(flags_of(FileOpKind::Write { fua: true }, pieces), libc::RWF_DSYNC as u32);
+            assert_eq!(flags_of(WRITE, pieces), 0);
+            assert_eq!(flags_of(FileOpKind::Read, pieces), 0);
+        }
+    }
+}

@@ -58,6 +58,7 @@ pub struct FileExtent {
 impl HostFile {
     /// Requests on `fd`, which was opened as `options` says. System calls that may sleep run in `pool`.
     pub fn new(fd: OwnedFd, options: HostFileOptions, pool: ThreadPool) -> (Self, HostFileControl) {
+        let options = HostFileOptions { memory_alignment: options.memory_alignment.max(1), ..options };
         let raw = fd.as_raw_fd();
         let owned = Mutex::new(Some(Arc::new(fd)));
         let shared = Arc::new(FileShared { fd: AtomicI32::new(raw), owned, options, pool });

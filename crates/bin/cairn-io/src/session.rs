@@ -1,0 +1,431 @@
+//! A session: the image that is open, the requests that are under way, and what each command does with them.
+
+use crate::image::{File, Image, parse_options, text};
+use crate::output::Output;
+use crate::requests::{Device, Failed, Outcome};
+use block_common::options::{Dialect, DriverKind};
+use block_common::{IoError, IoResult, Options, Perm, PermPair, Preallocation};
+use block_gs::{GlobalState, NodeRef};
+use block_io::Root;
+use cairn_io::catalogue::{COMMANDS, Entry, Needs, find};
+use cairn_io::command::{Command, Open, Reopen};
+use cairn_io::number::{IMAGE_BYTES_MAX, amount};
+use cairn_io::parse::{parse, split};
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+/// What becomes of the session after a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// The next command, please.
+    Go,
+    /// That was the last one.
+    Quit,
+}
+
+/// Everything that commands work on.
+pub(crate) struct Session {
+    gs: GlobalState,
+    out: Output,
+    misalign: bool,
+    file: Option<File>,
+    under_way: Rc<UnderWay>,
+}
+
+/// Requests that nobody waits for right now.
+#[derive(Default)]
+struct UnderWay {
+    count: Cell<usize>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// One of them.
+struct Counted(Rc<UnderWay>);
+
+impl Counted {
+    fn new(all: &Rc<UnderWay>) -> Self {
+        all.count.set(all.count.get() + 1);
+        Self(all.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get() - 1);
+        if let Some(waker) = self.0.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl UnderWay {
+    async fn none(&self) {
+        poll_fn(|cx| {
+            if self.count.get() == 0 {
+                return Poll::Ready(());
+            }
+            *self.waker.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Let other tasks of the main loop run.
+async fn let_others_run() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+impl Session {
+    pub(crate) fn new(gs: GlobalState, out: Output, misalign: bool) -> Self {
+        Self { gs, out, misalign, file: None, under_way: Rc::default() }
+    }
+
+    /// Open the image that later commands are for.
+    pub(crate) async fn open(&mut self, image: Image) -> Outcome {
+        match image.open(&self.gs, &self.out).await {
+            Ok(file) => {
+                self.file = Some(file);
+                Ok(())
+            }
+            Err(message) => self.fail(message),
+        }
+    }
+
+    /// Wait for what is under way, and close the image, if one is open.
+    pub(crate) async fn close(&mut self) -> Outcome {
+        self.under_way.none().await;
+        let Some(file) = self.file.take() else { return Ok(()) };
+        let closed = match file.backend.close().await {
+            Ok(()) => self.gs.settle().await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        closed.or_else(|message| self.fail(message))
+    }
+
+    /// Carry out the command in `line`.
+    pub(crate) async fn run(&mut self, line: &[u8]) -> Result<Next, Failed> {
+        let words = split(line);
+        let Some(called) = words.first() else { return Ok(Next::Go) };
+        let Some(entry) = find(called) else {
+            self.out.complain([b"command \"", *called, b"\" not found"].concat());
+            return Err(Failed);
+        };
+        if entry.needs != Needs::Nothing && self.file.is_none() {
+            self.out.complain("no file open, try 'help open'");
+            return Err(Failed);
+        }
+        if let Err(mut message) = entry.check_count(called, words.len() - 1) {
+            message.pop();
+            self.out.complain(message);
+            return Err(Failed);
+        }
+        self.acquire(entry)?;
+        match parse(entry, &words) {
+            Ok(Command::Quit) => Ok(Next::Quit),
+            Ok(command) => self.carry_out(command).await.map(|()| Next::Go),
+            Err(refusal) => {
+                refusal.iter().for_each(|line| self.out.tell(line));
+                Err(Failed)
+            }
+        }
+    }
+
+    fn fail<T>(&self, message: impl AsRef<[u8]>) -> Result<T, Failed> {
+        self.out.fail(message);
+        Err(Failed)
+    }
+
+    /// Get the permissions that a command needs.
+    fn acquire(&self, entry: &Entry) -> Outcome {
+        let needed = match entry.needs {
+            Needs::Nothing | Needs::Reading => return Ok(()),
+            Needs::Writing => Perm::WRITE,
+            Needs::Resizing => Perm::WRITE | Perm::RESIZE,
+        };
+        let Some(file) = &self.file else { return Ok(()) };
+        if file.backend.node().is_some_and(|node| node.io().is_read_only()) {
+            return self.fail("Block node is read-only");
+        }
+        let PermPair { perm, shared } = file.backend.perm();
+        if perm.contains(needed) {
+            return Ok(());
+        }
+        let wanted = PermPair::new(perm | needed, shared);
+        file.backend.set_perm(wanted).or_else(|error| self.fail(error.to_string()))
+    }
+
+    /// The open image. Commands that need one are not carried out without.
+    fn device(&self) -> Result<Device, Failed> {
+        let file = self.file.as_ref().ok_or(Failed)?;
+        Ok(Device { io: file.backend.io(), out: self.out.clone(), misalign: self.misalign })
+    }
+
+    fn root(&self) -> Result<Root, Failed> {
+        Ok(self.device()?.io.root().clone())
+    }
+
+    async fn carry_out(&mut self, command: Command) -> Outcome {
+        match command {
+            Command::Abort => std::process::abort(),
+            Command::AioFlush => {
+                self.under_way.none().await;
+                Ok(())
+            }
+            Command::AioRead(read) => {
+                let work = self.device()?.read(read, "readv")?;
+                self.start(work).await
+            }
+            Command::AioWrite(write) => {
+                let work = self.device()?.write(write, "aio_write")?;
+                self.start(work).await
+            }
+            Command::InvalidAio { is_write } => {
+                let kind = if is_write { "write" } else { "read" };
+                self.out.print(format!("injecting invalid {kind} request\n"));
+                Ok(())
+            }
+            Command::Alloc { offset, len } => self.alloc(offset, len).await,
+            Command::Close => self.close().await,
+            Command::Discard { offset, len, report } => self.device()?.discard(offset, len, report).await,
+            Command::Flush => match self.root()?.flush().await {
+                Ok(()) => Ok(()),
+                Err(error) => self.fail(format!("flush failed: {error}")),
+            },
+            Command::Help(name) => self.help(name.as_deref()),
+            Command::Info => self.info(),
+            Command::Length => {
+                let len = self.root()?.length().or_else(|error| self.say(format!("getlength: {error}")))?;
+                self.out.print(format!("{}\n", amount(len as f64)));
+                Ok(())
+            }
+            Command::Map => self.map().await,
+            Command::Open(open) => self.open_command(open).await,
+            Command::Quit => Ok(()),
+            Command::Read(read) => self.device()?.read(read, "read")?.await,
+            Command::Readv(read) => self.device()?.read(read, "readv")?.await,
+            Command::Reopen(reopen) => self.reopen(&reopen).await,
+            Command::Break { .. } => self.no_breakpoints("Could not set breakpoint"),
+            Command::RemoveBreak(tag) => {
+                self.no_breakpoints(&format!("Could not remove breakpoint {}", String::from_utf8_lossy(&tag)))
+            }
+            Command::Resume(_) => self.no_breakpoints("Could not resume request"),
+            Command::WaitBreak(tag) => {
+                self.no_breakpoints(&format!("Could not wait for breakpoint {}", String::from_utf8_lossy(&tag)))
+            }
+            Command::Sigraise(signal) => {
+                self.out.flush();
+                // The first time, the runtime may catch it, look for a stack that overflowed, and let go of it.
+                for _ in 0..2 {
+                    // As with raise(3), a signal that does not exist is raised in vain.
+                    let _ = signal_hook::low_level::raise(signal);
+                }
+                Ok(())
+            }
+            Command::Sleep(millis) => {
+                self.sleep(millis).await;
+                Ok(())
+            }
+            Command::Truncate { len, preallocation } => self.truncate(len, preallocation).await,
+            Command::Write(write) => self.device()?.write(write, "write")?.await,
+            Command::Writev(write) => self.device()?.write(write, "writev")?.await,
+            Command::Zone { what, range } => self.zone(what, range),
+        }
+    }
+
+    /// Print a line to standard output about a command that failed.
+    fn say<T>(&self, message: String) -> Result<T, Failed> {
+        self.out.print(message + "\n");
+        Err(Failed)
+    }
+
+    /// Let `work` go on by itself. It has begun when this returns; how it ends is no matter of the command that started
+    /// it.
+    async fn start(&self, work: impl Future<Output = Outcome> + 'static) -> Outcome {
+        let counted = Counted::new(&self.under_way);
+        drop(self.gs.main().spawn(async move {
+            // It has told what went wrong.
+            let _ = work.await;
+            drop(counted);
+        }));
+        let_others_run().await;
+        Ok(())
+    }
+
+    async fn sleep(&self, millis: i64) {
+        /// Longer than anybody waits, and short enough for every clock.
+        const NANOS_MAX: u64 = 1 << 62;
+        // What does not fit into 64 bits of nanoseconds ends anywhere, as in the field.
+        let nanos = u64::try_from(millis.wrapping_mul(1_000_000)).unwrap_or(0);
+        self.gs.main().sleep(Duration::from_nanos(nanos.min(NANOS_MAX))).await;
+    }
+
+    fn help(&self, name: Option<&[u8]>) -> Outcome {
+        let Some(name) = name else {
+            COMMANDS.iter().for_each(|entry| self.out.print(entry.usage()));
+            self.out.print("\nUse 'help commandname' for extended help.\n");
+            return Ok(());
+        };
+        let Some(entry) = find(name) else {
+            self.out.print([b"command ", name, b" not found\n"].concat());
+            return Err(Failed);
+        };
+        self.out.print(entry.line(name));
+        self.out.print(entry.help);
+        Ok(())
+    }
+
+    /// Whether a range is decided by the image itself, and for how many bytes that holds.
+    async fn allocated(root: &Root, offset: u64, len: u64) -> IoResult<(bool, u64)> {
+        let extent = root.block_status(offset, len).await?;
+        // No format of this build has a backing file: what reads as zeroes does so by the image's own decision.
+        Ok((extent.is_allocated() || extent.is_zero(), extent.len))
+    }
+
+    async fn alloc(&self, offset: u64, len: u64) -> Outcome {
+        let root = self.root()?;
+        let length = root.length().or_else(|error| self.say(format!("getlength: {error}")))?;
+        let len = len.min(length.saturating_sub(offset));
+        let (mut done, mut sum) = (0, 0);
+        while done < len {
+            let (allocated, more) = Self::allocated(&root, offset + done, len - done)
+                .await
+                .or_else(|error| self.say(format!("is_allocated failed: {error}")))?;
+            sum += if allocated { more } else { 0 };
+            done += more;
+        }
+        self.out.print(format!("{sum}/{len} bytes allocated at offset {}\n", amount(offset as f64)));
+        Ok(())
+    }
+
+    async fn map(&self) -> Outcome {
+        let root = self.root()?;
+        let failed = |error: IoError| self.fail(format!("Failed to query image length: {error}"));
+        let length = root.length().or_else(failed)?;
+        let mut at = 0;
+        // The last row, which the next extent may belong to: whether allocated, where it begins.
+        let mut row: Option<(bool, u64)> = None;
+        while at < length {
+            let (allocated, len) = Self::allocated(&root, at, length - at)
+                .await
+                .or_else(|error| self.fail(format!("Failed to get allocation status: {error}")))?;
+            if row.is_some_and(|(before, _)| before != allocated) {
+                self.print_row(row, at);
+                row = None;
+            }
+            row = row.or(Some((allocated, at)));
+            at += len;
+        }
+        self.print_row(row, at);
+        Ok(())
+    }
+
+    fn print_row(&self, row: Option<(bool, u64)>, end: u64) {
+        let Some((allocated, begin)) = row else { return };
+        let len = end - begin;
+        let (amount_of, at) = (amount(len as f64), amount(begin as f64));
+        let what = if allocated { "    allocated" } else { "not allocated" };
+        self.out.print(format!("{amount_of} ({len:#x}) bytes {what} at offset {at} ({begin:#x})\n"));
+    }
+
+    /// The image's node, and the one at the end of its chain of files.
+    fn nodes(&self) -> Option<(NodeRef, NodeRef)> {
+        let top = self.file.as_ref()?.backend.node()?;
+        let mut leaf = top.clone();
+        while let Ok(Some(below)) = self.gs.child(&leaf, "file") {
+            leaf = below;
+        }
+        Some((top, leaf))
+    }
+
+    fn info(&self) -> Outcome {
+        let Some((top, leaf)) = self.nodes() else { return Err(Failed) };
+        let driver = |node: &NodeRef| node.io().driver().unwrap_or("none");
+        let name = driver(&top);
+        self.out.print(format!("format name: {name}\n"));
+        if self.gs.driver(name).is_ok_and(|driver| driver.kind() == DriverKind::Protocol) {
+            self.out.print(format!("format name: {name}\n"));
+        }
+        // A null node has nothing to tell. The other drivers have neither clusters nor room for a machine's state.
+        if driver(&leaf).starts_with("null-") {
+            return Err(Failed);
+        }
+        let none = amount(0.0);
+        self.out.print(format!("cluster size: {none}\nvm state offset: {none}\n"));
+        Ok(())
+    }
+
+    async fn truncate(&self, len: u64, preallocation: Preallocation) -> Outcome {
+        if len > IMAGE_BYTES_MAX {
+            return self.fail(format!("offset({len}) exceeds maximum({IMAGE_BYTES_MAX})"));
+        }
+        let root = self.root()?;
+        let Err(error) = root.truncate(len, preallocation).await else { return Ok(()) };
+        let is_file = self.nodes().is_some_and(|(_, leaf)| leaf.io().driver() == Some("file"));
+        let shrinks = root.length().is_ok_and(|before| len < before);
+        let message = match preallocation {
+            _ if !is_file && error == IoError::UNSUPPORTED => "Image format driver does not support resize".into(),
+            Preallocation::Off => format!("Could not resize file: {error}"),
+            _ if shrinks => "Cannot use preallocation for shrinking files".into(),
+            Preallocation::Metadata => format!("Unsupported preallocation mode: {preallocation}"),
+            Preallocation::Falloc => format!("Could not preallocate new data: {error}"),
+            Preallocation::Full => format!("Could not write zeros for preallocation: {error}"),
+        };
+        self.fail(message)
+    }
+
+    async fn open_command(&mut self, open: Open) -> Outcome {
+        if self.file.is_some() {
+            return self.fail("file open already, try 'help close'");
+        }
+        let name = open.path.as_deref().map(text).transpose().or_else(|message| self.fail(message))?;
+        let image = Image { name, options: Options::new(Dialect::Legacy), format: None, how: open };
+        match parse_options(&image.how.options, &self.out) {
+            Ok(options) => self.open(Image { options, ..image }).await,
+            Err(message) => self.fail(image.failure(&message)),
+        }
+    }
+
+    /// What is to be changed is checked; changing it takes an API that does not exist yet.
+    async fn reopen(&self, reopen: &Reopen) -> Outcome {
+        let options = parse_options(&reopen.options, &self.out).or_else(|message| self.fail(message))?;
+        if reopen.read_only.is_some() && options.lookup("read-only").is_some() {
+            return self.fail("Cannot set both -r/-w and 'read-only'");
+        }
+        let caches = ["cache.direct", "cache.no-flush"];
+        if reopen.cache.is_some() && caches.iter().any(|key| options.lookup(key).is_some()) {
+            return self.fail("Cannot set both -c and the cache options");
+        }
+        let Some(file) = &self.file else { return Err(Failed) };
+        let is_read_only = file.backend.node().is_some_and(|node| node.io().is_read_only());
+        let same_access = reopen.read_only.is_none_or(|read_only| read_only == is_read_only);
+        if !same_access || reopen.cache.is_some_and(|cache| cache != file.cache) || !options.is_empty() {
+            return self.fail("reopen is not supported yet: the block layer cannot change the options of an open node");
+        }
+        Ok(())
+    }
+
+    /// No driver of this build stops requests.
+    fn no_breakpoints(&self, message: &str) -> Outcome {
+        self.say(format!("{message}: {}", IoError::UNSUPPORTED))
+    }
+
+    /// No image of this build has zones.
+    fn zone(&self, what: &str, range: Option<(u64, u64)>) -> Outcome {
+        let length = self.root()?.length().unwrap_or(0);
+        let outside = range.is_some_and(|(offset, len)| offset.checked_add(len).is_none_or(|end| end > length));
+        let error = if outside { IoError::OUT_OF_BOUNDS } else { IoError::UNSUPPORTED };
+        self.say(format!("zone {what} failed: {error}"))
+    }
+}

@@ -1,0 +1,9 @@
+//! Tests of cairn-io: against qemu-io, by itself, and of its language alone.
+
+#![allow(clippy::disallowed_methods, reason = "tests may block")]
+
+mod support;
+
+mod differential;
+mod own;
+mod parser;
