@@ -26,7 +26,8 @@ pub(crate) const NOT_BUILT: [&str; 14] = [
                   Run `cairn-img COMMAND --help` for the options of a command."
 )]
 pub(crate) struct CommandLine {
-    /// Log what matches FILTER to stderr, or to a file: [[enable=]FILTER][,events=FILE][,file=FILE]
+    /// What to log, and where.
+    #[arg(help = "Log what matches FILTER to stderr, or to a file: [[enable=]FILTER][,events=FILE][,file=FILE]")]
     #[arg(short = 'T', long, value_name = "TRACE", allow_hyphen_values = true, action = clap::ArgAction::Append)]
     pub(crate) trace: Vec<String>,
     /// The command and what follows it.

@@ -241,7 +241,6 @@ fn leaves_are_exchanged_under_load_and_the_old_ones_never_used_again() {
         // Closes with requests to the new one in flight. A stray request would be noticed: see `run_and_close`.
         world.gs.close(old).await.expect("nobody uses it");
         assert_eq!((engine.began(), engine.ended(), engine.closes()), (seen, seen, 1));
-        assert!(engine.is_dropped());
     });
 }
 

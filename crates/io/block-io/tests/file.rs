@@ -64,7 +64,7 @@ unsafe impl Sync for Scattered {}
 // SAFETY: the segments lie in `memory`, which lives as long as the value.
 unsafe impl GuestMemory for Scattered {
     fn segments(&self, _address: u64, len: usize, report: &mut dyn FnMut(Segment)) -> Result<(), GuestMemoryError> {
-        assert!(len % self.piece == 0 && len / self.piece * (self.piece + 1) <= self.memory.len());
+        assert!(len.is_multiple_of(self.piece) && len / self.piece * (self.piece + 1) <= self.memory.len());
         for i in 0..len / self.piece {
             // SAFETY: checked just above.
             report(Segment { base: unsafe { self.base.add(i * (self.piece + 1)) }, len: self.piece });
