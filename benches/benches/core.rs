@@ -39,7 +39,8 @@ async fn reads(root: Root, mut buf: IoBuf, count: u64) -> Duration {
     begin.elapsed()
 }
 
-/// `Root::read` awaited on an I/O thread, where it takes the fast path, and from a thread that is none, which forwards it.
+/// `Root::read` awaited on an I/O thread, where it takes the fast path, and from a thread that is none, which
+/// forwards it.
 fn futures(c: &mut Criterion) {
     let mut stack = Stack::null().expect("a null node");
     let root = stack.root();

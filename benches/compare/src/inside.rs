@@ -101,7 +101,8 @@ impl Contender for Threads {
 /// Requests in one block; short, so that whatever else the machine does meets both sides.
 const BLOCK: u64 = 1000;
 
-/// Times of three roots, each from its own series of blocks, interleaved: a layer, what is below it, and that once more.
+/// Times of three roots, each from its own series of blocks, interleaved: a layer, what is below it, and that once
+/// more.
 pub(crate) struct Layers {
     /// Through the layer.
     pub(crate) with: Vec<f64>,
@@ -111,8 +112,8 @@ pub(crate) struct Layers {
     pub(crate) again: Vec<f64>,
 }
 
-/// Compare `with` and `without` in `rounds` rounds of `target` each. A round's numbers are the medians of its blocks' times per
-/// request, so that a block in which the machine was busy elsewhere does not count.
+/// Compare `with` and `without` in `rounds` rounds of `target` each. A round's numbers are the medians of its blocks'
+/// times per request, so that a block in which the machine was busy elsewhere does not count.
 pub(crate) fn layers(with: &Root, without: &Root, depth: usize, rounds: usize, target: Duration) -> Result<Layers> {
     let mut driver = Driver::new(Shape::reads(depth))?;
     for root in [with, without] {

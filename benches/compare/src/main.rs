@@ -1,7 +1,7 @@
 //! Compares this block layer with its peers: fio and qemu-img bench. This file is the command line.
 //!
-//! Everything that is compared runs alternately, in one go, at least eleven times; what counts is the median of the ratios
-//! within a round, beside the same ratio of a peer against itself. `main` fails if a bar is missed.
+//! Everything that is compared runs alternately, in one go, at least eleven times; what counts is the median of the
+//! ratios within a round, beside the same ratio of a peer against itself. `main` fails if a bar is missed.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a program that measures others: it may block on files and processes")]
@@ -19,7 +19,7 @@ mod report;
 use anyhow::{Context, Result, bail};
 use cases::{CASES, Case, Place};
 use clap::Parser;
-use programs::Tools;
+use programs::{FIO, Peer, QEMU_IMG, Tools};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -80,6 +80,9 @@ fn run(args: &Args) -> Result<bool> {
     if cfg!(debug_assertions) {
         eprintln!("This is not a release build: what it measures in itself says nothing.");
     }
+    let peers = [QEMU_IMG, FIO].into_iter().filter(|peer| cases.iter().any(|case| case.peers.contains(peer)));
+    let versions: Vec<String> = peers.map(Peer::version).collect();
+    versions.iter().for_each(|version| eprintln!("peer: {version}"));
     let place = Place::new(tools, args.rounds, target, args.file_mib << 20)?;
     let mut rows = Vec::new();
     for case in cases {
@@ -90,7 +93,7 @@ fn run(args: &Args) -> Result<bool> {
     }
     place.remove()?;
     if args.json {
-        println!("{}", report::json(&rows));
+        println!("{}", report::json(&rows, &versions));
     } else {
         print!("{}", report::table(&rows));
     }

@@ -1,5 +1,5 @@
-//! The programs: cairn-img and qemu-img, whose own time counts, and fio. Each is started anew for every run; that it takes time to
-//! start does not count for any of them.
+//! The programs: cairn-img and qemu-img, whose own time counts, and fio. Each is started anew for every run; that it
+//! takes time to start does not count for any of them.
 
 use crate::cases::Case;
 use crate::rounds::Contender;
@@ -29,6 +29,13 @@ impl Peer {
     fn is_there(self) -> bool {
         let version = Command::new(self.program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         version.is_ok_and(|status| status.success())
+    }
+
+    /// What it calls itself, with its version.
+    pub(crate) fn version(self) -> String {
+        let output = Command::new(self.program).arg("--version").output();
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        text.lines().next().unwrap_or(self.program).to_owned()
     }
 }
 
@@ -67,9 +74,20 @@ impl Tools {
     }
 }
 
+/// How often a program that was killed by a signal is started again.
+const CRASHES_MAX: usize = 5;
+
 fn output(command: &mut Command) -> Result<String> {
     let line = describe(command);
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{line}`"))?;
+    command.stdin(Stdio::null());
+    let mut output = command.output().with_context(|| format!("cannot start `{line}`"))?;
+    for _ in 0..CRASHES_MAX {
+        if output.status.code().is_some() {
+            break;
+        }
+        eprintln!("   `{line}` crashed ({}), once more", output.status);
+        output = command.output()?;
+    }
     if !output.status.success() {
         bail!("`{line}` failed: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
     }
@@ -106,7 +124,9 @@ impl Contender for Bench {
     }
 
     fn run(&mut self, count: u64) -> Result<Duration> {
-        let mut command = Command::new(&self.program);
+        // qemu-img 10.0 calls itself while requests complete at once, and runs out of 8 MiB of stack now and then.
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"ulimit -s unlimited 2>/dev/null; exec "$0" "$@""#]).arg(&self.program);
         let text = output(command.args(&self.args).arg("-c").arg(count.to_string()))?;
         run_time(&text).with_context(|| format!("`{}` does not say how long it took", describe(&command)))
     }
@@ -141,7 +161,8 @@ impl Contender for Fio {
     }
 
     fn run(&mut self, count: u64) -> Result<Duration> {
-        // gtod_reduce saves fio the clock that it would look at for each request, and thread the memory that it would share.
+        // gtod_reduce saves fio the clock that it would look at for each request, and thread the memory that it would
+        // share.
         let text = output(Command::new("fio").args([
             "--name=read".into(),
             "--ioengine=io_uring".into(),

@@ -153,8 +153,8 @@ pub(crate) fn table(rows: &[Row]) -> String {
     text
 }
 
-/// All rows for a program.
-pub(crate) fn json(rows: &[Row]) -> Value {
+/// All rows for a program, with the versions of those who were compared with.
+pub(crate) fn json(rows: &[Row], versions: &[String]) -> Value {
     let rows = rows.iter().map(|row| {
         let quartiles = |[low, median, high]: [f64; 3]| json!({"q1": low, "median": median, "q3": high});
         let (kind, bar) = match row.bar {
@@ -170,7 +170,7 @@ pub(crate) fn json(rows: &[Row]) -> Value {
             "noise_spread": row.spread, "passed": row.passed,
         })
     });
-    json!({ "rows": rows.collect::<Vec<_>>() })
+    json!({ "peers": versions, "rows": rows.collect::<Vec<_>>() })
 }
 
 #[cfg(test)]
@@ -202,6 +202,6 @@ mod tests {
         let text = table(&[row(), row()]);
         assert_eq!(text.lines().filter(|line| line.starts_with("| c |")).count(), 2);
         assert!(text.ends_with("2 of 2 bars met.\n"), "{text}");
-        assert_eq!(json(&[row()])["rows"][0]["value"]["median"], 2.0);
+        assert_eq!(json(&[row()], &[])["rows"][0]["value"]["median"], 2.0);
     }
 }

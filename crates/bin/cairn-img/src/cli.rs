@@ -5,6 +5,7 @@
 use crate::PROGRAM;
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use std::borrow::Cow;
 use std::error::Error as _;
 use std::ffi::OsString;
 use std::fmt;
@@ -73,8 +74,8 @@ fn try_help(command: Option<&str>) -> String {
     format!("Try '{PROGRAM}{command} --help' for more info\n")
 }
 
-/// Parse `args`, the first of which is the name of the program or command. `None` when that was all: the user wanted to see
-/// the help or the version, and has.
+/// Parse `args`, the first of which is the name of the program or command. `None` when that was all: the user wanted
+/// to see the help or the version, and has.
 pub(crate) fn parse<T: Parser>(
     command: Option<&str>,
     args: impl IntoIterator<Item = OsString>,
@@ -87,8 +88,8 @@ pub(crate) fn parse<T: Parser>(
             Ok(None)
         }
         Err(error) => {
-            let last = args.last().map(|last| last.to_string_lossy()).unwrap_or_default();
-            Err(failure(command, &error, &T::command(), &last))
+            let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+            Err(failure(command, &error, &T::command(), &args))
         }
     }
 }
@@ -100,8 +101,8 @@ fn context(error: &clap::Error, kind: ContextKind) -> Option<&str> {
     }
 }
 
-/// Clap's error in getopt's words. `last` is the last argument.
-fn failure(command: Option<&str>, error: &clap::Error, parser: &clap::Command, last: &str) -> Failure {
+/// Clap's error about `args` in getopt's words.
+fn failure(command: Option<&str>, error: &clap::Error, parser: &clap::Command, args: &[Cow<'_, str>]) -> Failure {
     // An option comes as clap prints it: with its value's name behind it.
     let argument = context(error, ContextKind::InvalidArg).unwrap_or_default();
     let option = argument.split([' ', '=']).next().unwrap_or_default();
@@ -111,11 +112,11 @@ fn failure(command: Option<&str>, error: &clap::Error, parser: &clap::Command, l
             None => Failure::getopt(command, format_args!("invalid value for {option}")),
         },
         ErrorKind::UnknownArgument => match option.strip_prefix("--") {
-            Some(long) => unknown_long(command, long, argument, parser),
+            Some(long) => unknown_long(command, long, parser, args),
             None => Failure::getopt(command, format_args!("invalid option -- '{}'", option.trim_start_matches('-'))),
         },
         ErrorKind::InvalidValue if context(error, ContextKind::InvalidValue).is_some_and(str::is_empty) => {
-            missing_value(command, option, parser, last)
+            missing_value(command, option, parser, args)
         }
         ErrorKind::TooManyValues => {
             Failure::getopt(command, format_args!("option '{option}' doesn't allow an argument"))
@@ -126,11 +127,17 @@ fn failure(command: Option<&str>, error: &clap::Error, parser: &clap::Command, l
 }
 
 /// No option, or too short a beginning of several.
-fn unknown_long(command: Option<&str>, long: &str, written: &str, parser: &clap::Command) -> Failure {
+fn unknown_long(command: Option<&str>, long: &str, parser: &clap::Command, args: &[Cow<'_, str>]) -> Failure {
     let longs = parser.get_arguments().filter_map(clap::Arg::get_long);
     let possible: Vec<_> = longs.filter(|name| name.starts_with(long)).map(|name| format!("'--{name}'")).collect();
     match possible.len() {
-        0 | 1 => Failure::getopt(command, format_args!("unrecognized option '{written}'")),
+        0 | 1 => {
+            // As it was written: with the value behind it.
+            let is_it =
+                |arg: &&Cow<'_, str>| arg.strip_prefix("--").and_then(|arg| arg.split('=').next()) == Some(long);
+            let written = args.iter().find(is_it).map_or(long, |arg| &arg[2..]);
+            Failure::getopt(command, format_args!("unrecognized option '--{written}'"))
+        }
         _ => {
             let possible = possible.join(" ");
             Failure::getopt(command, format_args!("option '--{long}' is ambiguous; possibilities: {possible}"))
@@ -138,9 +145,10 @@ fn unknown_long(command: Option<&str>, long: &str, written: &str, parser: &clap:
     }
 }
 
-/// Clap names the option by its long form, whichever was written; getopt by the one that was. An option whose value is missing is
-/// the last argument.
-fn missing_value(command: Option<&str>, option: &str, parser: &clap::Command, last: &str) -> Failure {
+/// Clap names the option by its long form, whichever was written; getopt by the one that was. An option whose value
+/// is missing is the last argument.
+fn missing_value(command: Option<&str>, option: &str, parser: &clap::Command, args: &[Cow<'_, str>]) -> Failure {
+    let last = args.last().map(|last| &**last).unwrap_or_default();
     let argument = parser.get_arguments().find(|arg| arg.get_long().is_some_and(|long| option == format!("--{long}")));
     match argument.and_then(clap::Arg::get_short) {
         Some(short) if !last.starts_with("--") => {

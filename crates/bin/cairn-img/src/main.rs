@@ -1,4 +1,5 @@
-//! Disk image utility with the command line of qemu-img. This file finds the command; each command is a module of its own.
+//! Disk image utility with the command line of qemu-img. This file finds the command; each command is a module of its
+//! own.
 
 #![forbid(unsafe_code)]
 #![allow(

@@ -100,18 +100,31 @@ pub(crate) fn serve_now(leaf: Leaf, path: &Path, offset: GuestOffset, access: Ac
     }
 }
 
-/// Make `op` an operation of the host file at the end of the path. Gives it back when the file is not there any more.
-pub(crate) fn target(context: &IoContext, path: &Path, mut op: FileOp) -> Result<(FileOp, Option<ThreadPool>), FileOp> {
+/// What has become of an operation on the host file at the end of a path.
+pub(crate) enum Aimed {
+    /// It is done: the page cache had what was to be read.
+    Done(FileOp),
+    /// It is to be started, by this pool or else the ring.
+    At(FileOp, Option<ThreadPool>),
+    /// The file is not there any more.
+    Gone(FileOp),
+}
+
+/// Make `op` an operation of the host file at the end of the path.
+pub(crate) fn aim(context: &IoContext, path: &Path, mut op: FileOp) -> Aimed {
     let access = if matches!(op.kind, FileOpKind::Read) { Access::Read } else { Access::Write };
     let engine = path.last().and_then(|node| node.engine().ok());
     if let (Some(engine), Ok(range)) = (engine, GuestRange::new(op.offset, op.len))
         && let Mapping::File(file) = engine.map_cached(access, range)
         && let Some(pool) = file.target(&mut op)
     {
+        if file.read_at_once(&op) {
+            return Aimed::Done(op);
+        }
         let pool = context.pool_for(op.options.engine, pool);
-        return Ok((op, pool));
+        return Aimed::At(op, pool);
     }
-    Err(op)
+    Aimed::Gone(op)
 }
 
 enum Started {
@@ -136,9 +149,10 @@ fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf, f
                 Access::Read => FileOp::read(offset.0, buf.clone()),
                 Access::Write => FileOp::write(offset.0, buf.clone(), flags.contains(RequestFlags::FUA)),
             };
-            match target(&context, &path, op) {
-                Ok((op, pool)) => Started::Waits(context.start_future(op, Hold::Path(path), pool)),
-                Err(_) => Started::Slow,
+            match aim(&context, &path, op) {
+                Aimed::Done(_) => Started::Over(Ok(())),
+                Aimed::At(op, pool) => Started::Waits(context.start_future(op, Hold::Path(path), pool)),
+                Aimed::Gone(_) => Started::Slow,
             }
         }
         // What is served at once has no stable storage to reach; the slow way knows better.

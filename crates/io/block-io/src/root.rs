@@ -10,7 +10,7 @@ use crate::edge::{self, Edge, EdgeWriter, ParentGate};
 use crate::file::FileOp;
 use crate::gate::{GateState, Gated, Pin, Refused};
 use crate::node::{GateControl, IoNode, NodeBody, Quiesced, Req};
-use crate::pipeline::{self, Leaf};
+use crate::pipeline::{self, Aimed, Leaf};
 use crate::request::{Done, Request, RequestKind};
 use crate::thread::IoThreadHandle;
 use block_common::{
@@ -331,9 +331,12 @@ impl Root {
                 Access::Read => FileOp::read(offset.0, buf),
                 Access::Write => FileOp::write(offset.0, buf, fua),
             };
-            match pipeline::target(context, &path, op) {
-                Ok((op, pool)) => drop(context.start(op, Hold::Root(kind, root, path), pool, target)),
-                Err(op) => {
+            match pipeline::aim(context, &path, op) {
+                Aimed::Done(op) => {
+                    over(context, root, path, (kind, op.len), target, Done { result: Ok(()), buf: op.buf })
+                }
+                Aimed::At(op, pool) => drop(context.start(op, Hold::Root(kind, root, path), pool, target)),
+                Aimed::Gone(op) => {
                     request.buf = op.buf;
                     return Some((request, target));
                 }
@@ -342,10 +345,7 @@ impl Root {
         }
         let Some(buf) = request.buf.take() else { return Some((request, target)) };
         let result = pipeline::serve_now(leaf, &path, offset, access, &buf);
-        root.account(kind, request.len, result);
-        // The root last: a drain looks from the top down, and what it has seen idle must stay so.
-        drop((path, root));
-        deliver(context, target, Done { result, buf: Some(buf) });
+        over(context, root, path, (kind, request.len), target, Done { result, buf: Some(buf) });
         None
     }
 
@@ -391,6 +391,22 @@ fn refused(why: Refused) -> IoError {
         Refused::State(_) => IoError::CLOSED,
         Refused::Full => IoError::BUSY,
     }
+}
+
+/// A request of so many bytes is over at once: count it, let go of its path, deliver it.
+#[inline]
+fn over(
+    context: &IoContext,
+    root: Pin<RootBody>,
+    path: Path,
+    (kind, len): (RequestKind, u64),
+    target: Target,
+    done: Done,
+) {
+    root.account(kind, len, done.result);
+    // The root last: a drain looks from the top down, and what it has seen idle must stay so.
+    drop((path, root));
+    deliver(context, target, done);
 }
 
 pub(crate) fn deliver(context: &IoContext, target: Target, done: Done) {

@@ -388,6 +388,14 @@ fn req_2_settled_waits_for_those_from_before() {
     assert_eq!(old.join().expect("no panic"), Ok(()));
 }
 
+struct Stops<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Threads send requests as fast as they can while the root is drained again and again: no request is inside a drained
 /// section, none is lost.
 #[test]
@@ -398,6 +406,8 @@ fn drain_1_drains_under_load() {
         let mut stack = mem(&home.handle(), &state);
         let stop = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
+            // Also when an assertion fails: the scope waits for the senders.
+            let stops = Stops(&stop);
             let senders: Vec<_> = (0..3u64)
                 .map(|i| {
                     let (root, stop) = (stack.root.root(), &stop);
@@ -429,7 +439,7 @@ fn drain_1_drains_under_load() {
                 assert_eq!(lock(&state.seen).len(), before, "a request was inside a drained section");
                 stack.root.set_quiesced(false);
             }
-            stop.store(true, Ordering::SeqCst);
+            drop(stops);
             let sent: u64 = senders.into_iter().map(|sender| sender.join().expect("no panic")).sum();
             assert_eq!(stack.root.root().count(block_io::RequestKind::Write).requests, sent);
         });

@@ -127,6 +127,42 @@ fn reads_past_the_end_give_zeroes() {
     }
 }
 
+/// What the page cache holds is read as it is asked for: nobody has to hand anything over. What it does not hold comes the
+/// ordinary way, and either way the bytes are right.
+#[test]
+fn cached_reads_are_answered_at_once() {
+    let named = Named::new(&pattern(1 << 20));
+    let home = thread();
+    let file = named.open(0);
+    file.sync_all().expect("it is stored");
+    let stack = host(&home, named.open(0), FileEngine::Ring, true, 1, 1 << 20);
+    let root = stack.root.root();
+    let (mut queue, mut done) = (Queue::new().expect("a queue"), Vec::new());
+    let is_cached = |at: u64| {
+        let mut byte = [0];
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        rustix::io::preadv2(&file, &mut [std::io::IoSliceMut::new(&mut byte)], at, flags).is_ok_and(|read| read == 1)
+    };
+    for round in 0..200u64 {
+        if round == 100 {
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("it takes advice");
+        }
+        let at = round % 16 * 65536;
+        let cached = is_cached(at);
+        let data = if round % 2 == 0 { buf(4096, 0xff) } else { scattered(16, 256) };
+        queue.submit(&root, Request::read(at, data), round);
+        let at_once = queue.reap(&mut done) == 1;
+        assert!(at_once || round >= 100 || !cached, "round {round}");
+        if !at_once {
+            assert_eq!(queue.wait(&mut done, Some(LONG)), 1);
+        }
+        let done = done.pop().expect("one").done;
+        assert_eq!(done.result, Ok(()));
+        let expected = &pattern(1 << 20)[at as usize..][..4096];
+        assert!(bytes(&done.buf.expect("it comes back")) == expected, "round {round}");
+    }
+}
+
 /// More pieces of memory than one system call takes.
 #[test]
 fn req_3_thousands_of_segments() {

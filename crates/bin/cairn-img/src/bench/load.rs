@@ -186,9 +186,10 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// A request or a flush is over. With draining, no request is sent once the number of those that were not sent is a
-    /// multiple of the interval: what is in flight ends, a flush runs, then it goes on. Without, a flush runs beside them whenever the
-    /// number of those that are not over is a multiple. Either way the last requests are followed by a flush.
+    /// A request or a flush is over. With draining, no request is sent once the number of those that were not sent is
+    /// a multiple of the interval: what is in flight ends, a flush runs, then it goes on. Without, a flush runs
+    /// beside them whenever the number of those that are not over is a multiple. Either way the last requests are
+    /// followed by a flush.
     #[inline]
     fn completed(&mut self, completed: Completed) -> Result<(), LoadError> {
         if completed.tag == FLUSH {
@@ -233,7 +234,8 @@ impl<'a> Runner<'a> {
         self.send()
     }
 
-    /// Wait for what is still in flight: the last flush, or what an error left behind. Returns the first error of a flush.
+    /// Wait for what is still in flight: the last flush, or what an error left behind. Returns the first error of a
+    /// flush.
     fn finish(mut self, done: &mut Vec<Completed>) -> Result<(), LoadError> {
         let mut result = Ok(());
         self.unsent = 0;
