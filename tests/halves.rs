@@ -33,13 +33,13 @@ mod global_state {
     use block_gs::{
         DrainGuard, DriverType, EngineControl, GlobalState, MainHandle, MainLoop, NodeRef, RootRef, Ticket,
     };
-    use block_io::{NodeControl, RootControl};
+    use block_io::{NodeControl, NodeTarget, RootControl};
     use block_jobs::{JobContext, JobRef, JobRegistry, JobSetup};
 
     is_not!(GlobalState, NodeRef, RootRef, DrainGuard, Ticket, MainLoop, MainHandle, Backend => Send);
     is_not!(GlobalState, NodeRef, RootRef, DrainGuard, Ticket, MainLoop, MainHandle, Backend => Sync);
-    is_not!(NodeControl, RootControl, dyn DriverType, dyn EngineControl => Send);
-    is_not!(NodeControl, RootControl, dyn DriverType, dyn EngineControl => Sync);
+    is_not!(NodeControl, NodeTarget, RootControl, dyn DriverType, dyn EngineControl => Send);
+    is_not!(NodeControl, NodeTarget, RootControl, dyn DriverType, dyn EngineControl => Sync);
     is_not!(JobContext, JobRef, JobRegistry, JobSetup => Send);
     is_not!(JobContext, JobRef, JobRegistry, JobSetup => Sync);
 }

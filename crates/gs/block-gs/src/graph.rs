@@ -8,7 +8,7 @@ use crate::error::{GraphError, GraphResult};
 use crate::perm::{Change, Plan};
 use block_common::options::Dict;
 use block_common::{ChildName, ChildRole, NodeName, ParentKind, PermPair};
-use block_io::{EdgeWriter, IoNode, NodeControl, RootControl};
+use block_io::{EdgeWriter, IoNode, NodeControl, NodeTarget, RootControl};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -159,7 +159,7 @@ impl Drop for Token {
 #[doc(alias = "bdrv_unref")]
 pub struct NodeRef {
     token: Rc<Token>,
-    io: IoNode,
+    target: NodeTarget,
 }
 
 impl NodeRef {
@@ -169,12 +169,17 @@ impl NodeRef {
 
     /// The node as I/O sees it.
     pub fn io(&self) -> &IoNode {
-        &self.io
+        self.target.node()
+    }
+
+    /// The node, to lead edges and entries to.
+    pub(crate) fn target(&self) -> &NodeTarget {
+        &self.target
     }
 
     /// The node's name.
     pub fn name(&self) -> &str {
-        self.io.name()
+        self.io().name()
     }
 
     /// Whether both refer to the same node.
@@ -190,7 +195,7 @@ impl NodeRef {
 
 impl fmt::Debug for NodeRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.io.fmt(f)
+        self.io().fmt(f)
     }
 }
 
@@ -260,7 +265,7 @@ impl Graph {
     /// A new reference to a node, unless its last one is gone.
     pub(crate) fn handle(&self, id: Id) -> Option<NodeRef> {
         let node = self.nodes.get(&id)?;
-        Some(NodeRef { token: node.token.upgrade()?, io: node.control.node() })
+        Some(NodeRef { token: node.token.upgrade()?, target: node.control.target() })
     }
 
     /// Whether the node, or what keeps it from above, is on its way out.
@@ -317,7 +322,7 @@ impl Graph {
         if depth > DEPTH_MAX {
             return Err((GraphError::TooDeep(node.name.as_str().into()), node));
         }
-        let (id, io) = (number(), node.control.node());
+        let (id, target) = (number(), node.control.target());
         self.nodes.insert(id, GsNode { depth, ..*node });
         self.link_children(id);
         let plan = match Plan::new(self, &[], &[id]) {
@@ -335,7 +340,7 @@ impl Graph {
         }
         plan.commit(self);
         self.apply_drains();
-        Ok(NodeRef { token, io })
+        Ok(NodeRef { token, target })
     }
 
     fn link_children(&mut self, id: Id) {
@@ -534,18 +539,18 @@ impl Graph {
 
     /// Commit one change that was checked. Returns the former child.
     pub(crate) fn repoint_one(&mut self, change: &Change) -> Option<NodeRef> {
-        let io = change.child.as_ref().map(NodeRef::io);
+        let target = change.child.as_ref().map(NodeRef::target);
         let old = match change.end {
             ParentEnd::Node(id, at) => {
                 let node = self.nodes.get_mut(&id)?;
                 let proof = node.control.proof()?;
                 let edge = &mut node.edges[at];
-                edge.writer.repoint(io, &proof);
+                edge.writer.repoint(target, &proof);
                 std::mem::replace(&mut edge.child, change.child.clone())
             }
             ParentEnd::Root(id) => {
                 let root = self.roots.get_mut(&id)?;
-                root.control.repoint(io)?;
+                root.control.repoint(target)?;
                 std::mem::replace(&mut root.child, change.child.clone())
             }
         };
@@ -555,7 +560,25 @@ impl Graph {
         if let Some(node) = change.child.as_ref().and_then(|new| self.nodes.get_mut(&new.id())) {
             node.parents.insert(change.end);
         }
+        if let Some(child) = &change.child {
+            self.follow_length(child.id());
+        }
         old
+    }
+
+    /// A filter gets new users: what is below it may have grown or shrunk since it was opened.
+    fn follow_length(&self, id: Id) {
+        // Down to what is no filter, and up again.
+        let below = |id: &Id| {
+            let node = self.nodes.get(id).filter(|node| node.driver.is_filter())?;
+            node.edges.iter().find(|edge| edge.role.contains(ChildRole::FILTERED))?.child.as_ref().map(NodeRef::id)
+        };
+        let chain: Vec<_> = std::iter::successors(Some(id), below).collect();
+        for pair in chain.windows(2).rev() {
+            if let (Some(filter), Some(child)) = (self.nodes.get(&pair[0]), self.nodes.get(&pair[1])) {
+                filter.control.set_length(child.control.node().length());
+            }
+        }
     }
 }
 

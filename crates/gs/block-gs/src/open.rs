@@ -177,8 +177,8 @@ impl OpenContext<'_> {
     }
 
     fn attach(&mut self, name: ChildName, role: ChildRole, child: Option<NodeRef>) -> Edge {
-        let io = child.as_ref().map(NodeRef::io);
-        let (writer, edge) = self.control.edge(role, PermPair::NONE, io);
+        let target = child.as_ref().map(NodeRef::target);
+        let (writer, edge) = self.control.edge(role, PermPair::NONE, target);
         self.edges.push(GsEdge { name, role, writer, child, frozen: false });
         edge
     }
@@ -402,7 +402,7 @@ impl GlobalState {
         let control = NodeControl::shell(name.as_str());
         let (mut edges, mut ends) = (Vec::new(), Vec::new());
         for (name, role, child) in children {
-            let (writer, edge) = control.edge(*role, PermPair::NONE, Some(child.io()));
+            let (writer, edge) = control.edge(*role, PermPair::NONE, Some(child.target()));
             let child = Some((*child).clone());
             edges.push(GsEdge { name: name.clone(), role: *role, writer, child, frozen: false });
             ends.push(edge);

@@ -35,6 +35,10 @@ impl Driver for Keyed {
         "keyed"
     }
 
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::all()
+    }
+
     async fn length(&self, req: &Req) -> IoResult<u64> {
         Ok(self.0.refresh_length(req).await? - KEY as u64)
     }

@@ -82,9 +82,13 @@ impl Driver for MirrorTop {
         self.0.limits
     }
 
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::all()
+    }
+
     #[inline]
     fn map_cached(&self, access: Access, range: GuestRange) -> Mapping<'_> {
-        if access == Access::Write && self.0.tracking.load(Ordering::Acquire) {
+        if access.is_write() && self.0.tracking.load(Ordering::Acquire) {
             return Mapping::Slow;
         }
         let offset = range.offset().0;

@@ -575,7 +575,8 @@ fn progress(slot: &mut Slot, answer: i32) -> Option<IoResult<()>> {
     if slot.progress >= total {
         return Some(Ok(()));
     }
-    let misaligned = slot.progress & (slot.op.options.memory_alignment as usize - 1) != 0;
+    let alignment = slot.op.options.memory_alignment as usize;
+    let misaligned = slot.progress & (alignment - 1) != 0;
     match slot.op.kind {
         // Past the end of the file there are zeroes. O_DIRECT ends there with an odd length.
         FileOpKind::Read if answer == 0 || misaligned => {
@@ -584,7 +585,12 @@ fn progress(slot: &mut Slot, answer: i32) -> Option<IoResult<()>> {
             }
             Some(Ok(()))
         }
-        FileOpKind::Write { .. } if answer == 0 => Some(Err(IoError::host(libc::ENOSPC))),
+        // Nothing, or less than a block where only blocks can be written: there is no room for more.
+        FileOpKind::Write { .. } if (answer as usize) < alignment => Some(Err(IoError::host(libc::ENOSPC))),
+        FileOpKind::Write { .. } if misaligned => {
+            slot.progress &= !(alignment - 1);
+            None
+        }
         _ => None,
     }
 }
@@ -719,6 +725,9 @@ mod tests {
         check(WRITE, &[1024, -libc::EINTR, 3072], over);
         check(WRITE, &[512, -libc::ENOSPC], error(libc::ENOSPC));
         check(WRITE, &[512, 0], error(libc::ENOSPC));
+        // The slot's blocks have 512 bytes: the kernel stopped within one, which is written again from its start.
+        check(WRITE, &[700, 3584], over);
+        check(WRITE, &[700, 300], error(libc::ENOSPC));
         check(FileOpKind::Read, &[-libc::EIO], error(libc::EIO));
     }
 

@@ -19,6 +19,24 @@ pub enum Access {
     Read,
     /// Overwrite them in place.
     Write,
+    /// Overwrite them in place, and have them on stable storage when that is over: to be answered with a mapping only if
+    /// nothing but the data has to get there.
+    WriteFua,
+}
+
+impl Access {
+    /// Whether the bytes are overwritten.
+    #[inline]
+    pub fn is_write(self) -> bool {
+        self != Self::Read
+    }
+
+    /// The access of a write with these flags, or `None` if it is more than a plain write of the mapped bytes.
+    #[inline]
+    pub(crate) fn write(flags: RequestFlags) -> Option<Self> {
+        let plain = flags.difference(RequestFlags::FUA | RequestFlags::WRITE_UNCHANGED).is_empty();
+        plain.then_some(if flags.contains(RequestFlags::FUA) { Self::WriteFua } else { Self::Write })
+    }
 }
 
 /// The answer to [`Driver::map_cached`]. Lengths are in bytes and may exceed what was asked.
@@ -33,7 +51,7 @@ pub enum Mapping<'a> {
         /// For how long this holds.
         len: u64,
     },
-    /// Reads give zeroes for `len` bytes. Never an answer to [`Access::Write`].
+    /// Reads give zeroes for `len` bytes. Never an answer to a write.
     Zeroes {
         /// For how long this holds.
         len: u64,
@@ -79,6 +97,13 @@ pub trait Driver: Send + Sync + 'static {
         Limits::NONE
     }
 
+    /// The flags of writes and zero writes that the engine carries out itself; it is given no others, beside
+    /// [`MAY_UNMAP`](RequestFlags::MAY_UNMAP) and [`NO_FALLBACK`](RequestFlags::NO_FALLBACK) with zero writes. Of the rest, the core follows
+    /// a write with FUA by a flush and refuses a compressed one.
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::empty()
+    }
+
     /// Where `range` lies, if that is known without waiting and a plain read or write of those bytes is all that is left
     /// to do. The caller holds a lease: it pinned the node before it asks, and what the answer refers to must not be reused while
     /// a pin from before the change is left (see [`Req::epoch_passed`]).
@@ -86,7 +111,8 @@ pub trait Driver: Send + Sync + 'static {
         Mapping::Slow
     }
 
-    /// Serve a request that [`Driver::map_cached`] answered with [`Mapping::Now`].
+    /// Serve a request that [`Driver::map_cached`] answered with [`Mapping::Now`]. A write is on stable storage afterwards if
+    /// the mapping was asked for [`Access::WriteFua`].
     ///
     /// # Errors
     /// As for [`Driver::read`] and [`Driver::write`].
@@ -109,7 +135,7 @@ pub trait Driver: Send + Sync + 'static {
     #[doc(alias = "bdrv_co_preadv_part")]
     async fn read(&self, req: &Req, offset: GuestOffset, buf: &IoBuf) -> IoResult<()>;
 
-    /// Store `buf` at `offset`. `flags` may hold FUA, which the engine carries out or passes to its child.
+    /// Store `buf` at `offset`. `flags` are among [`Driver::write_flags`].
     ///
     /// # Errors
     /// What the host or the child answered; the range then holds old or new data, byte by byte.

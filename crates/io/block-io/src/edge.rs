@@ -9,7 +9,7 @@
 
 use crate::gate::{GateState, Gated, Pin};
 use crate::link::{Epochs, Link};
-use crate::node::{IoNode, NodeBody, Quiesced, Req};
+use crate::node::{IoNode, NodeBody, NodeTarget, Quiesced, Req};
 use crate::pipeline;
 use crate::root::RootBody;
 use block_common::{
@@ -60,9 +60,9 @@ pub(crate) fn edge(
     gate: Option<ParentGate>,
     role: ChildRole,
     perm: PermPair,
-    child: Option<&IoNode>,
+    child: Option<&NodeTarget>,
 ) -> (EdgeWriter, Edge) {
-    let link = Link::new(parent, child.map(|child| &child.0));
+    let link = Link::new(parent, child.map(|child| &child.node().0));
     let shared = Arc::new(EdgeShared { role, perm: AtomicU32::new(pack(perm)), link });
     (EdgeWriter { shared: shared.clone(), gate }, Edge(shared))
 }
@@ -95,10 +95,10 @@ impl EdgeWriter {
     /// When `proof` is not the proof of this edge's parent. Types cannot say which edge a guard covers.
     #[doc(alias = "bdrv_replace_child_bs")]
     #[doc(alias = "assert_bdrv_graph_writable")]
-    pub fn repoint(&mut self, child: Option<&IoNode>, proof: &Quiesced<'_>) {
+    pub fn repoint(&mut self, child: Option<&NodeTarget>, proof: &Quiesced<'_>) {
         let parent = self.shared.link.parent();
         assert!(proof.covers(parent), "repointing an edge of gate #{parent} with the proof of gate #{}", proof.id());
-        self.shared.link.repoint(child.map(|child| &child.0), self.gate.as_ref());
+        self.shared.link.repoint(child.map(|child| &child.node().0), self.gate.as_ref());
         self.collect();
     }
 

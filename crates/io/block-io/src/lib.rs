@@ -36,7 +36,7 @@ pub use driver::{Access, Driver, Mapping, NowRequest};
 pub use edge::{Edge, EdgeWriter};
 pub use file::{FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
 pub use gate::GateState;
-pub use node::{IoNode, NodeControl, NodeModes, Quiesced, Req};
+pub use node::{IoNode, NodeControl, NodeModes, NodeTarget, Quiesced, Req};
 pub use pool::ThreadPool;
 pub use queue::Queue;
 pub use request::{Completed, Done, Request, RequestKind};

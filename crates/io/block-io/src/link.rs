@@ -76,7 +76,8 @@ impl<T> Link<T> {
         if parent.id() != self.parent {
             return Err(self.parent);
         }
-        let child = NonNull::new(self.child.load(Ordering::Acquire));
+        // SeqCst, as is the store in `repoint`: between them, the pin's count and the epoch's scan, there must be one order.
+        let child = NonNull::new(self.child.load(Ordering::SeqCst));
         // SAFETY: `parent` is pinned, so a child that the link led to since then is either current, and held by the
         // slot, or retired in an epoch that cannot pass before that pin is gone. The slot itself is borrowed.
         Ok(child.map(|child| unsafe { Pin::from_raw(child) }))
@@ -85,7 +86,7 @@ impl<T> Link<T> {
     /// Lead to `child`, or nowhere. The former child is kept for as long as a pin on `parent` may lead to it.
     pub(crate) fn repoint(&self, child: Option<&Gated<T>>, parent: Option<&impl Epochs>) {
         let mut slot = lock(&self.slot);
-        self.child.store(raw(child), Ordering::Release);
+        self.child.store(raw(child), Ordering::SeqCst);
         if let Some(old) = std::mem::replace(&mut slot.current, child.cloned()) {
             // Read after the store: the store is what makes the child unreachable.
             let epoch = parent.map_or(0, Epochs::epoch);

@@ -61,8 +61,14 @@ impl NodeBody {
         self.length.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_length(&self, len: u64) {
+    fn set_length(&self, len: u64) {
         self.length.store(len, Ordering::Relaxed);
+    }
+
+    /// The length was `before` when the engine was asked for it, and it answered `len`. `false` when it was changed meanwhile:
+    /// the answer may be the older one.
+    pub(crate) fn update_length(&self, before: u64, len: u64) -> bool {
+        self.length.compare_exchange(before, len, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// A write ended at `end` bytes.
@@ -177,6 +183,32 @@ impl IoNode {
 impl fmt::Debug for IoNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", &*self.0)
+    }
+}
+
+/// A node as something to lead to: what its owner gives to whoever may make an entry or an edge to it, which seeing the node
+/// ([`IoNode`]) is not enough for. It stays on the owner's thread.
+#[derive(Clone)]
+pub struct NodeTarget {
+    node: IoNode,
+    here: PhantomData<Rc<()>>,
+}
+
+impl NodeTarget {
+    /// For an owner that keeps its nodes otherwise.
+    pub(crate) fn to(node: &IoNode) -> Self {
+        Self { node: node.clone(), here: PhantomData }
+    }
+
+    /// The node as I/O sees it.
+    pub fn node(&self) -> &IoNode {
+        &self.node
+    }
+}
+
+impl fmt::Debug for NodeTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.node.fmt(f)
     }
 }
 
@@ -335,9 +367,14 @@ impl NodeControl {
         IoNode(self.gate.gate.clone())
     }
 
+    /// The node, to lead entries and edges to.
+    pub fn target(&self) -> NodeTarget {
+        NodeTarget::to(&self.node())
+    }
+
     /// Make an edge below this node. It leads to `child` from the start.
     #[doc(alias = "bdrv_attach_child")]
-    pub fn edge(&self, role: ChildRole, perm: PermPair, child: Option<&IoNode>) -> (EdgeWriter, Edge) {
+    pub fn edge(&self, role: ChildRole, perm: PermPair, child: Option<&NodeTarget>) -> (EdgeWriter, Edge) {
         let gate = ParentGate::Node(self.gate.gate.clone());
         edge::edge(self.gate.gate.id(), Some(gate), role, perm, child)
     }
@@ -402,6 +439,11 @@ impl NodeControl {
         if let Ok(engine) = body.engine() {
             body.set_limits(engine.limits());
         }
+    }
+
+    /// Remember the length in bytes: the owner knows that it is another one by now.
+    pub fn set_length(&self, len: u64) {
+        self.gate.gate.set_length(len);
     }
 
     /// Refuse writes, or allow them.

@@ -8,14 +8,14 @@
 //! driver, fallbacks of zero writes, the length that a write reached.
 
 use crate::context::{Hold, IoContext, Path, SlotFuture};
-use crate::driver::{Access, Mapping, NowRequest};
+use crate::driver::{Access, Driver, Mapping, NowRequest};
 use crate::file::{FileOp, FileOpKind};
 use crate::gate::{GateState, Pin};
 use crate::node::{NodeBody, Req};
 use crate::pool::ThreadPool;
 use block_common::{
-    AlignedBuf, DetectZeroes, GuestOffset, GuestRange, IoBuf, IoError, IoResult, Preallocation, RequestFlags,
-    StatusExtent,
+    AlignedBuf, BlockStatus, DetectZeroes, GuestOffset, GuestRange, IoBuf, IoError, IoResult, Preallocation,
+    RequestFlags, StatusExtent,
 };
 
 /// Deeper graphs than this take the slow path.
@@ -42,7 +42,7 @@ pub(crate) enum Leaf {
 pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange) -> (Leaf, GuestOffset) {
     let slow = match access {
         Access::Read => GateState::SLOW_READ,
-        Access::Write => GateState::SLOW_WRITE,
+        Access::Write | Access::WriteFua => GateState::SLOW_WRITE,
     };
     while let Some(node) = path.last() {
         if node.seen().intersects(slow) || !fits(node, access, range) || path.len() > DEPTH_MAX {
@@ -51,7 +51,7 @@ pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange) ->
         let Ok(engine) = node.engine() else { break };
         let (child, offset) = match engine.map_cached(access, range) {
             Mapping::Child { edge, offset, len } if len >= range.len() => {
-                if access == Access::Write && edge.writable(RequestFlags::empty()).is_err() {
+                if access.is_write() && edge.writable(RequestFlags::empty()).is_err() {
                     break;
                 }
                 let Ok(child) = edge.follow(node) else { break };
@@ -78,7 +78,7 @@ fn fits(node: &NodeBody, access: Access, range: GuestRange) -> bool {
     range.end() <= node.length()
         && range.is_aligned(node.request_alignment())
         && (transfer_max == 0 || range.len() <= u64::from(transfer_max))
-        && !(access == Access::Write && node.writes_slowly())
+        && !(access.is_write() && node.writes_slowly())
 }
 
 /// Serve a resolved request that needs no waiting.
@@ -92,7 +92,7 @@ pub(crate) fn serve_now(leaf: Leaf, path: &Path, offset: GuestOffset, access: Ac
             let node = path.last().ok_or(IoError::BUG)?;
             let request = match access {
                 Access::Read => NowRequest::Read(offset, buf),
-                Access::Write => NowRequest::Write(offset, buf),
+                Access::Write | Access::WriteFua => NowRequest::Write(offset, buf),
             };
             node.engine()?.serve_now(request)
         }
@@ -112,7 +112,11 @@ pub(crate) enum Aimed {
 
 /// Make `op` an operation of the host file at the end of the path.
 pub(crate) fn aim(context: &IoContext, path: &Path, mut op: FileOp) -> Aimed {
-    let access = if matches!(op.kind, FileOpKind::Read) { Access::Read } else { Access::Write };
+    let access = match op.kind {
+        FileOpKind::Read => Access::Read,
+        FileOpKind::Write { fua: true } => Access::WriteFua,
+        _ => Access::Write,
+    };
     let engine = path.last().and_then(|node| node.engine().ok());
     if let (Some(engine), Ok(range)) = (engine, GuestRange::new(op.offset, op.len))
         && let Mapping::File(file) = engine.map_cached(access, range)
@@ -134,11 +138,7 @@ enum Started {
 }
 
 /// Try the fast way from `node` on, for an engine's call to its child.
-fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf, flags: RequestFlags) -> Started {
-    // Whatever else a flag asks for, it is not a plain write of the mapped bytes.
-    if !flags.difference(RequestFlags::FUA | RequestFlags::WRITE_UNCHANGED).is_empty() {
-        return Started::Slow;
-    }
+fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf) -> Started {
     let Some(context) = IoContext::current() else { return Started::Slow };
     let mut path = Path::new();
     path.push(node.again());
@@ -147,7 +147,7 @@ fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf, f
         (Leaf::File, offset) => {
             let op = match access {
                 Access::Read => FileOp::read(offset.0, buf.clone()),
-                Access::Write => FileOp::write(offset.0, buf.clone(), flags.contains(RequestFlags::FUA)),
+                Access::Write | Access::WriteFua => FileOp::write(offset.0, buf.clone(), access == Access::WriteFua),
             };
             match aim(&context, &path, op) {
                 Aimed::Done(_) => Started::Over(Ok(())),
@@ -155,24 +155,25 @@ fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf, f
                 Aimed::Gone(_) => Started::Slow,
             }
         }
-        // What is served at once has no stable storage to reach; the slow way knows better.
-        (_, _) if flags.contains(RequestFlags::FUA) => Started::Slow,
         (leaf, offset) => Started::Over(serve_now(leaf, &path, offset, access, buf)),
     }
 }
 
-fn check(req: &Req, range: GuestRange, may_extend: bool) -> IoResult<()> {
+async fn check(req: &Req, range: GuestRange, may_extend: bool) -> IoResult<()> {
     if range.end() > req.node.length() && !may_extend {
-        return Err(IoError::OUT_OF_BOUNDS);
+        // What is below may have grown through somebody else's hands: ask before refusing.
+        if range.end() > refresh_length(req).await? {
+            return Err(IoError::OUT_OF_BOUNDS);
+        }
     }
     if range.is_aligned(req.node.request_alignment()) { Ok(()) } else { Err(IoError::MISALIGNED) }
 }
 
-fn check_write(req: &Req, range: GuestRange, may_extend: bool) -> IoResult<()> {
+async fn check_write(req: &Req, range: GuestRange, may_extend: bool) -> IoResult<()> {
     if req.node.is_read_only() {
         return Err(IoError::READ_ONLY);
     }
-    check(req, range, may_extend)
+    check(req, range, may_extend).await
 }
 
 /// The pieces of `len` bytes that a limit of `max` bytes (0: none) allows: offsets and lengths.
@@ -192,12 +193,12 @@ fn transfer_max(req: &Req) -> u64 {
 }
 
 pub(crate) async fn read(req: Req, range: GuestRange, buf: &IoBuf) -> IoResult<()> {
-    match start(&req.node, Access::Read, range, buf, RequestFlags::empty()) {
+    match start(&req.node, Access::Read, range, buf) {
         Started::Over(result) => return result,
         Started::Waits(future) => return future.await,
         Started::Slow => {}
     }
-    check(&req, range, false)?;
+    check(&req, range, false).await?;
     let engine = req.node.engine()?;
     for (at, len) in pieces(range.len(), transfer_max(&req)) {
         let part = buf.slice(at as usize, len as usize);
@@ -213,22 +214,34 @@ pub(crate) async fn write(
     flags: RequestFlags,
     may_extend: bool,
 ) -> IoResult<()> {
-    match start(&req.node, Access::Write, range, buf, flags) {
-        Started::Over(result) => return result,
-        Started::Waits(future) => return future.await,
-        Started::Slow => {}
+    if let Some(access) = Access::write(flags) {
+        match start(&req.node, access, range, buf) {
+            Started::Over(result) => return result,
+            Started::Waits(future) => return future.await,
+            Started::Slow => {}
+        }
     }
-    check_write(&req, range, may_extend)?;
+    check_write(&req, range, may_extend).await?;
     if let Some(zeroes) = detected_zeroes(&req, buf, flags) {
         return zero(req, range, zeroes, may_extend).await;
     }
     let engine = req.node.engine()?;
+    let (flags, then_flush) = carried_out(engine, flags)?;
     for (at, len) in pieces(range.len(), transfer_max(&req)) {
         let part = buf.slice(at as usize, len as usize);
         engine.write(&req, range.slice(at, len).offset(), &part, flags).await?;
         req.node.reached(range.slice(at, len).end());
     }
-    Ok(())
+    if then_flush { engine.flush(&req).await } else { Ok(()) }
+}
+
+/// The flags of a write that the engine is given, and whether the core must flush in the place of one that it is not.
+fn carried_out(engine: &dyn Driver, flags: RequestFlags) -> IoResult<(RequestFlags, bool)> {
+    let supported = engine.write_flags();
+    if flags.difference(supported).contains(RequestFlags::WRITE_COMPRESSED) {
+        return Err(IoError::UNSUPPORTED);
+    }
+    Ok((flags & supported, flags.difference(supported).contains(RequestFlags::FUA)))
 }
 
 /// The flags of the zero write that a write is, if the node looks for such and the data is all zeroes. The data is looked
@@ -245,22 +258,24 @@ fn detected_zeroes(req: &Req, buf: &IoBuf, flags: RequestFlags) -> Option<Reques
 }
 
 pub(crate) async fn zero(req: Req, range: GuestRange, flags: RequestFlags, may_extend: bool) -> IoResult<()> {
-    check_write(&req, range, may_extend)?;
+    check_write(&req, range, may_extend).await?;
     let engine = req.node.engine()?;
     let limits = req.node.limits();
     // Deallocating is for nodes that were opened for it (rule zero-1).
     let flags = if req.node.modes().unmap { flags } else { flags.difference(RequestFlags::MAY_UNMAP) };
+    let (given, then_flush) = carried_out(engine, flags)?;
+    let given = given | flags & (RequestFlags::MAY_UNMAP | RequestFlags::NO_FALLBACK);
     for (at, len) in pieces(range.len(), aligned_max(&req, limits.zero_max)) {
         let part = range.slice(at, len);
-        match engine.zero(&req, part, flags).await {
+        match engine.zero(&req, part, given).await {
             Err(error) if error == IoError::UNSUPPORTED && !flags.contains(RequestFlags::NO_FALLBACK) => {
-                write_zeroes(&req, part, flags).await?;
+                write_zeroes(&req, part, given).await?;
             }
             other => other?,
         }
         req.node.reached(part.end());
     }
-    Ok(())
+    if then_flush { engine.flush(&req).await } else { Ok(()) }
 }
 
 /// The fallback of a zero write: zeroes, written.
@@ -281,7 +296,7 @@ async fn write_zeroes(req: &Req, range: GuestRange, flags: RequestFlags) -> IoRe
 }
 
 pub(crate) async fn discard(req: Req, range: GuestRange) -> IoResult<()> {
-    check_write(&req, range, false)?;
+    check_write(&req, range, false).await?;
     if !req.node.modes().unmap {
         return Ok(());
     }
@@ -301,21 +316,23 @@ pub(crate) async fn flush(req: &Req) -> IoResult<()> {
 
 /// The status of the start of `range`, made to be aligned, not empty and within the range (rule stat-1).
 pub(crate) async fn block_status(req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
-    check(req, range, false)?;
+    check(req, range, false).await?;
     if range.is_empty() {
         return Err(IoError::INVALID);
     }
-    let extent = req.node.engine()?.block_status(req, range).await?.truncated(range.len());
-    if extent.len == range.len() {
-        return Ok(extent);
+    let mut extent = req.node.engine()?.block_status(req, range).await?.truncated(range.len());
+    if extent.len < range.len() {
+        let alignment = u64::from(req.node.request_alignment());
+        extent = match extent.len & !(alignment - 1) {
+            // The driver knows about less than a block. What follows may be anything, and data is the safe answer.
+            0 => StatusExtent::data(alignment.min(range.len())),
+            // An odd end belongs to the next answer.
+            len => extent.truncated(len),
+        };
     }
-    let alignment = u64::from(req.node.request_alignment());
-    match extent.len & !(alignment - 1) {
-        // The driver knows about less than a block. What follows may be anything, and data is the safe answer.
-        0 => Ok(StatusExtent::data(alignment.min(range.len()))),
-        // An odd end belongs to the next answer.
-        len => Ok(extent.truncated(len)),
-    }
+    // Whose end it is, only this node knows.
+    extent.status.set(BlockStatus::EOF, range.slice(0, extent.len).end() == req.node.length());
+    Ok(extent)
 }
 
 pub(crate) async fn truncate(req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {
@@ -329,7 +346,11 @@ pub(crate) async fn truncate(req: &Req, len: u64, preallocation: Preallocation) 
 }
 
 pub(crate) async fn refresh_length(req: &Req) -> IoResult<u64> {
-    let len = req.node.engine()?.length(req).await?;
-    req.node.set_length(len);
-    Ok(len)
+    loop {
+        let before = req.node.length();
+        let len = req.node.engine()?.length(req).await?;
+        if req.node.update_length(before, len) {
+            return Ok(len);
+        }
+    }
 }

@@ -9,7 +9,7 @@ use crate::driver::Access;
 use crate::edge::{self, Edge, EdgeWriter, ParentGate};
 use crate::file::FileOp;
 use crate::gate::{GateState, Gated, Pin, Refused};
-use crate::node::{GateControl, IoNode, NodeBody, Quiesced, Req};
+use crate::node::{GateControl, NodeBody, NodeTarget, Quiesced, Req};
 use crate::pipeline::{self, Aimed, Leaf};
 use crate::request::{Done, Request, RequestKind};
 use crate::thread::IoThreadHandle;
@@ -300,10 +300,11 @@ impl Root {
     #[inline]
     pub(crate) fn start(&self, context: &IoContext, mut request: Request, target: Target) -> Option<(Request, Target)> {
         let access = match request.kind {
-            RequestKind::Read => Access::Read,
-            RequestKind::Write if request.flags.difference(RequestFlags::FUA).is_empty() => Access::Write,
-            _ => return Some((request, target)),
+            RequestKind::Read => Some(Access::Read),
+            RequestKind::Write => Access::write(request.flags),
+            _ => None,
         };
+        let Some(access) = access else { return Some((request, target)) };
         let root = match self.0.enter(GateState::QUIESCED.union(GateState::CLOSED)) {
             Ok(root) => root,
             Err(_) => return Some((request, target)),
@@ -311,14 +312,13 @@ impl Root {
         let (Ok(node), Ok(range)) = (root.edge.follow(&root), GuestRange::new(request.offset, request.len)) else {
             return Some((request, target));
         };
-        if access == Access::Write && root.edge.writable(RequestFlags::empty()).is_err() {
+        if access.is_write() && root.edge.writable(request.flags).is_err() {
             return Some((request, target));
         }
         let mut path = Path::new();
         path.push(node);
         let (leaf, offset) = pipeline::resolve(access, &mut path, range);
-        let fua = request.flags.contains(RequestFlags::FUA);
-        if leaf == Leaf::Slow || (fua && leaf != Leaf::File) {
+        if leaf == Leaf::Slow {
             return Some((request, target));
         }
         let kind = request.kind;
@@ -329,7 +329,7 @@ impl Root {
             };
             let op = match access {
                 Access::Read => FileOp::read(offset.0, buf),
-                Access::Write => FileOp::write(offset.0, buf, fua),
+                Access::Write | Access::WriteFua => FileOp::write(offset.0, buf, access == Access::WriteFua),
             };
             match pipeline::aim(context, &path, op) {
                 Aimed::Done(op) => {
@@ -424,9 +424,6 @@ async fn dispatch(root: &Pin<RootBody>, request: &Request) -> IoResult<()> {
         return if req.is_read_only() { Ok(()) } else { pipeline::flush(&req).await };
     }
     let range = GuestRange::new(request.offset, request.len).map_err(|_| IoError::OUT_OF_BOUNDS)?;
-    if range.end() > req.length() {
-        return Err(IoError::OUT_OF_BOUNDS);
-    }
     if request.is_write() {
         root.edge.writable(request.flags)?;
     }
@@ -448,7 +445,7 @@ pub struct RootControl {
 impl RootControl {
     /// An entry called `name` whose slow requests run on `home`, leading to `child` with `perm`.
     #[doc(alias = "bdrv_root_attach_child")]
-    pub fn new(name: &str, home: &IoThreadHandle, perm: PermPair, child: Option<&IoNode>) -> Self {
+    pub fn new(name: &str, home: &IoThreadHandle, perm: PermPair, child: Option<&NodeTarget>) -> Self {
         let mut writer = None;
         let gate = Gated::new_with(|id| {
             let (edge_writer, edge) = edge::edge(id, None, ChildRole::DATA | ChildRole::PRIMARY, perm, child);
@@ -476,7 +473,7 @@ impl RootControl {
     }
 
     /// Let the entry lead to `child`, or nowhere. `None` unless the entry is quiesced and idle.
-    pub fn repoint(&mut self, child: Option<&IoNode>) -> Option<()> {
+    pub fn repoint(&mut self, child: Option<&NodeTarget>) -> Option<()> {
         let proof = self.gate.proof()?;
         self.edge.repoint(child, &proof);
         Some(())

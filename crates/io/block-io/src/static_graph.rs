@@ -4,7 +4,7 @@
 
 use crate::driver::Driver;
 use crate::edge::{Edge, EdgeWriter};
-use crate::node::{IoNode, NodeControl, Req};
+use crate::node::{IoNode, NodeControl, NodeTarget, Req};
 use crate::root::{Root, RootControl};
 use crate::thread::IoThreadHandle;
 use block_common::{ChildRole, IoError, IoResult, Perm, PermPair};
@@ -55,7 +55,8 @@ impl StaticGraph {
 
     /// An entry to `node` that may do what `perm` says.
     pub fn root(&mut self, name: &str, node: &StaticNode, perm: Perm) -> Root {
-        let control = RootControl::new(name, &self.home, PermPair { perm, shared: Perm::all() }, Some(&node.0));
+        let control =
+            RootControl::new(name, &self.home, PermPair { perm, shared: Perm::all() }, Some(&NodeTarget::to(&node.0)));
         let root = control.root();
         self.roots.push(control);
         root
@@ -86,7 +87,7 @@ impl StaticShell<'_> {
     /// An edge to `child`, which may do what `perm` says.
     pub fn child(&mut self, role: ChildRole, perm: Perm, child: &StaticNode) -> Edge {
         let pair = PermPair { perm, shared: Perm::all() };
-        let (writer, edge) = self.control.edge(role, pair, Some(&child.0));
+        let (writer, edge) = self.control.edge(role, pair, Some(&NodeTarget::to(&child.0)));
         self.edges.push(writer);
         edge
     }

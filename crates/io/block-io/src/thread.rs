@@ -27,6 +27,10 @@ struct Shared {
     poll_max_ns: AtomicU32,
 }
 
+/// The stack of an I/O thread, in bytes. A request that takes the slow way through a chain of nodes has a frame for each; only what
+/// is used takes memory.
+const STACK_SIZE: usize = 16 << 20;
+
 /// Tasks on their way to a thread. Not a channel of tokio's: a send that races with the receiver's end may leave its task in
 /// there for as long as a sender lives, and who waits for that task holds one.
 #[derive(Default)]
@@ -131,7 +135,7 @@ impl IoThread {
             let poller = move || for_thread.upgrade().map_or(0, |s| s.poll_max_ns.load(Ordering::Relaxed));
             run(options.ring, poller, receive, stopped, &started);
         };
-        let thread = std::thread::Builder::new().name(shared.name.clone()).spawn(body)?;
+        let thread = std::thread::Builder::new().name(shared.name.clone()).stack_size(STACK_SIZE).spawn(body)?;
         // A thread that ends without a word could not start its runtime.
         start.recv().unwrap_or_else(|_| Err(std::io::Error::other("the I/O thread did not start")))?;
         Ok(Self { handle: IoThreadHandle(shared), stop: Some(stop), thread: Some(thread) })

@@ -235,11 +235,11 @@ fn drain_3_a_root_is_repointed_when_idle_and_only_then() {
     let mut stack = mem(&home.handle(), &old);
     let other = node("other", Mem(new.clone(), Limits::NONE), 1 << 16);
     let root = stack.root.root();
-    assert_eq!(stack.root.repoint(Some(&other.node())), None, "not quiesced");
+    assert_eq!(stack.root.repoint(Some(&other.target())), None, "not quiesced");
     stack.root.set_quiesced(true);
-    assert_eq!(stack.root.repoint(Some(&other.node())), None, "not seen idle");
+    assert_eq!(stack.root.repoint(Some(&other.target())), None, "not seen idle");
     block_on(stack.root.idle());
-    assert_eq!(stack.root.repoint(Some(&other.node())), Some(()));
+    assert_eq!(stack.root.repoint(Some(&other.target())), Some(()));
     stack.root.set_quiesced(false);
     let (result, read) = block_on(root.read(0, buf(512, 0)));
     assert_eq!((result, bytes(&read.expect("it comes back"))[0]), (Ok(()), 7));
@@ -262,10 +262,10 @@ fn drain_3_an_edge_is_repointed_with_its_parents_proof() {
     let below = node("old", Mem(old, Limits::NONE), 1 << 16);
     let instead = node("new", Mem(new, Limits::NONE), 1 << 16);
     let (mut parent, mut edge) = through(&below, true, 0, ALL);
-    let root = RootControl::new("root", &home.handle(), ALL, Some(&parent.node()));
+    let root = RootControl::new("root", &home.handle(), ALL, Some(&parent.target()));
     parent.set_quiesced(true);
     block_on(parent.idle());
-    edge.repoint(Some(&instead.node()), &parent.proof().expect("it is idle"));
+    edge.repoint(Some(&instead.target()), &parent.proof().expect("it is idle"));
     parent.set_quiesced(false);
     assert!(edge.child().is_some_and(|child| child.same(&instead.node())));
     let (result, read) = block_on(root.root().read(0, buf(512, 0)));
@@ -291,7 +291,7 @@ fn drain_3_a_former_child_outlives_its_requests() {
     let old = memory(false);
     let below = node("old", Mem(old.clone(), Limits::NONE), 1 << 16);
     let (mut parent, mut edge) = through(&below, false, 0, ALL);
-    let root = RootControl::new("root", &home.handle(), ALL, Some(&parent.node()));
+    let root = RootControl::new("root", &home.handle(), ALL, Some(&parent.target()));
     old.valve.close();
     let device = root.root();
     let read = std::thread::spawn(move || block_on(device.read(0, buf(512, 0))).0);
@@ -315,7 +315,7 @@ fn drain_1_requests_below_a_quiesced_node_go_on() {
     let state = memory(false);
     let mut below = node("below", Mem(state, Limits::NONE), 1 << 16);
     let shell = NodeControl::shell("parent");
-    let (_writer, edge) = shell.edge(ChildRole::DATA, ALL, Some(&below.node()));
+    let (_writer, edge) = shell.edge(ChildRole::DATA, ALL, Some(&below.target()));
     below.set_quiesced(true);
     let req = shell.enter().expect("open");
     let read = block_on(home.handle().run(async move {

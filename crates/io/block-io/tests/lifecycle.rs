@@ -334,8 +334,8 @@ fn check_closed_node(fast: bool, close: impl Fn(NodeControl) -> Option<NodeContr
     let state = memory(fast);
     let below = node("below", Mem(state.clone(), Limits::NONE), 1 << 16);
     let (parent, _writer) = through(&below, fast, 0, ALL);
-    let direct = RootControl::new("direct", &home.handle(), ALL, Some(&below.node()));
-    let above = RootControl::new("above", &home.handle(), ALL, Some(&parent.node()));
+    let direct = RootControl::new("direct", &home.handle(), ALL, Some(&below.target()));
+    let above = RootControl::new("above", &home.handle(), ALL, Some(&parent.target()));
     let _kept = close(below);
     for root in [direct.root(), above.root()] {
         assert_eq!(read(&root), Err(IoError::CLOSED));
@@ -368,9 +368,9 @@ fn close_1_a_closed_node_answers_closed() {
 fn close_1_a_node_without_an_engine_answers_closed() {
     let home = thread();
     let shell = NodeControl::shell("shell");
-    let control = RootControl::new("root", &home.handle(), ALL, Some(&shell.node()));
+    let control = RootControl::new("root", &home.handle(), ALL, Some(&shell.target()));
     assert_eq!(block_on(control.root().flush()), Ok(()), "a shell is read-only: there is nothing to flush");
-    assert_eq!(read(&control.root()), Err(IoError::OUT_OF_BOUNDS), "and has no length");
+    assert_eq!(read(&control.root()), Err(IoError::CLOSED), "and nobody knows how long it is");
     assert_eq!(block_on(control.root().refresh_length()), Err(IoError::CLOSED));
     let mut shut = shell;
     shut.shut();

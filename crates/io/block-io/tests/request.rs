@@ -113,7 +113,7 @@ fn check_bounds(fast: bool, through_parent: bool) {
     let state = memory(fast);
     let below = node("below", Mem(state.clone(), Limits::NONE), LENGTH);
     let (parent, _writer) = through(&below, fast, 0, ALL);
-    let top = if through_parent { parent.node() } else { below.node() };
+    let top = if through_parent { parent.target() } else { below.target() };
     let control = RootControl::new("root", &home.handle(), ALL, Some(&top));
     let root = control.root();
     let bad = [
@@ -193,7 +193,7 @@ fn req_3_requests_stay_within_the_child() {
     let below = node("below", Mem(memory(true), Limits::NONE), LENGTH);
     let shell = NodeControl::shell("parent");
     let without_resize = PermPair { perm: Perm::WRITE | Perm::CONSISTENT_READ, shared: Perm::all() };
-    let (_writer, edge) = shell.edge(ChildRole::DATA, without_resize, Some(&below.node()));
+    let (_writer, edge) = shell.edge(ChildRole::DATA, without_resize, Some(&below.target()));
     let req = shell.enter().expect("open");
     let results = block_on(home.handle().run(async move {
         let mut results = Vec::new();
@@ -217,7 +217,7 @@ fn writes_through_an_edge_may_extend() {
     let state = memory(true);
     let below = node("below", Mem(state.clone(), Limits::NONE), LENGTH);
     let shell = NodeControl::shell("parent");
-    let (_writer, edge) = shell.edge(ChildRole::DATA, ALL, Some(&below.node()));
+    let (_writer, edge) = shell.edge(ChildRole::DATA, ALL, Some(&below.target()));
     let req = shell.enter().expect("open");
     let work = async move {
         edge.write(&req, HostOffset(LENGTH), &buf(512, 3), NONE).await?;
@@ -347,7 +347,7 @@ fn perm_4_no_write_without_a_permission_on_an_edge() {
         let state = memory(fast);
         let below = node("below", Mem(state.clone(), Limits::NONE), LENGTH);
         let (parent, mut edge) = through(&below, fast, 0, READ);
-        let control = RootControl::new("root", &home.handle(), ALL, Some(&parent.node()));
+        let control = RootControl::new("root", &home.handle(), ALL, Some(&parent.target()));
         let root = control.root();
         assert_eq!(write(&root, 0, 512), Err(IoError::NOT_PERMITTED));
         assert_eq!(block_on(root.zero(0, 512, NONE)), Err(IoError::NOT_PERMITTED));
@@ -447,7 +447,7 @@ fn flush_2_fua_reaches_the_leaf() {
         let state = memory(fast);
         let below = node("below", Mem(state.clone(), limits(512, 4096)), LENGTH);
         let (parent, _writer) = through(&below, fast, 0, ALL);
-        for top in [below.node(), parent.node()] {
+        for top in [below.target(), parent.target()] {
             let control = RootControl::new("root", &home.handle(), ALL, Some(&top));
             let root = control.root();
             let fua = RequestFlags::FUA;
@@ -476,18 +476,32 @@ fn flush_2_fua_from_a_queue() {
     assert_eq!(state.seen(), [Seen::Write(0, 512, RequestFlags::FUA)]);
 }
 
-/// Flags that ask for more than a plain write are for the driver to see, though the bytes are mapped.
+/// What a driver does not carry out itself, the core does after it, or refuses; a driver never sees a flag that it has not
+/// asked for.
 #[test]
-fn req_2_other_flags_take_the_slow_path() {
+fn flush_2_flags_that_a_driver_does_not_know() {
+    let (fua, compressed, none) = (RequestFlags::FUA, RequestFlags::WRITE_COMPRESSED, RequestFlags::empty());
     let home = thread();
-    let state = memory(true);
-    let below = node("below", Mem(state.clone(), Limits::NONE), LENGTH);
-    let (parent, _writer) = through(&below, false, 0, ALL);
-    for top in [below.node(), parent.node()] {
-        let control = RootControl::new("root", &home.handle(), ALL, Some(&top));
-        for flag in [RequestFlags::SERIALISING, RequestFlags::WRITE_COMPRESSED] {
-            assert_eq!(block_on(control.root().write(0, buf(512, 1), flag)).0, Ok(()));
-            assert_eq!(state.seen(), [Seen::Write(0, 512, flag)], "{flag:?} was lost on the way");
+    for fast in FAST {
+        let state = memory(fast);
+        let below = node("below", Mem(state.clone(), limits(512, 4096)), LENGTH);
+        let (parent, _writer) = through(&below, fast, 0, ALL);
+        for top in [below.target(), parent.target()] {
+            let control = RootControl::new("root", &home.handle(), ALL, Some(&top));
+            let root = control.root();
+            let write = |len, flags| block_on(root.write(0, buf(len, 1), flags)).0;
+            *lock(&state.write_flags) = none;
+            assert_eq!(write(8192, fua), Ok(()));
+            assert_eq!(state.seen(), [Seen::Write(0, 4096, none), Seen::Write(4096, 4096, none), Seen::Flush]);
+            assert_eq!(block_on(root.zero(0, 512, fua)), Ok(()));
+            assert_eq!(state.seen(), [Seen::Zero(0, 512, none), Seen::Write(0, 512, none), Seen::Flush]);
+            assert_eq!(write(4096, compressed), Err(IoError::UNSUPPORTED));
+            assert_eq!(state.seen(), []);
+            *lock(&state.write_flags) = RequestFlags::all();
+            for flag in [compressed, compressed | fua, RequestFlags::SERIALISING] {
+                assert_eq!(write(512, flag), Ok(()));
+                assert_eq!(state.seen(), [Seen::Write(0, 512, flag)]);
+            }
         }
     }
 }
@@ -523,7 +537,7 @@ fn stat_1_answers_are_aligned_within_the_range_and_safe() {
     check_status(1, StatusExtent::zero(1024), StatusExtent::zero(1024));
     check_status(1, StatusExtent::zero(1 << 40), StatusExtent::zero(1024));
     check_status(1, StatusExtent::new(zero | BlockStatus::EOF, 4096), StatusExtent::zero(1024));
-    check_status(1, StatusExtent::new(zero | BlockStatus::EOF, 1024), StatusExtent::new(zero | BlockStatus::EOF, 1024));
+    check_status(1, StatusExtent::new(zero | BlockStatus::EOF, 1024), StatusExtent::zero(1024));
     check_status(1, StatusExtent::zero(100), StatusExtent::zero(100));
     check_status(512, StatusExtent::zero(700), StatusExtent::zero(512));
     check_status(512, StatusExtent::zero(100), StatusExtent::data(512));
@@ -531,6 +545,18 @@ fn stat_1_answers_are_aligned_within_the_range_and_safe() {
     check_status(512, StatusExtent::zero(0), StatusExtent::data(512));
     let mapped = StatusExtent::mapped(BlockStatus::DATA, 700, HostOffset(512));
     check_status(512, mapped, StatusExtent::mapped(BlockStatus::DATA, 512, HostOffset(512)));
+}
+
+/// Only the core knows whose end it is: it says so of the last bytes and of no others.
+#[test]
+fn stat_1_the_end_is_told() {
+    let home = thread();
+    let stack = mem(&home.handle(), &memory(true));
+    let status = |at, len| block_on(stack.root.root().block_status(at, len)).expect("it can be told");
+    for (at, len, is_end) in [(0, LENGTH, true), (0, LENGTH - 1, false), (LENGTH - 1, 1, true), (0, 512, false)] {
+        let extent = status(at, len);
+        assert_eq!((extent.len, extent.status.contains(BlockStatus::EOF)), (len, is_end), "{at}+{len}");
+    }
 }
 
 #[test]
@@ -561,7 +587,7 @@ fn an_edge_refuses_the_request_of_another_node() {
     let home = thread();
     let below = node("below", Mem(memory(true), Limits::NONE), LENGTH);
     let (owner, stranger) = (NodeControl::shell("owner"), NodeControl::shell("stranger"));
-    let (_writer, edge) = owner.edge(ChildRole::DATA, ALL, Some(&below.node()));
+    let (_writer, edge) = owner.edge(ChildRole::DATA, ALL, Some(&below.target()));
     let req: Req = stranger.enter().expect("open");
     let result = block_on(home.handle().run(async move { edge.read(&req, HostOffset(0), &buf(512, 0)).await }));
     assert_eq!(result, Some(Err(IoError::BUG)));

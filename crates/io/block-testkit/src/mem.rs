@@ -460,8 +460,14 @@ impl Driver for MemDriver {
         self.0.options.limits
     }
 
-    fn map_cached(&self, _access: Access, _range: GuestRange) -> Mapping<'_> {
-        if self.0.slow.load(Ordering::Acquire) { Mapping::Slow } else { Mapping::Now }
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::FUA
+    }
+
+    fn map_cached(&self, access: Access, _range: GuestRange) -> Mapping<'_> {
+        // What is to be durable is told apart by its flags, which a request that is served at once does not have.
+        let slow = access == Access::WriteFua || self.0.slow.load(Ordering::Acquire);
+        if slow { Mapping::Slow } else { Mapping::Now }
     }
 
     fn serve_now(&self, request: NowRequest<'_>) -> IoResult<()> {

@@ -48,6 +48,10 @@ impl Driver for MemFile {
         Mapping::File(&self.file)
     }
 
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::FUA
+    }
+
     async fn length(&self, _req: &Req) -> IoResult<u64> {
         self.file.length().await
     }

@@ -128,6 +128,10 @@ impl Driver for ToyFilter {
         self.0.limits
     }
 
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::all()
+    }
+
     #[inline]
     fn map_cached(&self, _access: Access, range: GuestRange) -> Mapping<'_> {
         if self.0.slow.load(Ordering::Relaxed) {

@@ -31,7 +31,6 @@ enum Bug {
     DiscardGarbage,
     DataCalledZero,
     /// Every answer claims to end the node.
-    FalseEnd,
     LengthGrows,
     FlushFails,
     /// Shrinking keeps the data for when it grows again.
@@ -51,6 +50,10 @@ struct Broken {
 impl Driver for Broken {
     fn format_name(&self) -> &'static str {
         "broken"
+    }
+
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::FUA
     }
 
     async fn length(&self, _req: &Req) -> IoResult<u64> {
@@ -116,7 +119,6 @@ impl Driver for Broken {
         match self.bug {
             // Off by one block.
             Bug::DataCalledZero if extent.is_zero() => extent.len = (extent.len + 512).min(range.len()),
-            Bug::FalseEnd => extent.status.insert(BlockStatus::EOF),
             _ => {}
         }
         Ok(extent)
@@ -196,7 +198,6 @@ fn each_bug_is_caught_by_its_check() {
     check(Bug::DiscardTooLong, "discards");
     check(Bug::DiscardGarbage, "discards");
     check(Bug::DataCalledZero, "status");
-    check(Bug::FalseEnd, "status");
     check(Bug::LengthGrows, "length");
     check(Bug::FlushFails, "flush");
     check(Bug::TruncateKeepsData, "truncate");

@@ -226,7 +226,7 @@ fn status_tells_whose_the_bytes_are() {
     check(1, 1, BlockStatus::DATA | BlockStatus::ALLOCATED);
     check(2, 1, BlockStatus::ZERO | BlockStatus::ALLOCATED);
     check(4, 6, BlockStatus::empty());
-    check(10, 10, BlockStatus::ZERO);
+    check(10, 10, BlockStatus::ZERO | BlockStatus::EOF);
     let place = image.control.place(1).expect("allocated");
     assert_eq!(status(1).expect("a status").host_offset.map(|offset| offset.0), Some(place));
     image.close();

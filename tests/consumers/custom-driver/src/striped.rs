@@ -66,6 +66,10 @@ impl Driver for Striped {
         Mapping::Child { edge, offset, len }
     }
 
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::FUA
+    }
+
     async fn length(&self, req: &Req) -> IoResult<u64> {
         let [left, right] = &self.children;
         let shorter = left.refresh_length(req).await?.min(right.refresh_length(req).await?);

@@ -37,6 +37,10 @@ impl Driver for Xor {
         self.limits
     }
 
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::FUA
+    }
+
     async fn length(&self, req: &Req) -> IoResult<u64> {
         self.file.refresh_length(req).await
     }

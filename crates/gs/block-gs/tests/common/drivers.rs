@@ -286,6 +286,10 @@ impl Driver for Pass {
         Mapping::Child { edge: &self.file, offset: HostOffset(offset), len: LENGTH_MAX - offset }
     }
 
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::all()
+    }
+
     async fn length(&self, req: &Req) -> IoResult<u64> {
         self.file.refresh_length(req).await
     }

@@ -189,11 +189,13 @@ pub struct MemState {
     pub fails: Mutex<Option<IoError>>,
     pub dropped: AtomicBool,
     pub status: Mutex<Option<StatusExtent>>,
+    pub write_flags: Mutex<RequestFlags>,
 }
 
 impl MemState {
     pub fn new(len: usize) -> Arc<Self> {
-        Arc::new(Self { bytes: Mutex::new(vec![0; len]), ..Self::default() })
+        let write_flags = Mutex::new(RequestFlags::FUA);
+        Arc::new(Self { bytes: Mutex::new(vec![0; len]), write_flags, ..Self::default() })
     }
 
     pub fn fast(len: usize) -> Arc<Self> {
@@ -253,8 +255,9 @@ impl Driver for Mem {
         self.1
     }
 
-    fn map_cached(&self, _access: Access, _range: GuestRange) -> Mapping<'_> {
-        if self.0.fast.load(Ordering::SeqCst) { Mapping::Now } else { Mapping::Slow }
+    fn map_cached(&self, access: Access, _range: GuestRange) -> Mapping<'_> {
+        let fast = access != Access::WriteFua && self.0.fast.load(Ordering::SeqCst);
+        if fast { Mapping::Now } else { Mapping::Slow }
     }
 
     fn serve_now(&self, request: NowRequest<'_>) -> IoResult<()> {
@@ -270,6 +273,10 @@ impl Driver for Mem {
             }
         }
         Ok(())
+    }
+
+    fn write_flags(&self) -> RequestFlags {
+        *lock(&self.0.write_flags)
     }
 
     async fn length(&self, _req: &Req) -> IoResult<u64> {
@@ -346,6 +353,10 @@ impl Driver for Through {
         Mapping::Child { edge: &self.edge, offset: HostOffset(range.offset().0 + self.shift), len: range.len() }
     }
 
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::all()
+    }
+
     async fn length(&self, req: &Req) -> IoResult<u64> {
         Ok(self.edge.refresh_length(req).await? - self.shift)
     }
@@ -391,6 +402,10 @@ impl Driver for Host {
 
     fn map_cached(&self, _access: Access, _range: GuestRange) -> Mapping<'_> {
         if self.fast { Mapping::File(&self.file) } else { Mapping::Slow }
+    }
+
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::FUA
     }
 
     async fn length(&self, _req: &Req) -> IoResult<u64> {
@@ -443,7 +458,7 @@ pub fn node(name: &str, engine: impl Driver, length: u64) -> NodeControl {
 
 pub fn stack(home: &IoThreadHandle, engine: impl Driver, length: u64) -> Stack {
     let node = node("node", engine, length);
-    let root = RootControl::new("root", home, ALL, Some(&node.node()));
+    let root = RootControl::new("root", home, ALL, Some(&node.target()));
     Stack { node, root }
 }
 
@@ -459,7 +474,7 @@ pub fn mem_limited(home: &IoThreadHandle, state: &Arc<MemState>, limits: Limits)
 /// A [`Through`] above `child`.
 pub fn through(child: &NodeControl, fast: bool, shift: u64, perm: PermPair) -> (NodeControl, EdgeWriter) {
     let node = NodeControl::shell("through");
-    let (writer, edge) = node.edge(ChildRole::DATA, perm, Some(&child.node()));
+    let (writer, edge) = node.edge(ChildRole::DATA, perm, Some(&child.target()));
     node.install(Box::new(Through { edge, shift, fast }), child.node().length() - shift, false);
     (node, writer)
 }

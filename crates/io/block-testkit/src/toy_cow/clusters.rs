@@ -4,7 +4,7 @@
 //! behind one short mutex. Nothing here does I/O or waits.
 
 use super::disk::{BLOCK_ENTRIES, Geometry};
-use block_io::Req;
+use block_io::{Access, Req};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -51,8 +51,12 @@ impl Entry {
     }
 
     /// Whether a write may overwrite the cluster in place without further ado.
-    pub(super) const fn takes_writes(self) -> bool {
-        self.host().is_some() && self.0 & (MOVING | NEW) == 0
+    pub(super) const fn takes(self, access: Access) -> bool {
+        match access {
+            Access::Read => true,
+            Access::Write => self.host().is_some() && self.0 & MOVING == 0,
+            Access::WriteFua => self.host().is_some() && self.0 & (MOVING | NEW) == 0,
+        }
     }
 
     /// The entry that would follow this one in a run.

@@ -13,7 +13,7 @@
 //!   the mark's epoch has passed, no write from before is on its way, and the data may be copied. Until then the answer
 //!   is "busy, ask again".
 //! - *Flush.* The changed parts of the table are copied, then the data is flushed, then they are written, then flushed.
-//!   An entry that is not stored yet keeps writes off the fast path, where FUA would bypass the table.
+//!   An entry that is not stored yet keeps writes with FUA off the fast path, where they would bypass the table.
 
 mod clusters;
 mod disk;
@@ -432,7 +432,7 @@ impl Shared {
             index += 1;
             expected = expected.next(size);
             match self.clusters.get(index) {
-                Some(entry) if entry.continues(expected) && (access == Access::Read || entry.takes_writes()) => {
+                Some(entry) if entry.continues(expected) && entry.takes(access) => {
                     len += size;
                 }
                 _ => break,
@@ -452,12 +452,16 @@ impl Driver for ToyCow {
         self.0.limits
     }
 
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::FUA
+    }
+
     #[inline]
     fn map_cached(&self, access: Access, range: GuestRange) -> Mapping<'_> {
         let shared = &*self.0;
         let offset = range.offset().0;
         let Some(entry) = shared.clusters.get(shared.geometry.index(offset)) else { return Mapping::Slow };
-        if access == Access::Write && !entry.takes_writes() {
+        if !entry.takes(access) {
             return Mapping::Slow;
         }
         let len = shared.run(access, entry, range);

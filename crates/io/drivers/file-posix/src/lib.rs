@@ -251,9 +251,17 @@ impl Driver for FilePosix {
         self.0.limits
     }
 
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::FUA
+    }
+
     #[inline]
-    fn map_cached(&self, _access: Access, _range: GuestRange) -> Mapping<'_> {
-        Mapping::File(&self.0.file)
+    fn map_cached(&self, access: Access, _range: GuestRange) -> Mapping<'_> {
+        match access {
+            // The core would ask for stable storage, and nobody wants to wait for that.
+            Access::WriteFua if self.0.no_flush => Mapping::Slow,
+            _ => Mapping::File(&self.0.file),
+        }
     }
 
     async fn length(&self, _req: &Req) -> IoResult<u64> {
@@ -265,7 +273,8 @@ impl Driver for FilePosix {
     }
 
     async fn write(&self, _req: &Req, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
-        self.0.file.write(offset, buf, flags).await
+        let left_out = if self.0.no_flush { RequestFlags::FUA } else { RequestFlags::empty() };
+        self.0.file.write(offset, buf, flags.difference(left_out)).await
     }
 
     async fn zero(&self, req: &Req, range: GuestRange, flags: RequestFlags) -> IoResult<()> {

@@ -90,6 +90,10 @@ impl Driver for Null {
         self.0.name
     }
 
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::FUA
+    }
+
     fn map_cached(&self, _access: Access, _range: GuestRange) -> Mapping<'_> {
         if self.0.latency_ns.load(Ordering::Relaxed) == 0 { Mapping::Now } else { Mapping::Slow }
     }

@@ -193,6 +193,10 @@ impl Driver for Raw {
         *self.0.limits.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::all()
+    }
+
     #[inline]
     fn map_cached(&self, _access: Access, range: GuestRange) -> Mapping<'_> {
         match self.place(range) {
@@ -227,13 +231,9 @@ impl Driver for Raw {
         self.0.file.flush(req).await
     }
 
-    /// The child's answer, whose place is then where the bytes are in the end. Only the end is our own.
+    /// The child's answer, whose place is then where the bytes are in the end.
     async fn block_status(&self, req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
-        let mut extent = self.0.file.block_status(req, self.place(range)?, range.len()).await?;
-        if range.offset().0 + extent.len != req.length() {
-            extent.status.remove(BlockStatus::EOF);
-        }
-        Ok(extent)
+        self.0.file.block_status(req, self.place(range)?, range.len()).await
     }
 
     async fn truncate(&self, req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {

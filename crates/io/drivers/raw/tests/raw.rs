@@ -163,7 +163,7 @@ fn stat_1_the_childs_status_is_translated() {
     };
     assert_eq!(status(0, 8192), (BlockStatus::ZERO, 1024, Some(HostOffset(4096))));
     assert_eq!(status(1024, 7168), (BlockStatus::DATA, 512, Some(HostOffset(5120))));
-    assert_eq!(status(1536, 6656), (BlockStatus::ZERO, 6656, Some(HostOffset(5632))));
+    assert_eq!(status(1536, 6656), (BlockStatus::ZERO | BlockStatus::EOF, 6656, Some(HostOffset(5632))));
     assert_eq!(block_on(window.root.block_status(0, 8193)), Err(IoError::OUT_OF_BOUNDS));
     block_on(window.graph.close()).expect("closed");
 }
@@ -226,12 +226,12 @@ fn a_reopen_moves_the_window_when_nothing_is_in_flight() {
     let file = NodeControl::shell("file");
     file.install(Box::new(storage.driver()), 1 << 20, false);
     let mut node = NodeControl::shell("raw");
-    let (_writer, edge) = node.edge(ChildRole::IMAGE, pair, Some(&file.node()));
+    let (_writer, edge) = node.edge(ChildRole::IMAGE, pair, Some(&file.target()));
     let req = node.enter().expect("a token");
     let opened = block_on(home.run(async move { Raw::open(&req, edge, RawOptions::default()).await }));
     let (engine, mut control) = opened.expect("it ran").expect("a window");
     node.install(Box::new(engine), 1 << 20, false);
-    let root_control = RootControl::new("root", &home, pair, Some(&node.node()));
+    let root_control = RootControl::new("root", &home, pair, Some(&node.target()));
     let root = root_control.root();
 
     let prepare = |node: &NodeControl, control: &RawControl, options: RawOptions| {

@@ -197,7 +197,7 @@ fn perm_3_a_reopen_exchanges_the_descriptor() {
         let pair = PermPair { perm: Perm::all(), shared: Perm::all() };
         let mut node = NodeControl::shell("file");
         node.install(Box::new(engine), 1 << 20, true);
-        let root_control = RootControl::new("root", &thread.handle(), pair, Some(&node.node()));
+        let root_control = RootControl::new("root", &thread.handle(), pair, Some(&node.target()));
         let root = root_control.root();
         let write = |byte| block_on(root.write(0, filled(512, byte), NONE)).0;
         assert_eq!(write(1).map_err(|error| error.errno()), Err(Errno::EPERM));
