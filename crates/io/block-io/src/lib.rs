@@ -41,5 +41,5 @@ pub use pool::ThreadPool;
 pub use queue::Queue;
 pub use request::{Completed, Done, Request, RequestKind};
 pub use root::{RequestCount, Root, RootControl};
-pub use static_graph::{StaticGraph, StaticNode};
+pub use static_graph::{StaticGraph, StaticNode, StaticShell};
 pub use thread::{IoThread, IoThreadHandle, IoThreadOptions};

@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// One thread's queue of requests, on any number of roots.
+///
+/// A request holds its nodes until it is reaped: a drain waits for a queue that is not.
 pub struct Queue {
     context: Rc<IoContext>,
     /// Requests that were submitted and not yet reaped.

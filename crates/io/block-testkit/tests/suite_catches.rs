@@ -3,8 +3,8 @@
 
 use async_trait::async_trait;
 use block_common::{
-    AlignedBuf, BlockStatus, ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Perm,
-    Preallocation, RequestFlags, StatusExtent,
+    AlignedBuf, ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Perm, Preallocation,
+    RequestFlags, StatusExtent,
 };
 use block_io::{Driver, Edge, Req, Root, StaticGraph};
 use block_testkit::bed::{block_on, io_thread, yield_now};
@@ -198,7 +198,7 @@ fn each_bug_is_caught_by_its_check() {
     check(Bug::DiscardTooLong, "discards");
     check(Bug::DiscardGarbage, "discards");
     check(Bug::DataCalledZero, "status");
-    check(Bug::LengthGrows, "length");
+    check(Bug::LengthGrows, "bounds");
     check(Bug::FlushFails, "flush");
     check(Bug::TruncateKeepsData, "truncate");
 }

@@ -8,8 +8,7 @@
 
 use async_trait::async_trait;
 use block_common::{
-    BlockStatus, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags,
-    StatusExtent,
+    GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags, StatusExtent,
 };
 use block_io::{Access, Driver, Edge, Mapping, Quiesced, Req};
 use std::future::Future;
