@@ -13,7 +13,7 @@ use crate::support::open;
 use crate::watch::Watch;
 use block_common::{AlignedBuf, ParentKind, Perm, PermPair};
 use block_gs::{DrainGuard, GlobalState, GraphError, NodeRef, RootRef};
-use block_io::{GateState, IoThreadHandle, RequestKind};
+use block_io::{IoThreadHandle, RequestKind};
 use block_testkit::{MemMode, MemStorage, Rng, ToyCowControl, ToyFilterControl, bed};
 use std::fmt;
 use std::ops::AddAssign;
@@ -371,11 +371,10 @@ impl Churn {
     async fn detour(&mut self, place: usize) {
         self.watch.begin("detour a node");
         let node = self.places[place].top().clone();
-        let state = if self.rng.chance(50) { GateState::DETOUR } else { GateState::TRACKED };
-        self.gs.set_detour(&node, state, true).await.expect("there");
+        self.gs.set_detour(&node, true).await.expect("there");
         let time = Duration::from_micros(self.rng.below(0..2000));
         self.gs.main().sleep(time).await;
-        self.gs.set_detour(&node, state, false).await.expect("there");
+        self.gs.set_detour(&node, false).await.expect("there");
         self.report.detoured += 1;
     }
 

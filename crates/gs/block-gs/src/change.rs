@@ -156,11 +156,11 @@ impl GlobalState {
     ///
     /// # Errors
     /// [`GraphError::NotFound`] when the node is gone.
-    pub async fn set_detour(&self, node: &NodeRef, state: GateState, on: bool) -> GraphResult<()> {
+    pub async fn set_detour(&self, node: &NodeRef, on: bool) -> GraphResult<()> {
         let idle = {
             let mut graph = self.0.graph.borrow_mut();
             let found = graph.nodes.get_mut(&node.id()).ok_or_else(|| GraphError::NotFound(node.name().into()))?;
-            found.control.set_detour(state, on);
+            found.control.set_detour(on);
             found.control.settled()
         };
         if on {

@@ -28,6 +28,7 @@ fn close_1_parents_close_before_their_children() {
                        "backing": {"driver": "pass", "node-name": "mid", "file": {"driver": "leaf", "node-name": "b"}}}"#;
         let top = open(&world, json).await;
         let (a, b) = (world.leaf("a"), world.leaf("b"));
+        world.write(&top).await;
         a.hold(true);
         drop(top);
         world.until("the top's flush is in its file", || a.flushes() == 1).await;

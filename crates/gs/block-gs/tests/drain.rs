@@ -229,6 +229,7 @@ fn a_drain_waits_for_the_flush_of_a_node_that_is_being_closed_above() {
         let [leaf, ..] = chain(&world).await;
         let filter =
             world.open(r#"{"driver": "pass", "node-name": "filter", "file": "leaf"}"#).await.expect("it opens");
+        world.write(&filter).await;
         world.leaf("leaf").hold(true);
         drop(filter);
         world.until("the flush is in the leaf", || world.leaf("leaf").flushes() == 1).await;

@@ -82,6 +82,10 @@ impl Driver for MirrorTop {
         self.0.limits
     }
 
+    fn filtered(&self) -> Option<&Edge> {
+        Some(&self.0.file)
+    }
+
     fn write_flags(&self) -> RequestFlags {
         RequestFlags::all()
     }

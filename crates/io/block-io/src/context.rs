@@ -41,7 +41,7 @@ pub(crate) type Path = SmallVec<[Pin<NodeBody>; 4]>;
 /// What keeps an operation's target alive until it completes.
 pub(crate) enum Hold {
     /// The pins of a request that was mapped down to the file.
-    Path(#[expect(dead_code, reason = "held so that the nodes stay as they are")] Path),
+    Path(Path),
     /// As `Path`, entered at a root, which counts it.
     Root(RequestKind, Pin<RootBody>, Path),
     /// A descriptor, for an operation that an engine asked for.
@@ -462,10 +462,13 @@ impl IoContext {
     /// Release what the operation held, then deliver its result. Foreign code runs here, in wakers and in whatever goes with the
     /// last pin of a closed node, and may come back to this context: it runs without any borrow of ours.
     fn finish(&self, key: usize, result: IoResult<()>) {
-        let (hold, len) = {
+        let (hold, len, is_write) = {
             let slot = &mut self.slots.borrow_mut()[key];
-            (slot.hold.take(), slot.op.len)
+            (slot.hold.take(), slot.op.len, matches!(slot.op.kind, FileOpKind::Write { .. }))
         };
+        if is_write && let Some(Hold::Path(path) | Hold::Root(.., path)) = &hold {
+            crate::pipeline::wrote(path);
+        }
         match hold {
             Some(Hold::Root(kind, root, path)) => {
                 root.account(kind, len, result);

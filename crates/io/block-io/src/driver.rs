@@ -77,7 +77,8 @@ pub enum NowRequest<'a> {
 ///
 /// # Contract
 /// - Every method may run on any I/O thread and many times at once; the graph around the node stands still meanwhile.
-/// - Ranges lie inside the node's length (writes through an edge with the resize permission may end past it), are
+/// - Ranges lie inside the node's length (writes through an edge with the resize permission may end past it; a length that is not made of
+///   whole blocks counts up to the end of its last block), are
 ///   aligned to the node's request alignment and no longer than its limits: the core sees to that.
 /// - Futures are polled to their end on one thread. Dropping the caller's future does not drop them, so an engine needs no
 ///   cleverness against being cancelled half-way; only the end of the whole I/O thread drops them, and that looks like a
@@ -102,6 +103,24 @@ pub trait Driver: Send + Sync + 'static {
     /// a write with FUA by a flush and refuses a compressed one.
     fn write_flags(&self) -> RequestFlags {
         RequestFlags::empty()
+    }
+
+    /// Whether the driver reaches storage itself, so that asking for block status is dear and data stays data until it is zeroed or discarded
+    /// through this node: the core then remembers.
+    fn is_leaf(&self) -> bool {
+        false
+    }
+
+    /// The child that has what is not allocated here, for a driver that has such a child.
+    #[doc(alias = "bdrv_cow_child")]
+    fn backing(&self) -> Option<&Edge> {
+        None
+    }
+
+    /// The child whose content this node passes on unchanged, for a filter.
+    #[doc(alias = "bdrv_filter_child")]
+    fn filtered(&self) -> Option<&Edge> {
+        None
     }
 
     /// Where `range` lies, if that is known without waiting and a plain read or write of those bytes is all that is left

@@ -7,11 +7,13 @@
 //! Memory safety does not rest on that proof: a child that was repointed away from is kept until every pin on the parent from
 //! before is gone (see `link`). The proof is about requests: none may run half on the old child and half on the new.
 
-use crate::gate::{GateState, Gated, Pin};
+use crate::gate::{GateState, Gated, Pin, Way};
 use crate::link::{Epochs, Link};
 use crate::node::{IoNode, NodeBody, NodeTarget, Quiesced, Req};
 use crate::pipeline;
 use crate::root::RootBody;
+use crate::status::ChainStatus;
+use crate::{flush, status};
 use block_common::{
     ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Perm, PermPair, Preallocation,
     RequestFlags, StatusExtent,
@@ -153,8 +155,8 @@ impl Edge {
     /// # Errors
     /// [`IoError::NO_MEDIUM`] when there is no child, [`IoError::CLOSED`] when it was closed.
     #[inline]
-    pub(crate) fn follow<P>(&self, parent: &Pin<P>) -> IoResult<Pin<NodeBody>> {
-        let child = self.0.link.follow(parent).map_err(|edge| {
+    pub(crate) fn follow<P>(&self, parent: &Pin<P>, way: Way) -> IoResult<Pin<NodeBody>> {
+        let child = self.0.link.follow(parent, way).map_err(|edge| {
             tracing::error!(edge, request = parent.id(), "an edge was used with another node's request");
             IoError::BUG
         })?;
@@ -162,8 +164,8 @@ impl Edge {
         if child.seen().contains(GateState::CLOSED) { Err(IoError::CLOSED) } else { Ok(child) }
     }
 
-    fn child(&self, req: &Req) -> IoResult<Req> {
-        self.follow(&req.node).map(Req::new)
+    pub(crate) fn child(&self, req: &Req) -> IoResult<Req> {
+        self.follow(&req.node, Way::Slow).map(Req::new)
     }
 
     /// The child's length in bytes, as last known.
@@ -198,7 +200,7 @@ impl Edge {
     #[doc(alias = "bdrv_co_pread")]
     pub async fn read(&self, req: &Req, offset: HostOffset, buf: &IoBuf) -> IoResult<()> {
         let range = GuestRange::new(offset.0, buf.len() as u64)?;
-        pipeline::read(self.child(req)?, range, buf).await
+        pipeline::read(self.child(req)?, range, buf, RequestFlags::empty()).await
     }
 
     /// Store `buf` at `offset` of the child. With the resize permission it may grow the child.
@@ -247,7 +249,7 @@ impl Edge {
         if !self.is_attached() {
             return Ok(());
         }
-        pipeline::flush(&self.child(req)?).await
+        flush::flush(&self.child(req)?).await
     }
 
     /// The block status of the child's `len` bytes at `offset`: see [`Driver::block_status`](crate::Driver::block_status).
@@ -257,7 +259,18 @@ impl Edge {
     #[doc(alias = "bdrv_block_status")]
     pub async fn block_status(&self, req: &Req, offset: HostOffset, len: u64) -> IoResult<StatusExtent> {
         let range = GuestRange::new(offset.0, len)?;
-        pipeline::block_status(&self.child(req)?, range).await
+        status::block_status(&self.child(req)?, range).await
+    }
+
+    /// What the child and the backing files below it say of its `len` bytes at `offset`.
+    ///
+    /// # Errors
+    /// As [`Edge::block_status`].
+    #[doc(alias = "bdrv_block_status_above")]
+    #[doc(alias = "bdrv_is_allocated_above")]
+    pub async fn chain_status(&self, req: &Req, offset: HostOffset, len: u64) -> IoResult<ChainStatus> {
+        let range = GuestRange::new(offset.0, len)?;
+        status::chain_status(&self.child(req)?, range).await
     }
 
     /// Change the child's length to `len` bytes.
@@ -277,8 +290,7 @@ impl Edge {
     /// # Errors
     /// [`IoError::NO_MEDIUM`] when there is no child, or the child's error.
     pub async fn ioctl(&self, req: &Req, number: u64, argument: &IoBuf) -> IoResult<()> {
-        let child = self.child(req)?;
-        child.node.engine()?.ioctl(&child, number, argument).await
+        pipeline::ioctl(&self.child(req)?, number, argument).await
     }
 
     fn extends(&self) -> bool {

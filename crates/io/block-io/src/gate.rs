@@ -10,6 +10,8 @@
 //!               bits         odd epochs    even epochs
 //! ```
 //!
+//! - Requests on the fast path and those on the slow path are counted in different shards, so that one of the latter can wait for all of
+//!   the former ([`Gated::fast_idle`]).
 //! - Setting a state bit is an atomic OR on every shard: a pin either comes before it (and is seen in the count), or
 //!   after it (and sees the bit).
 //! - `WAIT` asks those who unpin to take the slow way: lock the gate's cell, count down, wake whoever waits.
@@ -24,7 +26,7 @@
 #![allow(unsafe_code, reason = "a sharded reference count is made of raw pointers; each block says why it may")]
 
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
-use crate::sync::{Arc, Mutex, SHARDS, lock, shard};
+use crate::sync::{Arc, COUNTERS, FAST, Mutex, lock, shard, slow_shard};
 use crossbeam_utils::CachePadded;
 use std::fmt;
 use std::future::poll_fn;
@@ -68,7 +70,7 @@ impl GateState {
 }
 
 pub(crate) struct Inner<T> {
-    shards: [CachePadded<AtomicU64>; SHARDS],
+    shards: [CachePadded<AtomicU64>; COUNTERS],
     core: CachePadded<Core>,
     value: T,
 }
@@ -120,6 +122,41 @@ impl<T> Inner<T> {
         for word in &self.shards {
             word.fetch_and(!bits, Ordering::AcqRel);
         }
+    }
+
+    fn set_state(&self, state: GateState) {
+        self.set(state.bits());
+        if state.contains(GateState::CLOSED) {
+            self.wake(Interest::Open);
+        }
+    }
+
+    fn clear_state(&self, state: GateState) {
+        self.clear(state.bits());
+        self.wake(Interest::Open);
+    }
+
+    fn wake(&self, interest: Interest) {
+        let mut woken = Vec::new();
+        {
+            let mut waiting = lock(&self.core.cell.waiting);
+            waiting.wakers.retain(|(_, i, waker)| *i != interest || (woken.push(waker.clone()), false).1);
+        }
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    async fn fast_idle(&self) {
+        let mut wait = Wait { inner: self, key: None };
+        let mut seen_idle = 0;
+        poll_fn(|cx| {
+            wait.register(Interest::Idle, cx);
+            let words = &self.shards[..FAST];
+            while words.get(seen_idle).is_some_and(|word| word.load(Ordering::SeqCst) & COUNT_MASK == 0) {
+                seen_idle += 1;
+            }
+            if seen_idle == FAST { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     fn count(&self, mask: u64) -> u64 {
@@ -260,7 +297,17 @@ impl<T> Gated<T> {
     /// Pin unless one of `refuse` is set; tells the state that was in the way.
     #[inline]
     pub(crate) fn enter(&self, refuse: GateState) -> Result<Pin<T>, Refused> {
-        let (pin, word) = Pin::new(self.0.0);
+        self.enter_at(shard(), refuse)
+    }
+
+    /// As [`Gated::enter`], for a request on the slow path.
+    pub(crate) fn enter_slowly(&self, refuse: GateState) -> Result<Pin<T>, Refused> {
+        self.enter_at(slow_shard(), refuse)
+    }
+
+    #[inline]
+    fn enter_at(&self, shard: usize, refuse: GateState) -> Result<Pin<T>, Refused> {
+        let (pin, word) = Pin::new(self.0.0, shard);
         if word & refuse.bits() != 0 {
             return Err(Refused::State(GateState::from_bits_truncate(word)));
         }
@@ -272,7 +319,7 @@ impl<T> Gated<T> {
 
     /// As [`Gated::enter`], and wait while the gate is quiesced. The caller is not counted while it waits.
     pub(crate) async fn enter_when_open(&self) -> Result<Pin<T>, Refused> {
-        let mut wait = Wait { gate: self, key: None };
+        let mut wait = Wait { inner: self.inner(), key: None };
         poll_fn(|cx| {
             match self.enter(GateState::QUIESCED.union(GateState::CLOSED)) {
                 Err(Refused::State(state)) if !state.contains(GateState::CLOSED) => {}
@@ -290,30 +337,17 @@ impl<T> Gated<T> {
 
     /// Set state bits. Whatever pinned before is in the count from now on; whatever pins later sees them.
     pub(crate) fn set_state(&self, state: GateState) {
-        self.inner().set(state.bits());
-        if state.contains(GateState::CLOSED) {
-            self.wake(Interest::Open);
-        }
+        self.inner().set_state(state);
     }
 
     /// Clear state bits, and wake whoever waited for it.
     pub(crate) fn clear_state(&self, state: GateState) {
-        self.inner().clear(state.bits());
-        self.wake(Interest::Open);
-    }
-
-    fn wake(&self, interest: Interest) {
-        let mut woken = Vec::new();
-        {
-            let mut waiting = lock(&self.inner().core.cell.waiting);
-            waiting.wakers.retain(|(_, i, waker)| *i != interest || (woken.push(waker.clone()), false).1);
-        }
-        woken.into_iter().for_each(Waker::wake);
+        self.inner().clear_state(state);
     }
 
     /// Wait until no pin is left. Meaningful while entries are refused; otherwise it waits for a lucky moment.
     pub(crate) async fn idle(&self) {
-        let mut wait = Wait { gate: self, key: None };
+        let mut wait = Wait { inner: self.inner(), key: None };
         poll_fn(|cx| {
             wait.register(Interest::Idle, cx);
             if self.is_idle() { Poll::Ready(()) } else { Poll::Pending }
@@ -323,7 +357,7 @@ impl<T> Gated<T> {
 
     /// Wait until every pin from before this call is gone, however many came since.
     pub(crate) async fn passed(&self) {
-        let mut wait = Wait { gate: self, key: None };
+        let mut wait = Wait { inner: self.inner(), key: None };
         let epoch = self.epoch();
         poll_fn(|cx| {
             wait.register(Interest::Idle, cx);
@@ -355,6 +389,15 @@ impl<T> fmt::Debug for Gated<T> {
     }
 }
 
+/// How a request takes its way through the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// It maps and starts, and never waits for another request.
+    Fast,
+    /// It may wait for others while it is counted.
+    Slow,
+}
+
 /// Why a gate let nobody in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
@@ -375,13 +418,13 @@ fn pins(word: u64) -> u64 {
 
 /// Somebody who waits at a gate; unregisters when dropped.
 struct Wait<'a, T> {
-    gate: &'a Gated<T>,
+    inner: &'a Inner<T>,
     key: Option<u64>,
 }
 
 impl<T> Wait<'_, T> {
     fn register(&mut self, interest: Interest, cx: &Context<'_>) {
-        let inner = self.gate.inner();
+        let inner = self.inner;
         let waker = cx.waker().clone();
         let mut waiting = lock(&inner.core.cell.waiting);
         let key = *self.key.get_or_insert_with(|| {
@@ -401,7 +444,7 @@ impl<T> Wait<'_, T> {
 impl<T> Drop for Wait<'_, T> {
     fn drop(&mut self) {
         let Some(key) = self.key else { return };
-        let inner = self.gate.inner();
+        let inner = self.inner;
         let mut waiting = lock(&inner.core.cell.waiting);
         let old = waiting.remove(key);
         if !waiting.wakers.iter().any(|(_, i, _)| *i == Interest::Idle) {
@@ -428,11 +471,11 @@ unsafe impl<T: Send + Sync> Sync for Pin<T> {}
 impl<T> Pin<T> {
     /// Count a pin and return it with the word as it was. The caller holds a handle, or a pin that keeps one alive.
     #[inline]
-    fn new(inner: NonNull<Inner<T>>) -> (Self, u64) {
+    fn new(inner: NonNull<Inner<T>>, shard: usize) -> (Self, u64) {
         // SAFETY: the caller's handle keeps the value alive.
         let gate = unsafe { inner.as_ref() };
         let parity = (gate.core.epoch.load(Ordering::Relaxed) & 1) as u8;
-        Self::counted(inner, gate, shard(), parity)
+        Self::counted(inner, gate, shard, parity)
     }
 
     #[inline]
@@ -446,13 +489,23 @@ impl<T> Pin<T> {
         (pin, word)
     }
 
-    /// Pin what [`Gated::as_raw`] returned.
+    /// Pin what [`Gated::as_raw`] returned, for a request on the fast path or on the slow one.
     ///
     /// # Safety
     /// A handle or a pin keeps the value alive throughout the call.
     #[inline]
-    pub(crate) unsafe fn from_raw(raw: NonNull<Inner<T>>) -> Self {
-        Self::new(raw).0
+    pub(crate) unsafe fn from_raw(raw: NonNull<Inner<T>>, way: Way) -> Self {
+        let shard = match way {
+            Way::Fast => shard(),
+            Way::Slow => slow_shard(),
+        };
+        Self::new(raw, shard).0
+    }
+
+    /// A pin on the same value for an attempt at the fast path. What this one protects, it does not: it looks for itself.
+    #[inline]
+    pub(crate) fn fast(&self) -> Self {
+        Self::new(self.inner, shard()).0
     }
 
     /// Another pin on the same value, for what this one protects. It is counted where this one is, whatever thread this is
@@ -466,6 +519,22 @@ impl<T> Pin<T> {
     #[inline]
     pub(crate) fn id(&self) -> u64 {
         self.gate().core.id
+    }
+
+    /// Set a state that nobody waits for the end of.
+    pub(crate) fn set_detour(&self, state: GateState) {
+        self.gate().set(state.bits());
+    }
+
+    /// See [`Pin::set_detour`].
+    pub(crate) fn clear_detour(&self, state: GateState) {
+        self.gate().clear(state.bits());
+    }
+
+    /// Wait until every request is gone that was on the fast path when this was called. Those that come later see the state that
+    /// was set before, and are not waited for.
+    pub(crate) async fn fast_idle(&self) {
+        self.gate().fast_idle().await;
     }
 
     /// The state bits at the moment at which this pin was counted.

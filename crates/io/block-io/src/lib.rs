@@ -15,6 +15,7 @@ mod link;
 mod driver;
 mod edge;
 mod node;
+mod pad;
 mod request;
 
 mod pipeline;
@@ -22,11 +23,14 @@ mod root;
 
 mod context;
 mod file;
+mod flush;
 mod pool;
 mod queue;
 mod thread;
+mod track;
 
 mod static_graph;
+mod status;
 
 #[cfg(all(test, loom))]
 mod model;
@@ -36,10 +40,11 @@ pub use driver::{Access, Driver, Mapping, NowRequest};
 pub use edge::{Edge, EdgeWriter};
 pub use file::{FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
 pub use gate::GateState;
-pub use node::{IoNode, NodeControl, NodeModes, NodeTarget, Quiesced, Req};
+pub use node::{IoNode, NodeControl, NodeModes, NodeTarget, Quiesced, Req, WriteObserver};
 pub use pool::ThreadPool;
 pub use queue::Queue;
 pub use request::{Completed, Done, Request, RequestKind};
 pub use root::{RequestCount, Root, RootControl};
 pub use static_graph::{StaticGraph, StaticNode, StaticShell};
+pub use status::ChainStatus;
 pub use thread::{IoThread, IoThreadHandle, IoThreadOptions};

@@ -6,7 +6,7 @@
 
 #![allow(unsafe_code, reason = "following a link pins the child through a raw pointer; the block says why it is alive")]
 
-use crate::gate::{Gated, Inner, Pin};
+use crate::gate::{Gated, Inner, Pin, Way};
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::sync::{Mutex, lock};
 use std::ptr::NonNull;
@@ -72,7 +72,7 @@ impl<T> Link<T> {
     /// # Errors
     /// The link's parent's id, when `parent` is a pin on another gate.
     #[inline]
-    pub(crate) fn follow<P>(&self, parent: &Pin<P>) -> Result<Option<Pin<T>>, u64> {
+    pub(crate) fn follow<P>(&self, parent: &Pin<P>, way: Way) -> Result<Option<Pin<T>>, u64> {
         if parent.id() != self.parent {
             return Err(self.parent);
         }
@@ -80,7 +80,7 @@ impl<T> Link<T> {
         let child = NonNull::new(self.child.load(Ordering::SeqCst));
         // SAFETY: `parent` is pinned, so a child that the link led to since then is either current, and held by the
         // slot, or retired in an epoch that cannot pass before that pin is gone. The slot itself is borrowed.
-        Ok(child.map(|child| unsafe { Pin::from_raw(child) }))
+        Ok(child.map(|child| unsafe { Pin::from_raw(child, way) }))
     }
 
     /// Lead to `child`, or nowhere. The former child is kept for as long as a pin on `parent` may lead to it.

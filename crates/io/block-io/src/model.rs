@@ -8,7 +8,7 @@
 
 #![allow(unsafe_code, reason = "loom's cells are accessed through raw pointers, and loom checks each access")]
 
-use crate::gate::{GateState, Gated, Pin};
+use crate::gate::{GateState, Gated, Pin, Way};
 use crate::link::Link;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, use_shard};
@@ -330,6 +330,62 @@ fn loom_req_2_a_fast_request_is_counted_or_sees_the_detour() {
     });
 }
 
+/// A request on the slow path keeps the others away, and waits for those of them that came before: it is counted itself
+/// meanwhile, and not waited for.
+#[test]
+fn loom_req_2_a_serialising_request_waits_for_fast_ones() {
+    check(ALL, || {
+        let gate = gate();
+        let range = Arc::new(Exclusive::new(0));
+        let request = {
+            let (gate, range) = (gate.clone(), range.clone());
+            on(0, move || {
+                let pin = enter(&gate);
+                if !pin.seen().contains(GateState::SERIALISING) {
+                    range.write(1);
+                }
+                drop(pin);
+            })
+        };
+        use_shard(1);
+        let slow = gate.enter_slowly(GateState::empty()).expect("nothing is refused");
+        slow.set_detour(GateState::SERIALISING);
+        block_on(slow.fast_idle());
+        range.write(2);
+        slow.clear_detour(GateState::SERIALISING);
+        drop(slow);
+        join(request);
+    });
+}
+
+/// Two fast requests, one after the other: whichever missed the state is waited for.
+#[test]
+fn loom_req_2_a_serialising_request_among_many() {
+    check(THREE, || {
+        let gate = gate();
+        let range = Arc::new(Exclusive::new(0));
+        let requests = {
+            let (gate, range) = (gate.clone(), range.clone());
+            on(0, move || {
+                for _ in 0..2 {
+                    let pin = enter(&gate);
+                    if !pin.seen().contains(GateState::SERIALISING) {
+                        range.write(1);
+                    }
+                    drop(pin);
+                }
+            })
+        };
+        use_shard(1);
+        let slow = gate.enter_slowly(GateState::empty()).expect("nothing is refused");
+        slow.set_detour(GateState::SERIALISING);
+        block_on(slow.fast_idle());
+        range.write(2);
+        drop(slow);
+        join(requests);
+    });
+}
+
 /// As above, waiting for the requests of that moment alone.
 #[test]
 fn loom_req_2_whoever_missed_the_detour_has_passed() {
@@ -455,7 +511,7 @@ fn family() -> (Arc<Family>, Gated<Value>, std::sync::Arc<PlainCounter>) {
 
 fn follow(family: &Family) {
     let request = enter(&family.parent);
-    if let Some(child) = family.link.follow(&request).expect("its own parent") {
+    if let Some(child) = family.link.follow(&request, Way::Fast).expect("its own parent") {
         // The child's pin keeps it from here on.
         drop(request);
         child.touch();

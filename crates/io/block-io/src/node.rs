@@ -6,9 +6,12 @@
 
 use crate::driver::Driver;
 use crate::edge::{self, Edge, EdgeWriter, ParentGate};
+use crate::flush::Flushing;
 use crate::gate::{GateState, Gated, Pin, Refused};
 use crate::pipeline;
-use block_common::{ChildRole, DetectZeroes, IoError, IoResult, Limits, PermPair};
+use crate::status::StatusCache;
+use crate::track::Tracker;
+use block_common::{ChildRole, DetectZeroes, GuestRange, IoError, IoResult, Limits, PermPair};
 use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
@@ -49,6 +52,18 @@ pub(crate) struct NodeBody {
     request_alignment: AtomicU32,
     transfer_max: AtomicU32,
     limits: RwLock<Limits>,
+    tracker: Tracker,
+    flushing: Flushing,
+    status_cache: StatusCache,
+    observers: RwLock<Vec<Arc<dyn WriteObserver>>>,
+}
+
+/// Somebody who is told of each change of a node's content: a dirty bitmap, a threshold. Called on I/O threads, and not to wait.
+pub trait WriteObserver: Send + Sync + 'static {
+    /// `range` is about to be changed.
+    fn before(&self, range: GuestRange);
+    /// The change of `range` is over, well or not.
+    fn after(&self, range: GuestRange);
 }
 
 impl NodeBody {
@@ -105,6 +120,25 @@ impl NodeBody {
             _ => DetectZeroes::Unmap,
         };
         NodeModes { unmap: modes & UNMAP != 0, detect_zeroes }
+    }
+
+    #[inline]
+    pub(crate) fn tracker(&self) -> &Tracker {
+        &self.tracker
+    }
+
+    #[inline]
+    pub(crate) fn flushing(&self) -> &Flushing {
+        &self.flushing
+    }
+
+    pub(crate) fn status_cache(&self) -> &StatusCache {
+        &self.status_cache
+    }
+
+    pub(crate) fn observers(&self, tell: impl Fn(&dyn WriteObserver)) {
+        let observers = self.observers.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        observers.iter().for_each(|observer| tell(&**observer));
     }
 
     pub(crate) fn limits(&self) -> Limits {
@@ -358,6 +392,10 @@ impl NodeControl {
             request_alignment: AtomicU32::new(1),
             transfer_max: AtomicU32::new(0),
             limits: RwLock::new(Limits::NONE),
+            tracker: Tracker::default(),
+            flushing: Flushing::default(),
+            status_cache: StatusCache::default(),
+            observers: RwLock::default(),
         });
         Self { gate: GateControl::new(gate) }
     }
@@ -396,7 +434,7 @@ impl NodeControl {
     /// # Errors
     /// [`IoError::CLOSED`] once the node is closed.
     pub fn enter(&self) -> IoResult<Req> {
-        match self.gate.gate.enter(GateState::CLOSED) {
+        match self.gate.gate.enter_slowly(GateState::CLOSED) {
             Ok(node) => Ok(Req { node, _control: Some(self.gate.entered.clone()) }),
             Err(Refused::State(_)) => Err(IoError::CLOSED),
             Err(Refused::Full) => Err(IoError::BUSY),
@@ -425,11 +463,29 @@ impl NodeControl {
         self.gate.proof()
     }
 
-    /// Send requests the slow way (or not any more), for the reasons in `state`, which holds none of the gate's own bits. What is in
-    /// flight when a bit is set may still be on the fast path: [`NodeControl::idle`] tells when not.
-    pub fn set_detour(&mut self, state: GateState, on: bool) {
-        let state = state & (GateState::SERIALISING | GateState::TRACKED | GateState::DETOUR);
-        if on { self.gate.gate.set_state(state) } else { self.gate.gate.clear_state(state) }
+    /// Send requests the slow way (or not any more). What is in flight when it begins may still be on the fast path:
+    /// [`NodeControl::settled`] tells when not.
+    pub fn set_detour(&mut self, on: bool) {
+        if on { self.gate.gate.set_state(GateState::DETOUR) } else { self.gate.gate.clear_state(GateState::DETOUR) }
+    }
+
+    /// Tell `observer` of every change of the content from now on, beside those who are told already. Changes that are under way may pass
+    /// unseen: [`NodeControl::settled`] tells when they are over.
+    pub fn observe(&mut self, observer: Arc<dyn WriteObserver>) {
+        self.gate.gate.observers.write().unwrap_or_else(std::sync::PoisonError::into_inner).push(observer);
+        self.gate.gate.set_state(GateState::TRACKED);
+    }
+
+    /// Tell `observer` no more.
+    pub fn unobserve(&mut self, observer: &Arc<dyn WriteObserver>) {
+        let is_last = {
+            let mut observers = self.gate.gate.observers.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            observers.retain(|other| !Arc::ptr_eq(other, observer));
+            observers.is_empty()
+        };
+        if is_last {
+            self.gate.gate.clear_state(GateState::TRACKED);
+        }
     }
 
     /// Set the limits of one request.

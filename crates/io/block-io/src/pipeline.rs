@@ -4,18 +4,21 @@
 //! operation there. The slow way checks, splits to the node's limits, and awaits the engine. Calls to children come
 //! here as well, so that a slow driver's children are still reached the fast way.
 //!
-//! In order: bounds, alignment, permission to write, (padding and serialisation: part 2), splitting to limits, the
-//! driver, fallbacks of zero writes, the length that a write reached.
+//! In order: bounds, permission to write, the place among other requests (`track`), padding to whole blocks and splitting to
+//! limits (`pad`), the driver, fallbacks of zero writes, the length that a write reached, flags that the driver left. Flushes and
+//! block status are in files of their own.
 
 use crate::context::{Hold, IoContext, Path, SlotFuture};
 use crate::driver::{Access, Driver, Mapping, NowRequest};
 use crate::file::{FileOp, FileOpKind};
-use crate::gate::{GateState, Pin};
+use crate::flush::flush;
+use crate::gate::{GateState, Pin, Way};
 use crate::node::{NodeBody, Req};
+use crate::pad;
 use crate::pool::ThreadPool;
+use crate::track::track;
 use block_common::{
-    AlignedBuf, BlockStatus, DetectZeroes, GuestOffset, GuestRange, IoBuf, IoError, IoResult, Preallocation,
-    RequestFlags, StatusExtent,
+    AlignedBuf, DetectZeroes, GuestOffset, GuestRange, IoBuf, IoError, IoResult, Preallocation, RequestFlags,
 };
 
 /// Deeper graphs than this take the slow path.
@@ -54,7 +57,7 @@ pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange) ->
                 if access.is_write() && edge.writable(RequestFlags::empty()).is_err() {
                     break;
                 }
-                let Ok(child) = edge.follow(node) else { break };
+                let Ok(child) = edge.follow(node, Way::Fast) else { break };
                 (child, crate::edge::Edge::descend(offset))
             }
             Mapping::Zeroes { len } if len >= range.len() && access == Access::Read => {
@@ -131,6 +134,12 @@ pub(crate) fn aim(context: &IoContext, path: &Path, mut op: FileOp) -> Aimed {
     Aimed::Gone(op)
 }
 
+/// A write on the fast path is over: it counts for the next flush of each node that it went through.
+#[inline]
+pub(crate) fn wrote(path: &Path) {
+    path.iter().for_each(|node| node.flushing().wrote());
+}
+
 enum Started {
     Over(IoResult<()>),
     Waits(SlotFuture),
@@ -141,7 +150,7 @@ enum Started {
 fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf) -> Started {
     let Some(context) = IoContext::current() else { return Started::Slow };
     let mut path = Path::new();
-    path.push(node.again());
+    path.push(node.fast());
     match resolve(access, &mut path, range) {
         (Leaf::Slow, _) => Started::Slow,
         (Leaf::File, offset) => {
@@ -155,18 +164,25 @@ fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf) -
                 Aimed::Gone(_) => Started::Slow,
             }
         }
-        (leaf, offset) => Started::Over(serve_now(leaf, &path, offset, access, buf)),
+        (leaf, offset) => {
+            let result = serve_now(leaf, &path, offset, access, buf);
+            if access.is_write() {
+                wrote(&path);
+            }
+            Started::Over(result)
+        }
     }
 }
 
-async fn check(req: &Req, range: GuestRange, may_extend: bool) -> IoResult<()> {
+/// Whether the range lies inside the node. Blocks do not count here: what does not fill them is padded.
+pub(crate) async fn check(req: &Req, range: GuestRange, may_extend: bool) -> IoResult<()> {
     if range.end() > req.node.length() && !may_extend {
         // What is below may have grown through somebody else's hands: ask before refusing.
         if range.end() > refresh_length(req).await? {
             return Err(IoError::OUT_OF_BOUNDS);
         }
     }
-    if range.is_aligned(req.node.request_alignment()) { Ok(()) } else { Err(IoError::MISALIGNED) }
+    Ok(())
 }
 
 async fn check_write(req: &Req, range: GuestRange, may_extend: bool) -> IoResult<()> {
@@ -177,7 +193,7 @@ async fn check_write(req: &Req, range: GuestRange, may_extend: bool) -> IoResult
 }
 
 /// The pieces of `len` bytes that a limit of `max` bytes (0: none) allows: offsets and lengths.
-fn pieces(len: u64, max: u64) -> impl Iterator<Item = (u64, u64)> {
+pub(crate) fn pieces(len: u64, max: u64) -> impl Iterator<Item = (u64, u64)> {
     let step = if max == 0 { len.max(1) } else { max };
     (0..len.div_ceil(step)).map(move |i| (i * step, step.min(len - i * step)))
 }
@@ -188,23 +204,22 @@ fn aligned_max(req: &Req, max: u64) -> u64 {
     if max == 0 { 0 } else { (max & !(alignment - 1)).max(alignment) }
 }
 
-fn transfer_max(req: &Req) -> u64 {
+pub(crate) fn transfer_max(req: &Req) -> u64 {
     aligned_max(req, u64::from(req.node.transfer_max()))
 }
 
-pub(crate) async fn read(req: Req, range: GuestRange, buf: &IoBuf) -> IoResult<()> {
-    match start(&req.node, Access::Read, range, buf) {
-        Started::Over(result) => return result,
-        Started::Waits(future) => return future.await,
-        Started::Slow => {}
+pub(crate) async fn read(req: Req, range: GuestRange, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
+    if flags.is_empty() {
+        match start(&req.node, Access::Read, range, buf) {
+            Started::Over(result) => return result,
+            Started::Waits(future) => return future.await,
+            Started::Slow => {}
+        }
     }
     check(&req, range, false).await?;
-    let engine = req.node.engine()?;
-    for (at, len) in pieces(range.len(), transfer_max(&req)) {
-        let part = buf.slice(at as usize, len as usize);
-        engine.read(&req, range.slice(at, len).offset(), &part).await?;
-    }
-    Ok(())
+    let blocks = range.align_out(req.node.request_alignment())?;
+    let _tracked = track(&req.node, blocks, flags.contains(RequestFlags::SERIALISING)).await;
+    if blocks == range { pad::read_blocks(&req, range, buf).await } else { pad::read(&req, range, buf).await }
 }
 
 pub(crate) async fn write(
@@ -225,14 +240,19 @@ pub(crate) async fn write(
     if let Some(zeroes) = detected_zeroes(&req, buf, flags) {
         return zero(req, range, zeroes, may_extend).await;
     }
-    let engine = req.node.engine()?;
-    let (flags, then_flush) = carried_out(engine, flags)?;
-    for (at, len) in pieces(range.len(), transfer_max(&req)) {
-        let part = buf.slice(at as usize, len as usize);
-        engine.write(&req, range.slice(at, len).offset(), &part, flags).await?;
-        req.node.reached(range.slice(at, len).end());
+    let (given, then_flush) = carried_out(req.node.engine()?, flags)?;
+    let blocks = range.align_out(req.node.request_alignment())?;
+    // What reads the blocks that it writes a part of lets nobody in between (rule req-1).
+    let serialising = blocks != range || flags.contains(RequestFlags::SERIALISING);
+    let tracked = track(&req.node, blocks, serialising).await;
+    let change = Change::begin(&req, range);
+    if blocks == range {
+        pad::write_blocks(&req, range, buf, given).await?;
+    } else {
+        pad::write(&req, range, buf, given).await?;
     }
-    if then_flush { engine.flush(&req).await } else { Ok(()) }
+    drop((change, tracked));
+    if then_flush { flush(&req).await } else { Ok(()) }
 }
 
 /// The flags of a write that the engine is given, and whether the core must flush in the place of one that it is not.
@@ -259,23 +279,45 @@ fn detected_zeroes(req: &Req, buf: &IoBuf, flags: RequestFlags) -> Option<Reques
 
 pub(crate) async fn zero(req: Req, range: GuestRange, flags: RequestFlags, may_extend: bool) -> IoResult<()> {
     check_write(&req, range, may_extend).await?;
-    let engine = req.node.engine()?;
-    let limits = req.node.limits();
     // Deallocating is for nodes that were opened for it (rule zero-1).
     let flags = if req.node.modes().unmap { flags } else { flags.difference(RequestFlags::MAY_UNMAP) };
-    let (given, then_flush) = carried_out(engine, flags)?;
+    let (given, then_flush) = carried_out(req.node.engine()?, flags)?;
     let given = given | flags & (RequestFlags::MAY_UNMAP | RequestFlags::NO_FALLBACK);
-    for (at, len) in pieces(range.len(), aligned_max(&req, limits.zero_max)) {
-        let part = range.slice(at, len);
-        match engine.zero(&req, part, given).await {
-            Err(error) if error == IoError::UNSUPPORTED && !flags.contains(RequestFlags::NO_FALLBACK) => {
-                write_zeroes(&req, part, given).await?;
-            }
-            other => other?,
-        }
-        req.node.reached(part.end());
+    let blocks = range.align_out(req.node.request_alignment())?;
+    if blocks != range && flags.contains(RequestFlags::NO_FALLBACK) {
+        return Err(IoError::UNSUPPORTED);
     }
-    if then_flush { engine.flush(&req).await } else { Ok(()) }
+    let serialising = blocks != range || flags.contains(RequestFlags::SERIALISING);
+    let tracked = track(&req.node, blocks, serialising).await;
+    let change = Change::begin(&req, range);
+    req.node.status_cache().forget();
+    zero_parts(&req, range, given).await?;
+    drop((change, tracked));
+    if then_flush { flush(&req).await } else { Ok(()) }
+}
+
+/// Zero what lies between multiples of the driver's alignment at once, and what is left before and after by itself.
+async fn zero_parts(req: &Req, range: GuestRange, flags: RequestFlags) -> IoResult<()> {
+    let limits = req.node.limits();
+    let engine = req.node.engine()?;
+    let max = aligned_max(req, limits.zero_max);
+    for part in pad::parts(range, req.node.request_alignment().max(limits.zero_alignment)) {
+        if !part.is_aligned(req.node.request_alignment()) {
+            write_zeroes(req, part, flags).await?;
+            continue;
+        }
+        for (at, len) in pieces(part.len(), max) {
+            let piece = part.slice(at, len);
+            match engine.zero(req, piece, flags).await {
+                Err(error) if error == IoError::UNSUPPORTED && !flags.contains(RequestFlags::NO_FALLBACK) => {
+                    write_zeroes(req, piece, flags).await?;
+                }
+                other => other?,
+            }
+            req.node.reached(piece.end());
+        }
+    }
+    Ok(())
 }
 
 /// The fallback of a zero write: zeroes, written.
@@ -289,8 +331,12 @@ async fn write_zeroes(req: &Req, range: GuestRange, flags: RequestFlags) -> IoRe
     let zeroes = AlignedBuf::zeroed(range.len().min(max) as usize, alignment as usize).into_io();
     let flags = flags & RequestFlags::FUA;
     for (at, len) in pieces(range.len(), max) {
-        let part = zeroes.slice(0, len as usize);
-        req.node.engine()?.write(req, range.slice(at, len).offset(), &part, flags).await?;
+        let (part, data) = (range.slice(at, len), zeroes.slice(0, len as usize));
+        if part.is_aligned(req.node.request_alignment()) {
+            pad::write_blocks(req, part, &data, flags).await?;
+        } else {
+            pad::write(req, part, &data, flags).await?;
+        }
     }
     Ok(())
 }
@@ -300,47 +346,53 @@ pub(crate) async fn discard(req: Req, range: GuestRange) -> IoResult<()> {
     if !req.node.modes().unmap {
         return Ok(());
     }
+    let limits = req.node.limits();
+    // A part of a block cannot be discarded, and a discard is but a hint.
+    let Some(range) = pad::whole_blocks(range, req.node.request_alignment()) else { return Ok(()) };
+    let _tracked = track(&req.node, range, false).await;
+    let _change = Change::begin(&req, range);
+    req.node.status_cache().forget();
     let engine = req.node.engine()?;
-    for (at, len) in pieces(range.len(), aligned_max(&req, req.node.limits().discard_max)) {
-        match engine.discard(&req, range.slice(at, len)).await {
-            Err(error) if error == IoError::UNSUPPORTED => return Ok(()),
-            other => other?,
+    let max = aligned_max(&req, limits.discard_max);
+    for part in pad::parts(range, req.node.request_alignment().max(limits.discard_alignment)) {
+        for (at, len) in pieces(part.len(), max) {
+            match engine.discard(&req, part.slice(at, len)).await {
+                Err(error) if error == IoError::UNSUPPORTED => break,
+                other => other?,
+            }
         }
     }
     Ok(())
 }
 
-pub(crate) async fn flush(req: &Req) -> IoResult<()> {
-    req.node.engine()?.flush(req).await
-}
-
-/// The status of the start of `range`, made to be aligned, not empty and within the range (rule stat-1).
-pub(crate) async fn block_status(req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
-    check(req, range, false).await?;
-    if range.is_empty() {
-        return Err(IoError::INVALID);
-    }
-    let mut extent = req.node.engine()?.block_status(req, range).await?.truncated(range.len());
-    if extent.len < range.len() {
-        let alignment = u64::from(req.node.request_alignment());
-        extent = match extent.len & !(alignment - 1) {
-            // The driver knows about less than a block. What follows may be anything, and data is the safe answer.
-            0 => StatusExtent::data(alignment.min(range.len())),
-            // An odd end belongs to the next answer.
-            len => extent.truncated(len),
-        };
-    }
-    // Whose end it is, only this node knows.
-    extent.status.set(BlockStatus::EOF, range.slice(0, extent.len).end() == req.node.length());
-    Ok(extent)
-}
-
+/// Change the length. Nobody is in the area that comes or goes meanwhile, and what comes reads as zeroes from the first moment
+/// (rule trunc-1).
 pub(crate) async fn truncate(req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {
     if req.node.is_read_only() {
         return Err(IoError::READ_ONLY);
     }
-    GuestRange::new(0, len)?;
-    req.node.engine()?.truncate(req, len, preallocation).await?;
+    let all = GuestRange::new(0, len)?;
+    let old = refresh_length(req).await?;
+    let area = if len > old { all.slice(old, len - old) } else { GuestRange::new(len, old - len)? };
+    let _tracked = track(&req.node, area, true).await;
+    let _change = Change::begin(req, area);
+    req.node.status_cache().forget();
+    let engine = req.node.engine()?;
+    engine.truncate(req, len, preallocation).await?;
+    let below = match engine.backing() {
+        Some(backing) if backing.is_attached() => backing.refresh_length(req).await?,
+        _ => 0,
+    };
+    // What the backing file has there must not come to light.
+    if len > old && below > old {
+        let hidden = all.slice(old, below.min(len) - old);
+        if let Err(error) = zero_parts(req, hidden, RequestFlags::empty()).await {
+            if let Err(second) = engine.truncate(req, old, Preallocation::Off).await {
+                tracing::warn!(node = req.node_name(), %second, "an image stays longer than it was meant to be");
+            }
+            return Err(error);
+        }
+    }
     refresh_length(req).await?;
     Ok(())
 }
@@ -351,6 +403,39 @@ pub(crate) async fn refresh_length(req: &Req) -> IoResult<u64> {
         let len = req.node.engine()?.length(req).await?;
         if req.node.update_length(before, len) {
             return Ok(len);
+        }
+    }
+}
+
+/// Pass an ioctl on. It may change anything.
+pub(crate) async fn ioctl(req: &Req, number: u64, argument: &IoBuf) -> IoResult<()> {
+    let result = req.node.engine()?.ioctl(req, number, argument).await;
+    req.node.status_cache().forget();
+    req.node.flushing().wrote();
+    result
+}
+
+/// A change of a range that is under way. Observers are told before it begins and once more when it is over, whatever became of
+/// it (rule req-4); only then does it count for a flush.
+struct Change<'a> {
+    req: &'a Req,
+    range: GuestRange,
+}
+
+impl<'a> Change<'a> {
+    fn begin(req: &'a Req, range: GuestRange) -> Self {
+        if req.node.seen().contains(GateState::TRACKED) {
+            req.node.observers(|observer| observer.before(range));
+        }
+        Self { req, range }
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.req.node.flushing().wrote();
+        if self.req.node.seen().contains(GateState::TRACKED) {
+            self.req.node.observers(|observer| observer.after(self.range));
         }
     }
 }

@@ -8,11 +8,13 @@ use crate::context::{Hold, IoContext, Path, Target};
 use crate::driver::Access;
 use crate::edge::{self, Edge, EdgeWriter, ParentGate};
 use crate::file::FileOp;
-use crate::gate::{GateState, Gated, Pin, Refused};
+use crate::gate::{GateState, Gated, Pin, Refused, Way};
 use crate::node::{GateControl, NodeBody, NodeTarget, Quiesced, Req};
 use crate::pipeline::{self, Aimed, Leaf};
 use crate::request::{Done, Request, RequestKind};
+use crate::status::ChainStatus;
 use crate::thread::IoThreadHandle;
+use crate::{flush, status};
 use block_common::{
     ChildRole, GuestRange, IoBuf, IoError, IoResult, Limits, Perm, PermPair, Preallocation, RequestFlags, StatusExtent,
 };
@@ -159,7 +161,7 @@ impl Root {
     /// The node, for a look that no drain holds back.
     fn look(&self) -> IoResult<Pin<NodeBody>> {
         let root = self.0.enter(GateState::CLOSED).map_err(refused)?;
-        root.edge.follow(&root)
+        root.edge.follow(&root, Way::Slow)
     }
 
     /// Read into `buf` from `offset` bytes.
@@ -232,7 +234,16 @@ impl Root {
     /// As [`Root::read`].
     pub async fn block_status(&self, offset: u64, len: u64) -> IoResult<StatusExtent> {
         let range = GuestRange::new(offset, len).map_err(|_| IoError::OUT_OF_BOUNDS)?;
-        self.at_home(move |req| async move { pipeline::block_status(&req, range).await }).await
+        self.at_home(move |req| async move { status::block_status(&req, range).await }).await
+    }
+
+    /// What the node and the backing files below it say of `len` bytes at `offset`.
+    ///
+    /// # Errors
+    /// As [`Root::read`].
+    pub async fn chain_status(&self, offset: u64, len: u64) -> IoResult<ChainStatus> {
+        let range = GuestRange::new(offset, len).map_err(|_| IoError::OUT_OF_BOUNDS)?;
+        self.at_home(move |req| async move { status::chain_status(&req, range).await }).await
     }
 
     /// Change the node's length to `len` bytes. The resize permission must have been taken before, by the graph's owner.
@@ -262,7 +273,7 @@ impl Root {
     #[doc(alias = "blk_ioctl")]
     #[doc(alias = "blk_aio_ioctl")]
     pub async fn ioctl(&self, number: u64, argument: IoBuf) -> IoResult<()> {
-        self.at_home(move |req| async move { req.node.engine()?.ioctl(&req, number, &argument).await }).await
+        self.at_home(move |req| async move { pipeline::ioctl(&req, number, &argument).await }).await
     }
 
     /// Carry out one request.
@@ -309,7 +320,8 @@ impl Root {
             Ok(root) => root,
             Err(_) => return Some((request, target)),
         };
-        let (Ok(node), Ok(range)) = (root.edge.follow(&root), GuestRange::new(request.offset, request.len)) else {
+        let (Ok(node), Ok(range)) = (root.edge.follow(&root, Way::Fast), GuestRange::new(request.offset, request.len))
+        else {
             return Some((request, target));
         };
         if access.is_write() && root.edge.writable(request.flags).is_err() {
@@ -373,7 +385,7 @@ impl Root {
         let root = self.clone();
         let run = self.home().run(async move {
             let root = root.0.enter_when_open().await.map_err(refused)?;
-            let node = root.edge.follow(&root)?;
+            let node = root.edge.follow(&root, Way::Slow)?;
             work(Req::new(node)).await
         });
         async move { run.await.unwrap_or(Err(IoError::CANCELLED)) }
@@ -404,6 +416,9 @@ fn over(
     done: Done,
 ) {
     root.account(kind, len, done.result);
+    if kind == RequestKind::Write {
+        pipeline::wrote(&path);
+    }
     // The root last: a drain looks from the top down, and what it has seen idle must stay so.
     drop((path, root));
     deliver(context, target, done);
@@ -419,16 +434,16 @@ pub(crate) fn deliver(context: &IoContext, target: Target, done: Done) {
 }
 
 async fn dispatch(root: &Pin<RootBody>, request: &Request) -> IoResult<()> {
-    let req = Req::new(root.edge.follow(root)?);
+    let req = Req::new(root.edge.follow(root, Way::Slow)?);
     if request.kind == RequestKind::Flush {
-        return if req.is_read_only() { Ok(()) } else { pipeline::flush(&req).await };
+        return if req.is_read_only() { Ok(()) } else { flush::flush(&req).await };
     }
     let range = GuestRange::new(request.offset, request.len).map_err(|_| IoError::OUT_OF_BOUNDS)?;
     if request.is_write() {
         root.edge.writable(request.flags)?;
     }
     match (request.kind, &request.buf) {
-        (RequestKind::Read, Some(buf)) => pipeline::read(req, range, buf).await,
+        (RequestKind::Read, Some(buf)) => pipeline::read(req, range, buf, request.flags).await,
         (RequestKind::Write, Some(buf)) => pipeline::write(req, range, buf, request.flags, false).await,
         (RequestKind::Zero, _) => pipeline::zero(req, range, request.flags, false).await,
         (RequestKind::Discard, _) => pipeline::discard(req, range).await,

@@ -17,11 +17,17 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// How many counters a gate has: threads are spread over them.
+/// How many counters of a kind there are: threads are spread over them.
 #[cfg(not(loom))]
 pub(crate) const SHARDS: usize = 16;
 #[cfg(loom)]
 pub(crate) const SHARDS: usize = 2;
+
+/// How many of a gate's counters are those of requests on the fast path: the first ones. Those of the slow path come after them. A model has
+/// one of each.
+pub(crate) const FAST: usize = if cfg!(loom) { 1 } else { SHARDS };
+/// How many counters a gate has in all.
+pub(crate) const COUNTERS: usize = if cfg!(loom) { SHARDS } else { 2 * SHARDS };
 
 #[cfg(not(loom))]
 mod threads {
@@ -75,6 +81,12 @@ mod threads {
 
 #[cfg(not(loom))]
 pub(crate) use threads::shard;
+
+/// The counter that the calling thread uses for requests on the slow path. A model chooses for itself.
+#[inline]
+pub(crate) fn slow_shard() -> usize {
+    if cfg!(loom) { shard() } else { FAST + shard() }
+}
 
 /// The counter that the calling thread uses, and whether no other thread writes it.
 #[inline]

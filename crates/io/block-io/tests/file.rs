@@ -275,6 +275,7 @@ fn errors_of_the_host_keep_their_number() {
         assert_eq!(block_on(stack.root.root().write(0, buf(512, 0), NONE)).0, Err(IoError::host(libc::EBADF)));
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let stack = host(home, reader, engine, fast, 1, 4096);
+        assert!(block_on(stack.root.root().write(0, buf(512, 0), NONE)).0.is_err());
         assert_eq!(block_on(stack.root.root().flush()), Err(IoError::host(libc::EINVAL)), "a pipe has no disk");
         drop(writer);
     });

@@ -43,6 +43,7 @@ fn trust_3_an_engine_that_panics_cancels_its_request_alone() {
         let state = memory(fast);
         let stack = mem(&home.handle(), &state);
         let root = stack.root.root();
+        assert_eq!(block_on(root.write(0, buf(512, 0), Default::default())).0, Ok(()));
         state.panics.store(true, Ordering::SeqCst);
         assert_eq!(read(&root), Err(IoError::CANCELLED));
         if !fast {

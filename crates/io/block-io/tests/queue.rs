@@ -272,11 +272,12 @@ fn waiting_without_an_event_loop() {
             assert_eq!(tags(&done), (0..16).collect::<Vec<_>>());
         }
     }
+    let state = MemState::new(4096);
     state.valve.close();
     let stack = mem(&home.handle(), &state);
     let mut queue = Queue::new().expect("a queue");
     let mut done = Vec::new();
-    queue.submit(&stack.root.root(), Request::flush(), 0);
+    queue.submit(&stack.root.root(), Request::read(0, buf(512, 0)), 0);
     let begin = Instant::now();
     assert_eq!(queue.wait(&mut done, Some(Duration::from_millis(20))), 0);
     assert!(begin.elapsed() >= Duration::from_millis(20));

@@ -512,12 +512,19 @@ fn flush_1_a_flush_reaches_the_driver_and_its_error_the_caller() {
     let state = memory(true);
     let stack = mem(&home.handle(), &state);
     let root = stack.root.root();
+    assert_eq!(write(&root, 0, 512), Ok(()));
     assert_eq!(block_on(root.flush()), Ok(()));
-    assert_eq!(state.seen(), [Seen::Flush]);
+    assert_eq!(state.seen(), [Seen::Now(0, 512), Seen::Flush]);
+    assert_eq!(write(&root, 0, 512), Ok(()));
     *lock(&state.fails) = Some(IoError::host(libc::EIO));
-    assert_eq!(block_on(root.flush()), Err(IoError::host(libc::EIO)));
+    // It stays to be done, until it is done well.
+    for _ in 0..2 {
+        state.seen();
+        assert_eq!(block_on(root.flush()), Err(IoError::host(libc::EIO)));
+        assert_eq!(state.seen(), [Seen::Flush]);
+    }
     let counted = root.count(RequestKind::Flush);
-    assert_eq!((counted.requests, counted.failed), (1, 1));
+    assert_eq!((counted.requests, counted.failed), (1, 2));
 }
 
 // Status.

@@ -128,6 +128,10 @@ impl Driver for ToyFilter {
         self.0.limits
     }
 
+    fn filtered(&self) -> Option<&Edge> {
+        Some(&self.0.file)
+    }
+
     fn write_flags(&self) -> RequestFlags {
         RequestFlags::all()
     }

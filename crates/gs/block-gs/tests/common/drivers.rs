@@ -286,6 +286,10 @@ impl Driver for Pass {
         Mapping::Child { edge: &self.file, offset: HostOffset(offset), len: LENGTH_MAX - offset }
     }
 
+    fn filtered(&self) -> Option<&Edge> {
+        Some(&self.file)
+    }
+
     fn write_flags(&self) -> RequestFlags {
         RequestFlags::all()
     }

@@ -85,6 +85,13 @@ impl World {
         root
     }
 
+    /// Write something to `node`, so that there is something to flush.
+    pub async fn write(&self, node: &NodeRef) {
+        let root = self.root("writer", node).await;
+        root.io().write(0, buffer(512), Default::default()).await.0.expect("it writes");
+        self.gs.close_root(root).await;
+    }
+
     /// The graph as a text that tells all that matters of it.
     pub fn graph(&self) -> Vec<String> {
         self.gs.nodes().into_iter().map(|node| show(&node)).collect()

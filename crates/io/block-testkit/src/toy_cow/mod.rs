@@ -452,6 +452,10 @@ impl Driver for ToyCow {
         self.0.limits
     }
 
+    fn backing(&self) -> Option<&Edge> {
+        self.0.backing.as_ref()
+    }
+
     fn write_flags(&self) -> RequestFlags {
         RequestFlags::FUA
     }

@@ -251,6 +251,10 @@ impl Driver for FilePosix {
         self.0.limits
     }
 
+    fn is_leaf(&self) -> bool {
+        true
+    }
+
     fn write_flags(&self) -> RequestFlags {
         RequestFlags::FUA
     }

@@ -77,9 +77,13 @@ fn zero_2_an_offload_that_fails_for_another_reason_is_an_error() {
 fn flush_1_a_lost_sync_is_not_forgotten() {
     with(on_memfd(memfd(4096)), |root, shared| {
         assert_eq!(block_on(root.flush()), Ok(()));
+        let write =
+            || block_on(root.write(0, block_common::AlignedBuf::zeroed(512, 1).into_io(), RequestFlags::empty())).0;
+        assert_eq!(write(), Ok(()));
         shared.remember(Err(IoError::CLOSED));
         assert_eq!(block_on(root.flush()), Ok(()), "no sync was attempted, so none was lost");
         shared.remember(Err(IoError::host(Errno::EIO.raw())));
+        assert_eq!(write(), Ok(()));
         for _ in 0..2 {
             assert_eq!(block_on(root.flush()), Err(IoError::host(Errno::EIO.raw())));
         }
@@ -91,6 +95,10 @@ fn without_flushes_nothing_is_synced() {
     let options = FilePosixOptions { no_flush: true, ..on_memfd(memfd(4096)) };
     with(options, |root, shared| {
         shared.remember(Err(IoError::host(Errno::EIO.raw())));
+        assert_eq!(
+            block_on(root.write(0, block_common::AlignedBuf::zeroed(512, 1).into_io(), RequestFlags::empty())).0,
+            Ok(())
+        );
         assert_eq!(block_on(root.flush()), Ok(()));
     });
 }
