@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// How long nothing may move. Generous: the machine may be busy, a hang is for ever.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long when the host's disk stands still, which is not ours to mend: a thread of ours sleeps in the kernel and cannot be woken.
+const PATIENCE_WITH_DISKS: Duration = Duration::from_secs(300);
 /// How much longer the main loop gets to print the graph.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
@@ -99,11 +101,17 @@ impl Watch {
             (now.what.clone(), now.since.elapsed())
         };
         if age > patience {
+            let threads = threads();
+            let more = PATIENCE_WITH_DISKS.saturating_sub(PATIENCE);
+            if age < patience + more && threads.iter().any(Thread::waits_for_disk) {
+                return;
+            }
             let requests = self.requests.load(Ordering::Relaxed);
             eprintln!("{why}: '{what}' for {age:.1?}, {requests} requests so far, CAIRN_SEED={:#x}", self.seed);
             for root in self.roots.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                 eprintln!("{root:?}: {:?}, in flight {}, home {}", root.state(), root.in_flight(), root.home().name());
             }
+            threads.iter().for_each(|thread| eprintln!("{thread:?}"));
             eprintln!("{}", state());
             std::process::abort();
         }
@@ -122,6 +130,39 @@ impl Watch {
         }
         text
     }
+}
+
+/// What the kernel says of one of our threads, its own workers for our rings among them.
+#[derive(Debug)]
+struct Thread {
+    /// As in `ps`.
+    #[expect(dead_code, reason = "printed")]
+    name: String,
+    /// `R`: runs, `S`: sleeps, `D`: sleeps and cannot be woken.
+    state: char,
+    /// Where in the kernel it sleeps.
+    #[expect(dead_code, reason = "printed")]
+    sleeps_in: String,
+}
+
+impl Thread {
+    fn waits_for_disk(&self) -> bool {
+        self.state == 'D'
+    }
+}
+
+fn threads() -> Vec<Thread> {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let of = |path: &std::path::Path, what: &str| std::fs::read_to_string(path.join(what)).unwrap_or_default();
+    let thread = |path: std::path::PathBuf| {
+        let stat = of(&path, "stat");
+        Thread {
+            name: of(&path, "comm").trim_end().to_owned(),
+            state: stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or('?'),
+            sleeps_in: of(&path, "wchan"),
+        }
+    };
+    tasks.filter_map(|task| Some(thread(task.ok()?.path()))).collect()
 }
 
 /// The graph, a line for each node.

@@ -73,6 +73,8 @@ fn a_model_agrees_from_two_threads_every_way() {
 fn a_format_and_a_filter_over_files_agree_with_the_model_while_clusters_move() {
     let dir = dir();
     let test = "a_format_and_a_filter_over_files_agree_with_the_model_while_clusters_move";
+    // How often a cluster was moved, and one used again: whether it happens in one run is a matter of luck.
+    let (mut moved, mut reused) = (0, 0);
     everywhere(test, dir.path(), |way, options| {
         let Some((engine, _)) = open_or_skip(test, options) else { return };
         let mut opened = graph(way, engine);
@@ -95,9 +97,12 @@ fn a_format_and_a_filter_over_files_agree_with_the_model_while_clusters_move() {
             moved
         });
         let report = block_on(model::run(&root, options)).expect("the model agrees");
-        assert!(report.failed == 0 && block_on(mover).expect("it ran") > 0 && control.reused() > 0);
+        assert_eq!(report.failed, 0);
+        moved += block_on(mover).expect("it ran");
+        reused += control.reused();
         opened.close();
     });
+    assert!(moved > 0 && reused > 0);
 }
 
 #[test]
