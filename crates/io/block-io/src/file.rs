@@ -227,6 +227,12 @@ impl HostFile {
         (op.fd >= 0).then_some(&self.0.pool)
     }
 
+    /// The descriptor of a buffered file, and threads for calls on it.
+    pub(crate) fn buffered(&self) -> Option<(Arc<OwnedFd>, ThreadPool)> {
+        let is_buffered = self.0.options.memory_alignment <= 1;
+        self.owned().ok().filter(|_| is_buffered).map(|fd| (fd, self.0.pool.clone()))
+    }
+
     /// Carry out a read of the descriptor that [`HostFile::target`] found, if the page cache has all of it: nothing is waited for.
     #[inline]
     pub(crate) fn read_at_once(&self, op: &FileOp) -> bool {

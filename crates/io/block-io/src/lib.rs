@@ -22,6 +22,7 @@ mod pipeline;
 mod root;
 
 mod context;
+mod copy_range;
 mod file;
 mod flush;
 mod pool;

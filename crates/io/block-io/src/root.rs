@@ -14,7 +14,7 @@ use crate::pipeline::{self, Aimed, Leaf};
 use crate::request::{Done, Request, RequestKind};
 use crate::status::ChainStatus;
 use crate::thread::IoThreadHandle;
-use crate::{flush, status};
+use crate::{copy_range, flush, status};
 use block_common::{
     ChildRole, GuestRange, IoBuf, IoError, IoResult, Limits, Perm, PermPair, Preallocation, RequestFlags, StatusExtent,
 };
@@ -61,6 +61,10 @@ impl RootBody {
         } else {
             add(&shard.failed[kind as usize], 1);
         }
+    }
+
+    pub(crate) fn edge(&self) -> &Edge {
+        &self.edge
     }
 
     fn home(&self) -> IoThreadHandle {
@@ -246,6 +250,25 @@ impl Root {
         self.at_home(move |req| async move { status::chain_status(&req, range).await }).await
     }
 
+    /// Copy `len` bytes at `offset` to `to_offset` of `to` by the host, without their passing through this process.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where that cannot be done: copy by reading and writing then. Otherwise as [`Root::write`], and
+    /// part of it may have been copied.
+    #[doc(alias = "blk_co_copy_range")]
+    #[doc(alias = "bdrv_co_copy_range")]
+    pub async fn copy_range(&self, offset: u64, to: &Self, to_offset: u64, len: u64) -> IoResult<()> {
+        let range = |offset| GuestRange::new(offset, len).map_err(|_| IoError::OUT_OF_BOUNDS);
+        let (from_range, to_range) = (range(offset)?, range(to_offset)?);
+        let (from, to) = (self.clone(), to.clone());
+        let run = self.home().run(async move { copy_range::copy_range((&from, from_range), (&to, to_range)).await });
+        run.await.unwrap_or(Err(IoError::CANCELLED))
+    }
+
+    pub(crate) fn gate(&self) -> &Gated<RootBody> {
+        &self.0
+    }
+
     /// Change the node's length to `len` bytes. The resize permission must have been taken before, by the graph's owner.
     ///
     /// # Errors
@@ -398,7 +421,7 @@ impl fmt::Debug for Root {
     }
 }
 
-fn refused(why: Refused) -> IoError {
+pub(crate) fn refused(why: Refused) -> IoError {
     match why {
         Refused::State(_) => IoError::CLOSED,
         Refused::Full => IoError::BUSY,

@@ -465,6 +465,70 @@ fn close_1_a_call_in_the_kernel_keeps_its_descriptor() {
     eventually("the descriptor is closed", || writer.write_all(b"x").is_err());
 }
 
+// Copying within the host.
+
+/// The bytes go from one file to the other; what the host cannot do is told apart from what failed.
+#[test]
+fn ranges_are_copied_by_the_host() {
+    let home = thread();
+    let (from, to) = (Named::new(&pattern(1 << 20)), Named::new(&vec![0xee; 1 << 20]));
+    let source = host(&home, from.open(0), FileEngine::Ring, true, 1, 1 << 20);
+    let target = host(&home, to.open(0), FileEngine::Ring, true, 1, 1 << 20);
+    let (root, target_root) = (source.root.root(), target.root.root());
+    let copy = |at, to_at, len| block_on(root.copy_range(at, &target_root, to_at, len));
+    assert_eq!(copy(4096, 100, 500_000), Ok(()));
+    let content = to.content();
+    assert!(content[100..500_100] == pattern(1 << 20)[4096..504_096]);
+    assert!(content[..100].iter().chain(&content[500_100..]).all(|byte| *byte == 0xee));
+    assert_eq!(copy(0, 0, 0), Ok(()));
+    assert_eq!(target_root.count(block_io::RequestKind::Write).bytes, 500_000);
+    // It counts as a write: there is something to flush.
+    assert_eq!(block_on(target_root.flush()), Ok(()));
+    let sealed = Named::new(&[1; 4096]);
+    let sealed = host(&home, File::open(sealed.path()).expect("it is there"), FileEngine::Ring, true, 1, 4096);
+    let refused = [
+        // Past either end.
+        block_on(root.copy_range((1 << 20) - 1, &target_root, 0, 2)),
+        block_on(root.copy_range(0, &target_root, (1 << 20) - 1, 2)),
+        // Onto itself.
+        block_on(root.copy_range(0, &root, 1, 4096)),
+        // A descriptor that is not for writing.
+        block_on(root.copy_range(0, &sealed.root.root(), 0, 512)),
+    ];
+    assert_eq!(refused, [Err(IoError::UNSUPPORTED); 4]);
+    assert_eq!(block_on(root.copy_range(u64::MAX, &target_root, 0, 2)), Err(IoError::OUT_OF_BOUNDS));
+    let slow = host(&home, to.open(0), FileEngine::Ring, false, 1, 1 << 20);
+    assert_eq!(block_on(root.copy_range(0, &slow.root.root(), 0, 512)), Err(IoError::UNSUPPORTED));
+    let direct = host(&home, to.open(libc::O_DIRECT), FileEngine::Ring, true, 512, 1 << 20);
+    assert_eq!(block_on(root.copy_range(0, &direct.root.root(), 0, 512)), Err(IoError::UNSUPPORTED));
+}
+
+/// A copy waits for both ends, and holds neither while it waits for the other.
+#[test]
+fn drain_3_a_copy_waits_for_one_end_without_holding_the_other() {
+    let home = thread();
+    let (from, to) = (Named::new(&pattern(4096)), Named::new(&[0; 4096]));
+    let mut source = host(&home, from.open(0), FileEngine::Ring, true, 1, 4096);
+    let mut target = host(&home, to.open(0), FileEngine::Ring, true, 1, 4096);
+    let (root, target_root) = (source.root.root(), target.root.root());
+    for first in [true, false] {
+        let held = if first { &mut source.root } else { &mut target.root };
+        held.set_quiesced(true);
+        let (from, to) = (root.clone(), target_root.clone());
+        let copy = home.handle().run(async move { from.copy_range(0, &to, 0, 4096).await });
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        // The other one can be drained meanwhile.
+        let other = if first { &mut target.root } else { &mut source.root };
+        other.set_quiesced(true);
+        block_on(other.idle());
+        other.set_quiesced(false);
+        let held = if first { &mut source.root } else { &mut target.root };
+        held.set_quiesced(false);
+        assert_eq!(block_on(copy), Some(Ok(())));
+    }
+    assert!(to.content() == pattern(4096));
+}
+
 #[test]
 fn files_of_random_requests_hold_what_was_written() {
     let home = thread();
