@@ -8,6 +8,7 @@ use cairn_io::parse::Line;
 use std::cell::RefCell;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 const BUFFER_BYTES: usize = 4096;
 
@@ -19,13 +20,27 @@ struct Inner {
     name: String,
     is_terminal: bool,
     waiting: RefCell<Vec<u8>>,
+    /// What other threads have to say: it goes before what is printed next.
+    told: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Output {
     /// `name` goes in front of messages.
     pub(crate) fn new(name: String) -> Self {
         let waiting = RefCell::new(Vec::with_capacity(BUFFER_BYTES));
-        Self(Rc::new(Inner { name, is_terminal: stdout().is_terminal(), waiting }))
+        Self(Rc::new(Inner { name, is_terminal: stdout().is_terminal(), waiting, told: Arc::default() }))
+    }
+
+    /// For other threads: what is put there is printed before whatever this one prints next.
+    pub(crate) fn told(&self) -> Arc<Mutex<Vec<u8>>> {
+        self.0.told.clone()
+    }
+
+    fn hear(&self) {
+        let told = std::mem::take(&mut *self.0.told.lock().unwrap_or_else(PoisonError::into_inner));
+        if !told.is_empty() {
+            self.print_now(&told);
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -34,7 +49,11 @@ impl Output {
 
     /// Print to standard output.
     pub(crate) fn print(&self, text: impl AsRef<[u8]>) {
-        let mut text = text.as_ref();
+        self.hear();
+        self.print_now(text.as_ref());
+    }
+
+    fn print_now(&self, mut text: &[u8]) {
         let mut waiting = self.0.waiting.borrow_mut();
         while waiting.len() + text.len() > BUFFER_BYTES {
             let (now, later) = text.split_at(BUFFER_BYTES - waiting.len());
@@ -50,6 +69,7 @@ impl Output {
 
     /// Let everything out that was printed so far.
     pub(crate) fn flush(&self) {
+        self.hear();
         put(&mut self.0.waiting.borrow_mut());
     }
 

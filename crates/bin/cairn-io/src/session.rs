@@ -4,7 +4,8 @@ use crate::image::{File, Image, parse_options, text};
 use crate::output::Output;
 use crate::requests::{Device, Failed, Outcome};
 use block_common::options::{Dialect, DriverKind};
-use block_common::{IoError, IoResult, Options, Perm, PermPair, Preallocation};
+use block_common::{DebugEvent, IoError, IoResult, Options, Perm, PermPair, Preallocation, QapiEnum};
+use block_drivers::{BlkdebugControl, Stop};
 use block_gs::{GlobalState, NodeRef};
 use block_io::Root;
 use cairn_io::catalogue::{COMMANDS, Entry, Needs, find};
@@ -14,6 +15,7 @@ use cairn_io::parse::{parse, split};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::PoisonError;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -216,14 +218,22 @@ impl Session {
             Command::Read(read) => self.device()?.read(read, "read")?.await,
             Command::Readv(read) => self.device()?.read(read, "readv")?.await,
             Command::Reopen(reopen) => self.reopen(&reopen).await,
-            Command::Break { .. } => self.no_breakpoints("Could not set breakpoint"),
+            Command::Break { event, tag } => self.set_breakpoint(&event, &tag),
             Command::RemoveBreak(tag) => {
-                self.no_breakpoints(&format!("Could not remove breakpoint {}", String::from_utf8_lossy(&tag)))
+                let what = format!("Could not remove breakpoint {}", String::from_utf8_lossy(&tag));
+                self.breakpoint(&what, |control| control.remove_breakpoint(&tag))
             }
-            Command::Resume(_) => self.no_breakpoints("Could not resume request"),
-            Command::WaitBreak(tag) => {
-                self.no_breakpoints(&format!("Could not wait for breakpoint {}", String::from_utf8_lossy(&tag)))
-            }
+            Command::Resume(tag) => self.breakpoint("Could not resume request", |control| control.resume(&tag)),
+            Command::WaitBreak(tag) => match self.blkdebug() {
+                Some(control) => {
+                    control.stopped(&tag).await;
+                    Ok(())
+                }
+                None => {
+                    let what = format!("Could not wait for breakpoint {}", String::from_utf8_lossy(&tag));
+                    self.say(format!("{what}: {}", IoError::UNSUPPORTED))
+                }
+            },
             Command::Sigraise(signal) => {
                 self.out.flush();
                 // The first time, the runtime may catch it, look for a stack that overflowed, and let go of it.
@@ -416,9 +426,43 @@ impl Session {
         Ok(())
     }
 
-    /// No driver of this build stops requests.
-    fn no_breakpoints(&self, message: &str) -> Outcome {
-        self.say(format!("{message}: {}", IoError::UNSUPPORTED))
+    /// The first node from the top down that stops requests.
+    fn blkdebug(&self) -> Option<BlkdebugControl> {
+        let mut node = self.file.as_ref()?.backend.node()?;
+        loop {
+            if let Ok(control) = self.gs.with_control(&node, |control: &mut BlkdebugControl| control.clone()) {
+                return Some(control);
+            }
+            node = self.gs.child(&node, "file").ok().flatten()?;
+        }
+    }
+
+    fn set_breakpoint(&self, event: &[u8], tag: &[u8]) -> Outcome {
+        let what = "Could not set breakpoint";
+        let event = std::str::from_utf8(event).ok().and_then(DebugEvent::from_name);
+        let told = self.out.told();
+        let report = move |stop: Stop<'_>| {
+            let (doing, tag) = match stop {
+                Stop::Suspended(tag) => ("Suspended", tag),
+                Stop::Resuming(tag) => ("Resuming", tag),
+            };
+            let line = [b"blkdebug: ", doing.as_bytes(), b" request '", tag, b"'\n"].concat();
+            told.lock().unwrap_or_else(PoisonError::into_inner).extend(line);
+        };
+        self.breakpoint(what, |control| {
+            let Some(event) = event else { return false };
+            control.report_to(report);
+            control.set_breakpoint(event, tag);
+            true
+        })
+    }
+
+    fn breakpoint(&self, what: &str, act: impl FnOnce(&BlkdebugControl) -> bool) -> Outcome {
+        match self.blkdebug() {
+            Some(control) if act(&control) => Ok(()),
+            Some(_) => self.say(format!("{what}: {}", IoError::host(2))),
+            None => self.say(format!("{what}: {}", IoError::UNSUPPORTED)),
+        }
     }
 
     /// No image of this build has zones.

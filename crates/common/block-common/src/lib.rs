@@ -12,6 +12,7 @@ mod error;
 mod range;
 
 mod buf;
+mod debug_event;
 mod flags;
 mod limits;
 #[cfg(feature = "vm-memory")]
@@ -33,6 +34,7 @@ mod probe;
 pub mod options;
 
 pub use buf::*;
+pub use debug_event::*;
 pub use error::*;
 pub use flags::*;
 pub use limits::*;

@@ -13,11 +13,11 @@ pub struct Limits {
     pub segments_max: u32,
     /// The longest zero write.
     pub zero_max: u64,
-    /// Zero writes are cheap at multiples of this.
+    /// Zero writes are cheap at multiples of this; any number.
     pub zero_alignment: u32,
     /// The longest discard.
     pub discard_max: u64,
-    /// Discards have an effect at multiples of this.
+    /// Discards have an effect at multiples of this; any number.
     pub discard_alignment: u32,
     /// Requests of this size and multiples of it are cheapest.
     pub transfer_optimal: u32,

@@ -34,7 +34,7 @@ pub async fn open_image(gs: &GlobalState, name: &str, how: &ImageOptions) -> Gra
     let options = match FileName::parse(name)? {
         FileName::Json(options) => return open_options(gs, options, how).await,
         FileName::Path(path) => file_options(&path, how)?,
-        FileName::Protocol { protocol, name } => protocol_options(gs, &protocol, &name)?,
+        FileName::Protocol { protocol, name } => protocol_options(gs, &protocol, &name, how)?,
     };
     open_with_format(gs, options, how).await
 }
@@ -77,8 +77,31 @@ fn file_options(path: &str, how: &ImageOptions) -> GraphResult<Options> {
     Ok(options)
 }
 
+/// `blkdebug:CONFIG:IMAGE`: the rules' file, which may be empty, and the name of the image.
+fn blkdebug_options(gs: &GlobalState, name: &str, how: &ImageOptions) -> GraphResult<Options> {
+    let rest = name.strip_prefix("blkdebug:").unwrap_or_default();
+    let Some((config, image)) = rest.split_once(':') else {
+        return Err(GraphError::Open("blkdebug requires both config file and image path".into()));
+    };
+    let image = match FileName::parse(image)? {
+        FileName::Json(options) => options,
+        FileName::Path(path) => file_options(&path, how)?,
+        FileName::Protocol { protocol, name } => protocol_options(gs, &protocol, &name, how)?,
+    };
+    let mut options = Options::new(Dialect::Legacy);
+    options.insert("driver", "blkdebug")?;
+    if !config.is_empty() {
+        options.insert("config", config)?;
+    }
+    options.insert("image", Value::Dict(image.into_dict()))?;
+    Ok(options)
+}
+
 /// Protocols whose name says everything: `null-co://`.
-fn protocol_options(gs: &GlobalState, protocol: &str, name: &str) -> GraphResult<Options> {
+fn protocol_options(gs: &GlobalState, protocol: &str, name: &str, how: &ImageOptions) -> GraphResult<Options> {
+    if protocol == "blkdebug" {
+        return blkdebug_options(gs, name, how);
+    }
     let mut options = Options::new(Dialect::Legacy);
     if !matches!(protocol, "null-co" | "null-aio") || gs.driver(protocol).is_err() {
         return Err(GraphError::Open(format!("Unknown protocol '{protocol}'")));

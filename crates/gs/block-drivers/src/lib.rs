@@ -5,12 +5,15 @@
 
 #![forbid(unsafe_code)]
 
+mod blkdebug;
 mod file;
 mod null;
 mod raw;
 
 mod image;
 
+pub use blkdebug::BlkdebugType;
+pub use block_blkdebug::{BlkdebugControl, Stop};
 pub use file::FileType;
 pub use image::{ImageOptions, open_image, open_options};
 pub use null::NullType;
@@ -26,4 +29,5 @@ pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(NullType::CALLBACK));
     gs.register(Rc::new(FileType));
     gs.register(Rc::new(RawType));
+    gs.register(Rc::new(BlkdebugType));
 }

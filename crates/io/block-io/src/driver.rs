@@ -9,7 +9,8 @@ use crate::file::HostFile;
 use crate::node::Req;
 use async_trait::async_trait;
 use block_common::{
-    GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags, StatusExtent,
+    DebugEvent, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags,
+    StatusExtent,
 };
 
 /// What a request means to do with the mapped bytes.
@@ -138,6 +139,15 @@ pub trait Driver: Send + Sync + 'static {
     fn serve_now(&self, _request: NowRequest<'_>) -> IoResult<()> {
         Err(IoError::BUG)
     }
+
+    /// Whether [`Driver::debug_event`] is of interest. Nothing is told to those whose answer is no.
+    fn wants_debug_events(&self) -> bool {
+        false
+    }
+
+    /// A request on its way down has come to a point at which something may be tried out: an error, or a stop.
+    #[doc(alias = "bdrv_co_debug_event")]
+    async fn debug_event(&self, _req: &Req, _event: DebugEvent) {}
 
     /// The length in bytes, asked anew: may differ from last time when something outside changed it.
     ///

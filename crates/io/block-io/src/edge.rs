@@ -15,8 +15,8 @@ use crate::root::RootBody;
 use crate::status::ChainStatus;
 use crate::{flush, status};
 use block_common::{
-    ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Perm, PermPair, Preallocation,
-    RequestFlags, StatusExtent,
+    ChildRole, DebugEvent, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Perm, PermPair,
+    Preallocation, RequestFlags, StatusExtent,
 };
 use std::fmt;
 use std::sync::Arc;
@@ -283,6 +283,14 @@ impl Edge {
             return Err(IoError::NOT_PERMITTED);
         }
         pipeline::truncate(&self.child(req)?, len, preallocation).await
+    }
+
+    /// Tell the child that a request has come to `event`: see [`Driver::debug_event`](crate::Driver::debug_event).
+    #[doc(alias = "bdrv_co_debug_event")]
+    pub async fn debug_event(&self, req: &Req, event: DebugEvent) {
+        if let Ok(child) = self.child(req) {
+            pipeline::debug_event(&child, event).await;
+        }
     }
 
     /// Pass an ioctl to the child: see [`Driver::ioctl`](crate::Driver::ioctl).

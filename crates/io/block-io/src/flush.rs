@@ -4,8 +4,9 @@
 //! began; only a flush that succeeded is remembered, and one that failed has failed for all who waited for it (rule flush-1).
 
 use crate::node::{NodeBody, Req};
+use crate::pipeline::debug_event;
 use crate::sync::SHARDS;
-use block_common::{IoError, IoResult};
+use block_common::{DebugEvent, IoError, IoResult};
 use crossbeam_utils::CachePadded;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -97,7 +98,11 @@ pub(crate) async fn flush(req: &Req) -> IoResult<()> {
     }
     let round = Round::begin(&req.node);
     let result = match req.node.engine() {
-        Ok(engine) => engine.flush(req).await,
+        Ok(engine) => {
+            debug_event(req, DebugEvent::FlushToOs).await;
+            debug_event(req, DebugEvent::FlushToDisk).await;
+            engine.flush(req).await
+        }
         Err(error) => Err(error),
     };
     round.end(result)

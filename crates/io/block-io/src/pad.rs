@@ -4,20 +4,20 @@
 //! it would write back what somebody else has changed meanwhile (rule req-1).
 
 use crate::node::Req;
-use crate::pipeline::{pieces, transfer_max};
-use block_common::{AlignedBuf, GuestRange, IoBuf, IoResult, RequestFlags};
+use crate::pipeline::{debug_event, pieces, transfer_max};
+use block_common::{AlignedBuf, DebugEvent, GuestRange, IoBuf, IoResult, RequestFlags};
 
 /// Requests of at most this many bytes are carried out in one piece, in memory of their own; of longer ones, only the first
 /// and the last block are.
 const WHOLE_MAX: u64 = 64 << 10;
 
-/// The range cut at the first and at the last multiple of `alignment` inside it: what lies before, between and after, without the
+/// The range cut at the first and at the last multiple of `alignment`, any number, inside it: what lies before, between and after, without the
 /// empty ones.
 pub(crate) fn parts(range: GuestRange, alignment: u32) -> impl Iterator<Item = GuestRange> {
-    let mask = u64::from(alignment) - 1;
+    let alignment = u64::from(alignment.max(1));
     let (start, end) = (range.offset().0, range.end());
-    let first = start.checked_add(mask).map_or(end, |up| up & !mask).min(end);
-    let last = (end & !mask).max(first);
+    let first = start.checked_next_multiple_of(alignment).map_or(end, |up| up.min(end));
+    let last = (end - end % alignment).max(first);
     let cuts = [start, first, last, end];
     let part = move |i: usize| range.slice(cuts[i] - start, cuts[i + 1] - cuts[i]);
     (0..3).map(part).filter(|part| !part.is_empty())
@@ -99,12 +99,17 @@ pub(crate) async fn write(req: &Req, range: GuestRange, buf: &IoBuf, flags: Requ
         let first = blocks.slice(0, block);
         let last = blocks.slice(blocks.len() - block, block);
         if first.offset() != step.offset() {
+            debug_event(req, DebugEvent::PwritevRmwHead).await;
             fill(req, first, &part_of(&bounce, blocks, first)).await?;
+            debug_event(req, DebugEvent::PwritevRmwAfterHead).await;
         }
         if last.end() != step.end() && (last != first || first.offset() == step.offset()) {
+            debug_event(req, DebugEvent::PwritevRmwTail).await;
             fill(req, last, &part_of(&bounce, blocks, last)).await?;
+            debug_event(req, DebugEvent::PwritevRmwAfterTail).await;
         }
         part_of(&bounce, blocks, step).copy_from(&data);
+        debug_event(req, DebugEvent::Pwritev).await;
         write_blocks(req, blocks, &bounce, flags).await?;
     }
     Ok(())
@@ -138,6 +143,8 @@ mod tests {
         assert_eq!(cut(0, 2000), [(0, 1536), (1536, 2000)]);
         assert_eq!(cut(100, 1536), [(100, 512), (512, 1536)]);
         assert_eq!(cut(700, 700), []);
+        let thirds: Vec<_> = parts(range(1, 8), 3).map(|part| (part.offset().0, part.end())).collect();
+        assert_eq!(thirds, [(1, 3), (3, 6), (6, 8)]);
         let end = i64::MAX as u64;
         assert_eq!(cut(end - 1, end), [(end - 1, end)]);
     }

@@ -18,7 +18,8 @@ use crate::pad;
 use crate::pool::ThreadPool;
 use crate::track::track;
 use block_common::{
-    AlignedBuf, DetectZeroes, GuestOffset, GuestRange, IoBuf, IoError, IoResult, Preallocation, RequestFlags,
+    AlignedBuf, DebugEvent, DetectZeroes, GuestOffset, GuestRange, IoBuf, IoError, IoResult, Preallocation,
+    RequestFlags,
 };
 
 /// Deeper graphs than this take the slow path.
@@ -247,10 +248,12 @@ pub(crate) async fn write(
     let tracked = track(&req.node, blocks, serialising).await;
     let change = Change::begin(&req, range);
     if blocks == range {
+        debug_event(&req, DebugEvent::Pwritev).await;
         pad::write_blocks(&req, range, buf, given).await?;
     } else {
         pad::write(&req, range, buf, given).await?;
     }
+    debug_event(&req, DebugEvent::PwritevDone).await;
     drop((change, tracked));
     if then_flush { flush(&req).await } else { Ok(()) }
 }
@@ -291,7 +294,9 @@ pub(crate) async fn zero(req: Req, range: GuestRange, flags: RequestFlags, may_e
     let tracked = track(&req.node, blocks, serialising).await;
     let change = Change::begin(&req, range);
     req.node.status_cache().forget();
+    debug_event(&req, DebugEvent::PwritevZero).await;
     zero_parts(&req, range, given).await?;
+    debug_event(&req, DebugEvent::PwritevDone).await;
     drop((change, tracked));
     if then_flush { flush(&req).await } else { Ok(()) }
 }
@@ -404,6 +409,16 @@ pub(crate) async fn refresh_length(req: &Req) -> IoResult<u64> {
         if req.node.update_length(before, len) {
             return Ok(len);
         }
+    }
+}
+
+/// Tell the node's driver of an event, if it wants to know.
+#[inline]
+pub(crate) async fn debug_event(req: &Req, event: DebugEvent) {
+    if let Ok(engine) = req.node.engine()
+        && engine.wants_debug_events()
+    {
+        engine.debug_event(req, event).await;
     }
 }
 

@@ -8,7 +8,8 @@
 
 use async_trait::async_trait;
 use block_common::{
-    GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags, StatusExtent,
+    DebugEvent, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags,
+    StatusExtent,
 };
 use block_io::{Access, Driver, Edge, Mapping, Quiesced, Req};
 use std::future::Future;
@@ -211,10 +212,12 @@ impl Driver for Raw {
     }
 
     async fn read(&self, req: &Req, offset: GuestOffset, buf: &IoBuf) -> IoResult<()> {
+        self.0.file.debug_event(req, DebugEvent::ReadAio).await;
         self.0.file.read(req, self.place_of(offset, buf)?, buf).await
     }
 
     async fn write(&self, req: &Req, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
+        self.0.file.debug_event(req, DebugEvent::WriteAio).await;
         self.0.file.write(req, self.place_of(offset, buf)?, buf, flags).await
     }
 
