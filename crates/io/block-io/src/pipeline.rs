@@ -175,15 +175,23 @@ fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf) -
     }
 }
 
-/// Whether the range lies inside the node. Blocks do not count here: what does not fill them is padded.
+/// Whether the range lies inside the node. A node that was made of blocks by somebody above counts up to the end of its last one.
 pub(crate) async fn check(req: &Req, range: GuestRange, may_extend: bool) -> IoResult<()> {
-    if range.end() > req.node.length() && !may_extend {
-        // What is below may have grown through somebody else's hands: ask before refusing.
-        if range.end() > refresh_length(req).await? {
-            return Err(IoError::OUT_OF_BOUNDS);
-        }
+    let block = u64::from(req.node.request_alignment());
+    let is_inside = |length: u64| range.end() <= length.next_multiple_of(block);
+    // What is below may have grown through somebody else's hands: ask before refusing.
+    if may_extend || is_inside(req.node.length()) || is_inside(refresh_length(req).await?) {
+        return Ok(());
     }
-    Ok(())
+    Err(IoError::OUT_OF_BOUNDS)
+}
+
+/// Whether a range that comes from outside lies inside the node, to the byte.
+pub(crate) async fn check_entry(req: &Req, range: GuestRange) -> IoResult<()> {
+    if range.end() <= req.node.length() || range.end() <= refresh_length(req).await? {
+        return Ok(());
+    }
+    Err(IoError::OUT_OF_BOUNDS)
 }
 
 async fn check_write(req: &Req, range: GuestRange, may_extend: bool) -> IoResult<()> {

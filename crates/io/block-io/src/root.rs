@@ -238,7 +238,11 @@ impl Root {
     /// As [`Root::read`].
     pub async fn block_status(&self, offset: u64, len: u64) -> IoResult<StatusExtent> {
         let range = GuestRange::new(offset, len).map_err(|_| IoError::OUT_OF_BOUNDS)?;
-        self.at_home(move |req| async move { status::block_status(&req, range).await }).await
+        let ask = move |req: Req| async move {
+            pipeline::check_entry(&req, range).await?;
+            status::block_status(&req, range).await
+        };
+        self.at_home(ask).await
     }
 
     /// What the node and the backing files below it say of `len` bytes at `offset`.
@@ -247,7 +251,11 @@ impl Root {
     /// As [`Root::read`].
     pub async fn chain_status(&self, offset: u64, len: u64) -> IoResult<ChainStatus> {
         let range = GuestRange::new(offset, len).map_err(|_| IoError::OUT_OF_BOUNDS)?;
-        self.at_home(move |req| async move { status::chain_status(&req, range).await }).await
+        let ask = move |req: Req| async move {
+            pipeline::check_entry(&req, range).await?;
+            status::chain_status(&req, range).await
+        };
+        self.at_home(ask).await
     }
 
     /// Copy `len` bytes at `offset` to `to_offset` of `to` by the host, without their passing through this process.
@@ -462,6 +470,7 @@ async fn dispatch(root: &Pin<RootBody>, request: &Request) -> IoResult<()> {
         return if req.is_read_only() { Ok(()) } else { flush::flush(&req).await };
     }
     let range = GuestRange::new(request.offset, request.len).map_err(|_| IoError::OUT_OF_BOUNDS)?;
+    pipeline::check_entry(&req, range).await?;
     if request.is_write() {
         root.edge.writable(request.flags)?;
     }

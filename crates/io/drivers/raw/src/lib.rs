@@ -84,7 +84,7 @@ impl Shared {
 
     async fn check(&self, req: &Req, options: RawOptions) -> Result<RawReopen, RawError> {
         let length = self.file.refresh_length(req).await.map_err(RawError::Child)?;
-        let limits = self.file.limits(req).map_err(RawError::Child)?;
+        let mut limits = self.file.limits(req).map_err(RawError::Child)?;
         let RawOptions { offset, size } = options;
         if offset > length {
             return Err(RawError::OffsetPastEnd { offset, length });
@@ -96,6 +96,11 @@ impl Shared {
             if !size.is_multiple_of(SECTOR) {
                 return Err(RawError::SizeNotSectors { size });
             }
+        }
+        // A window that cuts the child's blocks is not made of blocks itself: the child pads what comes through it.
+        let cuts = |bytes: u64| !bytes.is_multiple_of(limits.request_alignment.into());
+        if cuts(offset) || size.is_some_and(cuts) {
+            limits.request_alignment = 1;
         }
         Ok(RawReopen { options, limits })
     }

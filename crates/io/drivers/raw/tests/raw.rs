@@ -168,6 +168,43 @@ fn stat_1_the_childs_status_is_translated() {
     block_on(window.graph.close()).expect("closed");
 }
 
+/// Windows that begin and end within a block of the child, and a child that ends within one.
+#[test]
+fn req_1_a_window_cuts_blocks() {
+    let thread = io_thread(true);
+    for (length, offset, size) in
+        [(65_536, 512, Some(1536)), (65_536, 777, None), (10_000, 4096, None), (10_000, 0, None)]
+    {
+        let limits = Limits { request_alignment: 4096, ..Limits::NONE };
+        let content: Vec<u8> = (0..length).map(|i| (i / 100) as u8 | 1).collect();
+        let storage = MemStorage::with_content(MemOptions { limits, ..MemOptions::new(0) }, content.clone());
+        let window = open(&thread, &storage, offset, size).expect("a window");
+        let len = window.root.length().expect("a length");
+        assert_eq!(len, size.unwrap_or(length - offset));
+        assert_eq!(block_on(window.root.write(len - 1, filled(1, 0), NONE)).0, Ok(()));
+        assert_eq!(block_on(window.root.write(0, filled(1, 0), NONE)).0, Ok(()));
+        assert_eq!(block_on(window.root.zero(len - 5, 3, NONE)), Ok(()));
+        let (result, back) = block_on(window.root.read(0, filled(len as usize, 0xee)));
+        assert_eq!(result, Ok(()));
+        let mut expected = content[offset as usize..(offset + len) as usize].to_vec();
+        let end = expected.len();
+        (expected[0], expected[end - 1]) = (0, 0);
+        expected[end - 5..end - 2].fill(0);
+        assert!(back.expect("it comes back").to_aligned(1)[..] == expected);
+        // A child that ends within a block has grown to its end by now, as the host's files do.
+        let past: &[_] = if length == 10_000 { &[] } else { &[(len, 1), (len - 1, 2), (0, len + 1)] };
+        for &(at, count) in past {
+            assert_eq!(block_on(window.root.write(at, filled(count as usize, 0), NONE)).0, Err(IoError::OUT_OF_BOUNDS));
+            assert_eq!(block_on(window.root.block_status(at, count)), Err(IoError::OUT_OF_BOUNDS));
+        }
+        let around = storage.bytes(0, length as usize);
+        assert!(around[..offset as usize] == content[..offset as usize]);
+        let behind = (offset + len) as usize;
+        assert!(around[behind..] == content[behind..]);
+        block_on(window.graph.close()).expect("closed");
+    }
+}
+
 #[test]
 fn the_childs_limits_hold() {
     let thread = io_thread(true);
