@@ -5,6 +5,7 @@
 use block_common::options::{Dialect, Dict, Value};
 use block_common::{AlignedBuf, CacheFlags, FileName, Options, PROBE_BYTES, ParentKind, Perm, PermPair, probe_format};
 use block_gs::{GlobalState, GraphError, GraphResult, NodeRef};
+use block_raw::RawControl;
 
 /// How a tool opens an image.
 #[derive(Clone, Debug, Default)]
@@ -143,7 +144,12 @@ async fn open_with_format(gs: &GlobalState, file: Options, how: &ImageOptions) -
     if gs.driver(format).is_err() {
         return Err(GraphError::NotBuilt(format!("Image format '{format}'")));
     }
-    gs.open(format_options(format, Value::Str(node.name().to_owned()), how)?).await
+    let image = gs.open(format_options(format, Value::Str(node.name().to_owned()), how)?).await?;
+    if format == "raw" {
+        // Anything can look raw, and what a guest writes decides what it looks like next time (rule trust-1).
+        gs.with_control(&image, RawControl::guard_first_sector)?;
+    }
+    Ok(image)
 }
 
 fn format_options(format: &str, file: Value, how: &ImageOptions) -> GraphResult<Options> {

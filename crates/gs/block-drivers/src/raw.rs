@@ -11,11 +11,12 @@ use std::any::Any;
 #[derive(Clone, Copy, Debug)]
 pub struct RawType;
 
-struct Control(#[expect(dead_code, reason = "reopen moves the window through it")] RawControl);
+/// Its nodes' control is a [`RawControl`].
+struct Control(RawControl);
 
 impl EngineControl for Control {
     fn as_any(&mut self) -> &mut dyn Any {
-        self
+        &mut self.0
     }
 }
 

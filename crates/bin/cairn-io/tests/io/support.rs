@@ -61,6 +61,9 @@ pub(crate) fn make_files(dir: &Path) {
     write("pat0", b"");
     write("pat1", &[b'Z'; 1000]);
     write("all", &(0..=255).collect::<Vec<u8>>());
+    write("qcow2.hdr", b"QFI\xfb\0\0\0\x03");
+    write("head.hdr", b"QF");
+    write("tail.hdr", b"I\xfb\0\0\0\x03");
     std::fs::create_dir(dir.join("dir")).expect("a directory");
 }
 

@@ -8,12 +8,12 @@
 
 use async_trait::async_trait;
 use block_common::{
-    DebugEvent, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags,
-    StatusExtent,
+    AlignedBuf, DebugEvent, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation,
+    RequestFlags, StatusExtent, probe_format,
 };
 use block_io::{Access, Driver, Edge, Mapping, Quiesced, Req};
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// Sizes are multiples of this many bytes, as in the field.
@@ -74,9 +74,19 @@ struct Shared {
     /// The fixed size in bytes, or [`UNLIMITED`].
     size: AtomicU64,
     limits: RwLock<Limits>,
+    /// Somebody guessed that the image is raw: no guest may make it look like anything else (rule trust-1).
+    guessed: AtomicBool,
+    /// Writes of parts of the first sector come one after the other: what they make of it together is looked at.
+    first_sector: tokio::sync::Mutex<()>,
 }
 
 impl Shared {
+    /// Whether a change of `range` needs a look at the first sector.
+    #[inline]
+    fn is_guarded(&self, range: GuestRange) -> bool {
+        range.offset().0 < SECTOR && !range.is_empty() && self.guessed.load(Ordering::Relaxed)
+    }
+
     /// Offset and size. They change only while nothing is in flight, so two loads are one value.
     fn window(&self) -> (u64, u64) {
         (self.offset.load(Ordering::Acquire), self.size.load(Ordering::Acquire))
@@ -139,6 +149,8 @@ impl Raw {
             offset: AtomicU64::new(0),
             size: AtomicU64::new(UNLIMITED),
             limits: RwLock::new(Limits::NONE),
+            guessed: AtomicBool::new(false),
+            first_sector: tokio::sync::Mutex::default(),
         };
         let window = shared.check(req, options).await?;
         shared.set(window);
@@ -154,6 +166,31 @@ impl Raw {
             return Err(IoError::OUT_OF_BOUNDS);
         }
         range.offset().0.checked_add(offset).map(HostOffset).ok_or(IoError::OUT_OF_BOUNDS)
+    }
+
+    /// Write `buf`, the start of which is in the first sector, unless the image would then look like one of another format. What is written
+    /// there is what was looked at: a guest may change its memory meanwhile.
+    async fn write_guarded(&self, req: &Req, range: GuestRange, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
+        let _first_sector = self.0.first_sector.lock().await;
+        let sector = req.length().min(SECTOR);
+        let head = range.slice(0, sector.saturating_sub(range.offset().0));
+        let alignment = self.limits().memory_alignment.max(1) as usize;
+        let merged = AlignedBuf::zeroed(sector as usize, alignment).into_io();
+        if head.len() < sector {
+            let all = GuestRange::new(0, sector)?;
+            self.0.file.read(req, self.place(all)?, &merged).await?;
+        }
+        let part = merged.slice(head.offset().0 as usize, head.len() as usize);
+        part.copy_from(&buf.slice(0, head.len() as usize));
+        if probe_format(&merged.to_aligned(1)) != "raw" {
+            tracing::warn!(node = req.node_name(), "a guest's write of another format's header was refused");
+            return Err(IoError::NOT_PERMITTED);
+        }
+        let copy = AlignedBuf::zeroed(buf.len(), alignment).into_io();
+        copy.slice(0, head.len() as usize).copy_from(&part);
+        let rest = head.len() as usize..buf.len();
+        copy.slice(rest.start, rest.len()).copy_from(&buf.slice(rest.start, rest.len()));
+        self.0.file.write(req, self.place(range)?, &copy, flags).await
     }
 
     fn place_of(&self, offset: GuestOffset, buf: &IoBuf) -> IoResult<HostOffset> {
@@ -182,6 +219,12 @@ impl RawControl {
         async move { shared.check(&req, options).await }
     }
 
+    /// Somebody guessed the format: from now on no write may make the first sector look like a header of another one. To be called before the
+    /// node has users.
+    pub fn guard_first_sector(&mut self) {
+        self.0.guessed.store(true, Ordering::Relaxed);
+    }
+
     /// Show the prepared window from now on. The node's length and limits are to be refreshed after it.
     pub fn commit(&mut self, reopen: RawReopen, _proof: &Quiesced<'_>) {
         self.0.set(reopen);
@@ -203,7 +246,10 @@ impl Driver for Raw {
     }
 
     #[inline]
-    fn map_cached(&self, _access: Access, range: GuestRange) -> Mapping<'_> {
+    fn map_cached(&self, access: Access, range: GuestRange) -> Mapping<'_> {
+        if access.is_write() && self.0.is_guarded(range) {
+            return Mapping::Slow;
+        }
         match self.place(range) {
             Ok(offset) => Mapping::Child { edge: &self.0.file, offset, len: range.len() },
             Err(_) => Mapping::Slow,
@@ -223,10 +269,19 @@ impl Driver for Raw {
 
     async fn write(&self, req: &Req, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
         self.0.file.debug_event(req, DebugEvent::WriteAio).await;
+        let range = GuestRange::new(offset.0, buf.len() as u64)?;
+        if self.0.is_guarded(range) {
+            return self.write_guarded(req, range, buf, flags).await;
+        }
         self.0.file.write(req, self.place_of(offset, buf)?, buf, flags).await
     }
 
     async fn zero(&self, req: &Req, range: GuestRange, flags: RequestFlags) -> IoResult<()> {
+        // A sector of zeroes is no header. What zeroes make of a part of one is looked at when they are written.
+        let covers = range.offset().0 == 0 && range.len() >= SECTOR.min(req.length());
+        if self.0.is_guarded(range) && !covers {
+            return Err(IoError::UNSUPPORTED);
+        }
         self.0.file.zero(req, self.place(range)?, range.len(), flags).await
     }
 

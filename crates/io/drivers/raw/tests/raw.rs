@@ -205,6 +205,56 @@ fn req_1_a_window_cuts_blocks() {
     }
 }
 
+/// Whatever a guest writes, and in however many pieces, an image whose format was guessed stays one that looks raw.
+#[test]
+fn trust_1_no_header_comes_into_a_guessed_image() {
+    let thread = io_thread(true);
+    let header = b"QFI\xfb\0\0\0\x03";
+    for (alignment, chance) in [(1, false), (512, false), (512, true)] {
+        let limits = Limits { request_alignment: alignment, ..Limits::NONE };
+        let storage = MemStorage::new(MemOptions { limits, ..MemOptions::new(65_536) });
+        let mut graph = StaticGraph::new(thread.handle());
+        let file = block_on(graph.node("file").install(storage.driver(), false)).expect("a file");
+        let (node, mut control) = block_on(raw(&mut graph, &file, RawOptions::default())).expect("a window");
+        control.guard_first_sector();
+        let root = graph.root("root", &node, Perm::all());
+        let write = |at: u64, bytes: &[u8]| {
+            let buf = filled(bytes.len(), 0);
+            buf.copy_from_slice(0, bytes);
+            block_on(root.write(at, buf, NONE)).0
+        };
+        let mut whole = vec![0; 4096];
+        whole[..8].copy_from_slice(header);
+        assert_eq!(write(0, &whole), Err(IoError::NOT_PERMITTED));
+        assert_eq!(write(0, header), Err(IoError::NOT_PERMITTED));
+        assert_eq!(write(512, &whole), Ok(()), "it is the first sector that counts");
+        // Byte by byte, forwards and backwards, and by zeroes.
+        let mut order: Vec<usize> = (0..8).collect();
+        if chance {
+            order.reverse();
+        }
+        assert_eq!(write(0, &[1; 8]), Ok(()));
+        let results: Vec<_> = order.iter().map(|i| write(*i as u64, &header[*i..=*i])).collect();
+        assert_eq!(results.iter().filter(|result| result.is_err()).count(), 1, "the last one is refused");
+        assert_eq!(write(0, b"QEDx"), Ok(()));
+        assert_eq!(block_on(root.zero(3, 1, NONE)), Err(IoError::NOT_PERMITTED));
+        assert_eq!(block_on(root.zero(0, 4096, NONE)), Ok(()));
+        // Two at once, each harmless by itself.
+        for _ in 0..50 {
+            assert_eq!(block_on(root.zero(0, 512, NONE)), Ok(()));
+            let (a, b) = (filled(4, 0), filled(4, 0));
+            a.copy_from_slice(0, &header[..4]);
+            b.copy_from_slice(0, &header[4..]);
+            let second = root.clone();
+            let other = thread.handle().run(async move { second.write(4, b, NONE).await.0 });
+            let results = [block_on(root.write(0, a, NONE)).0, block_on(other).expect("it ran")];
+            assert_eq!(results.iter().filter(|result| result.is_err()).count(), 1);
+            assert_eq!(block_common::probe_format(&storage.bytes(0, 512)), "raw");
+        }
+        block_on(graph.close()).expect("closed");
+    }
+}
+
 #[test]
 fn the_childs_limits_hold() {
     let thread = io_thread(true);
