@@ -2,6 +2,7 @@
 
 bitflags::bitflags! {
     /// How a request is to be carried out. Names follow the field's `BDRV_REQ_*`.
+    #[doc(alias = "bdrv_make_request_serialising")]
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct RequestFlags: u16 {
         /// The data is on stable storage when the request completes.

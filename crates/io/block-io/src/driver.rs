@@ -108,6 +108,9 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Whether the driver reaches storage itself, so that asking for block status is dear and data stays data until it is zeroed or discarded
     /// through this node: the core then remembers.
+    #[doc(alias = "bdrv_bsc_fill")]
+    #[doc(alias = "bdrv_bsc_invalidate_range")]
+    #[doc(alias = "bdrv_bsc_is_data")]
     fn is_leaf(&self) -> bool {
         false
     }
@@ -120,6 +123,7 @@ pub trait Driver: Send + Sync + 'static {
 
     /// The child whose content this node passes on unchanged, for a filter.
     #[doc(alias = "bdrv_filter_child")]
+    #[doc(alias = "bdrv_filter_bs")]
     fn filtered(&self) -> Option<&Edge> {
         None
     }
@@ -147,6 +151,7 @@ pub trait Driver: Send + Sync + 'static {
 
     /// A request on its way down has come to a point at which something may be tried out: an error, or a stop.
     #[doc(alias = "bdrv_co_debug_event")]
+    #[doc(alias = "bdrv_debug_event")]
     async fn debug_event(&self, _req: &Req, _event: DebugEvent) {}
 
     /// The length in bytes, asked anew: may differ from last time when something outside changed it.

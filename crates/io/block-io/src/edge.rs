@@ -287,6 +287,7 @@ impl Edge {
 
     /// Tell the child that a request has come to `event`: see [`Driver::debug_event`](crate::Driver::debug_event).
     #[doc(alias = "bdrv_co_debug_event")]
+    #[doc(alias = "bdrv_debug_event")]
     pub async fn debug_event(&self, req: &Req, event: DebugEvent) {
         if let Ok(child) = self.child(req) {
             pipeline::debug_event(&child, event).await;

@@ -59,6 +59,7 @@ pub(crate) struct NodeBody {
 }
 
 /// Somebody who is told of each change of a node's content: a dirty bitmap, a threshold. Called on I/O threads, and not to wait.
+#[doc(alias = "bdrv_set_dirty")]
 pub trait WriteObserver: Send + Sync + 'static {
     /// `range` is about to be changed.
     fn before(&self, range: GuestRange);

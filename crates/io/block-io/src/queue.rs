@@ -34,6 +34,8 @@ impl Queue {
 
     /// Take a request. It may start at once, at the latest with [`Queue::kick`]; its result is [`Queue::reap`]ed under `tag`.
     #[inline]
+    #[doc(alias = "bdrv_io_plug")]
+    #[doc(alias = "blk_io_plug")]
     pub fn submit(&mut self, root: &Root, request: Request, tag: u64) {
         let slow = root.start(&self.context, request, Target::Queue(tag));
         self.pending += 1;
@@ -47,6 +49,8 @@ impl Queue {
 
     /// Hand over everything that was submitted. Some of it may be complete when this returns: reap before sleeping.
     #[inline]
+    #[doc(alias = "bdrv_io_unplug")]
+    #[doc(alias = "blk_io_unplug")]
     pub fn kick(&mut self) {
         self.context.flush();
     }

@@ -236,6 +236,7 @@ impl Root {
     ///
     /// # Errors
     /// As [`Root::read`].
+    #[doc(alias = "bdrv_is_allocated")]
     pub async fn block_status(&self, offset: u64, len: u64) -> IoResult<StatusExtent> {
         let range = GuestRange::new(offset, len).map_err(|_| IoError::OUT_OF_BOUNDS)?;
         let ask = move |req: Req| async move {
@@ -265,6 +266,8 @@ impl Root {
     /// part of it may have been copied.
     #[doc(alias = "blk_co_copy_range")]
     #[doc(alias = "bdrv_co_copy_range")]
+    #[doc(alias = "bdrv_co_copy_range_from")]
+    #[doc(alias = "bdrv_co_copy_range_to")]
     pub async fn copy_range(&self, offset: u64, to: &Self, to_offset: u64, len: u64) -> IoResult<()> {
         let range = |offset| GuestRange::new(offset, len).map_err(|_| IoError::OUT_OF_BOUNDS);
         let (from_range, to_range) = (range(offset)?, range(to_offset)?);
