@@ -7,7 +7,8 @@ use crate::perm::{Change, describe};
 use crate::state::GlobalState;
 use block_common::PermPair;
 use block_common::options::Dict;
-use block_io::GateState;
+use block_io::{GateState, WriteObserver};
+use std::sync::Arc;
 
 /// What can be seen of a node.
 #[derive(Clone, Debug)]
@@ -167,6 +168,29 @@ impl GlobalState {
             idle.await;
         }
         Ok(())
+    }
+
+    /// Tell `observer` of every change of `node`'s content from the moment that this returns: a dirty bitmap, say.
+    ///
+    /// # Errors
+    /// [`GraphError::NotFound`] when the node is gone.
+    #[doc(alias = "bdrv_create_dirty_bitmap")]
+    pub async fn observe(&self, node: &NodeRef, observer: Arc<dyn WriteObserver>) -> GraphResult<()> {
+        let settled = {
+            let mut graph = self.0.graph.borrow_mut();
+            let found = graph.nodes.get_mut(&node.id()).ok_or_else(|| GraphError::NotFound(node.name().into()))?;
+            found.control.observe(observer);
+            found.control.settled()
+        };
+        settled.await;
+        Ok(())
+    }
+
+    /// Tell `observer` no more. It may still be told of changes that are under way.
+    pub fn unobserve(&self, node: &NodeRef, observer: &Arc<dyn WriteObserver>) {
+        if let Some(found) = self.0.graph.borrow_mut().nodes.get_mut(&node.id()) {
+            found.control.unobserve(observer);
+        }
     }
 
     /// Let the monitor hold a reference to `node`, so that it stays without other users; or give it up.

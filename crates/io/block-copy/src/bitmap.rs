@@ -4,6 +4,7 @@
 //! reads. So a bit that is clear means that the copier's read came after the write (rule req-4). Nothing here is persistent.
 
 use block_common::GuestRange;
+use block_io::WriteObserver;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -120,6 +121,17 @@ impl DirtyBitmap {
 
 const fn bit(chunk: u64) -> u64 {
     1 << (chunk % 64)
+}
+
+/// A bitmap on a node: dirty too early is safe, dirty too late is not.
+impl WriteObserver for DirtyBitmap {
+    fn before(&self, range: GuestRange) {
+        self.set(range);
+    }
+
+    fn after(&self, range: GuestRange) {
+        self.set(range);
+    }
 }
 
 impl fmt::Debug for DirtyBitmap {
