@@ -226,6 +226,9 @@ pub(crate) async fn read(req: Req, range: GuestRange, buf: &IoBuf, flags: Reques
         }
     }
     check(&req, range, false).await?;
+    if range.is_empty() {
+        return Ok(());
+    }
     let blocks = range.align_out(req.node.request_alignment())?;
     let _tracked = track(&req.node, blocks, flags.contains(RequestFlags::SERIALISING)).await;
     if blocks == range { pad::read_blocks(&req, range, buf).await } else { pad::read(&req, range, buf).await }
@@ -246,6 +249,9 @@ pub(crate) async fn write(
         }
     }
     check_write(&req, range, may_extend).await?;
+    if range.is_empty() {
+        return Ok(());
+    }
     if let Some(zeroes) = detected_zeroes(&req, buf, flags) {
         return zero(req, range, zeroes, may_extend).await;
     }
@@ -290,6 +296,9 @@ fn detected_zeroes(req: &Req, buf: &IoBuf, flags: RequestFlags) -> Option<Reques
 
 pub(crate) async fn zero(req: Req, range: GuestRange, flags: RequestFlags, may_extend: bool) -> IoResult<()> {
     check_write(&req, range, may_extend).await?;
+    if range.is_empty() {
+        return Ok(());
+    }
     // Deallocating is for nodes that were opened for it (rule zero-1).
     let flags = if req.node.modes().unmap { flags } else { flags.difference(RequestFlags::MAY_UNMAP) };
     let (given, then_flush) = carried_out(req.node.engine()?, flags)?;

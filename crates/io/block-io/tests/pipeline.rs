@@ -141,6 +141,21 @@ fn req_1_only_what_is_missing_is_read() {
     assert_eq!(seen(600, 936), [reading(512), writing(512, 1024)]);
 }
 
+/// Nothing is nothing, wherever it is.
+#[test]
+fn req_1_empty_requests_do_nothing() {
+    let home = thread();
+    let state = memory(4096, false);
+    let stack = mem_limited(&home.handle(), &state, blocks(512));
+    let root = stack.root.root();
+    for at in [0, 100, 512, 4096] {
+        assert_eq!((write(&root, at, 0, 1), read(&root, at, 0).len()), (Ok(()), 0));
+        assert_eq!((block_on(root.zero(at, 0, NONE)), block_on(root.discard(at, 0))), (Ok(()), Ok(())));
+    }
+    assert_eq!(state.seen(), []);
+    assert_eq!(write(&root, 4097, 0, 1), Err(IoError::OUT_OF_BOUNDS));
+}
+
 /// Of a discard that does not fill blocks only the whole ones go, and a zero write that may not fall back is refused.
 #[test]
 fn zero_1_parts_of_blocks() {
