@@ -2,9 +2,12 @@
 //!
 //! Guessing a format happens here and nowhere else, and only when the caller names none. Names that stand in an image never come here.
 
-use block_common::options::{Dialect, Dict, Value};
+use crate::file::driver_of_path;
+use block_common::options::{Dialect, Dict, Value, strip_protocol};
 use block_common::{AlignedBuf, CacheFlags, FileName, Options, PROBE_BYTES, ParentKind, Perm, PermPair, probe_format};
 use block_gs::{GlobalState, GraphError, GraphResult, NodeRef};
+
+const HOST_DEVICE: &str = "host_device";
 
 /// How a tool opens an image.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +36,12 @@ pub struct ImageOptions {
 pub async fn open_image(gs: &GlobalState, name: &str, how: &ImageOptions) -> GraphResult<NodeRef> {
     let options = match FileName::parse(name)? {
         FileName::Json(options) => return open_options(gs, options, how).await,
-        FileName::Path(path) => file_options(&path, how)?,
+        // Who writes the driver's name before the path means a regular file.
+        FileName::Path(path) if name.starts_with("file:") => file_options("file", &path, how)?,
+        FileName::Path(path) => file_options(driver_of_path(gs, &path).await, &path, how)?,
+        FileName::Protocol { protocol, name } if protocol == HOST_DEVICE => {
+            file_options(HOST_DEVICE, &strip_protocol(&name, HOST_DEVICE), how)?
+        }
         FileName::Protocol { protocol, name } => protocol_options(gs, &protocol, &name)?,
     };
     open_with_format(gs, options, how).await
@@ -53,7 +61,7 @@ pub async fn open_options(gs: &GlobalState, mut options: Options, how: &ImageOpt
             let path = path.clone();
             let mut dict = options.into_dict();
             dict.remove("filename");
-            let mut file = file_options(&path, how)?;
+            let mut file = file_options(driver_of_path(gs, &path).await, &path, how)?;
             for (key, value) in dict.iter() {
                 file.insert(key, value.clone())?;
             }
@@ -67,9 +75,9 @@ pub async fn open_options(gs: &GlobalState, mut options: Options, how: &ImageOpt
     }
 }
 
-fn file_options(path: &str, how: &ImageOptions) -> GraphResult<Options> {
+fn file_options(driver: &str, path: &str, how: &ImageOptions) -> GraphResult<Options> {
     let mut options = Options::new(Dialect::Legacy);
-    options.insert("driver", "file")?;
+    options.insert("driver", driver)?;
     options.insert("filename", path)?;
     if let Some(aio) = &how.aio {
         options.insert("aio", aio.as_str())?;
@@ -110,6 +118,11 @@ async fn open_with_format(gs: &GlobalState, file: Options, how: &ImageOptions) -
     common(&mut file, how)?;
     if let Some(format) = &how.format {
         // The protocol itself may be asked for.
+        let of_host =
+            |driver: Option<&Value>| matches!(driver, Some(Value::Str(name)) if name == "file" || name == HOST_DEVICE);
+        if of_host(file.lookup("driver")) && of_host(Some(&Value::Str(format.clone()))) {
+            file.insert("driver", format.as_str())?;
+        }
         if file.lookup("driver") == Some(&Value::Str(format.clone())) {
             return gs.open(file).await;
         }

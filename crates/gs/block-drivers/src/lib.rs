@@ -11,7 +11,7 @@ mod raw;
 
 mod image;
 
-pub use file::FileType;
+pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options};
 pub use null::NullType;
 pub use raw::RawType;
@@ -24,6 +24,7 @@ use std::rc::Rc;
 pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(NullType::COROUTINE));
     gs.register(Rc::new(NullType::CALLBACK));
-    gs.register(Rc::new(FileType));
+    gs.register(Rc::new(FileType::FILE));
+    gs.register(Rc::new(FileType::HOST_DEVICE));
     gs.register(Rc::new(RawType));
 }
