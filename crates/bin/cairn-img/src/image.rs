@@ -58,8 +58,8 @@ impl Image {
             home: gs.main_io(),
             settings: BackendSettings::default(),
         };
-        let backend = Backend::new(gs, options).map_err(|error| failed(&error))?;
-        backend.insert(&node).await.map_err(|error| failed(&error))?;
+        let backend = Backend::new(gs, options).map_err(|error| failed(&error.report()))?;
+        backend.insert(&node).await.map_err(|error| failed(&error.report()))?;
         backend.io().set_write_cache(!self.how.cache.writethrough);
         Ok(backend)
     }
@@ -81,7 +81,7 @@ impl Image {
             };
             (open_image(gs, &self.name, &self.how).await, guessed)
         };
-        let node = opened.map_err(|error| failed(&error))?;
+        let node = opened.map_err(|error| failed(&error.report()))?;
         if let (None, false, Some(file), Some("raw")) =
             (&self.how.format, self.how.read_only, guessed, node.io().driver())
         {

@@ -350,6 +350,30 @@ fn a_file_that_may_not_be_read_is_named() {
 }
 
 #[test]
+fn perm_5_an_image_that_somebody_holds_is_refused_with_a_hint() {
+    let dir = folder();
+    // As somebody does who writes and does not share that: the bytes are QEMU's.
+    let held = std::fs::File::open(dir.path().join("a.raw")).expect("the image");
+    for byte in [101, 201] {
+        let (l_type, l_whence) = (libc::F_RDLCK as i16, libc::SEEK_SET as i16);
+        let lock = libc::flock { l_type, l_whence, l_start: byte, l_len: 1, l_pid: 0 };
+        nix::fcntl::fcntl(&held, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)).expect("locked");
+    }
+    for (program, path) in [("cairn-img", env!("CARGO_BIN_EXE_cairn-img")), ("qemu-img", "qemu-img")] {
+        let bench = |args: &[&str]| Command::new(path).arg("bench").args(args).current_dir(dir.path()).output();
+        let Ok(refused) = bench(&["-c", "1", "-w", "-f", "raw", "a.raw"]) else {
+            assert_eq!(program, "qemu-img", "our own program starts");
+            return skipped("perm_5_an_image_that_somebody_holds_is_refused_with_a_hint");
+        };
+        let message = "PROGRAM: Could not open 'a.raw': Failed to get \"write\" lock\n\
+                       Is another process using the image [a.raw]?\n";
+        assert_eq!((normalised(&refused.stderr, program).as_str(), refused.status.code()), (message, Some(1)));
+        let reading = bench(&["-c", "1", "-f", "raw", "a.raw"]).expect("it started before");
+        assert!(reading.status.success(), "reading a raw image minds nobody");
+    }
+}
+
+#[test]
 fn writing_to_a_guessed_format_warns() {
     check_all(
         "writing_to_a_guessed_format_warns",

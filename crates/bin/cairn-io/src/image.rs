@@ -5,9 +5,9 @@
 use crate::output::Output;
 use block_backend::{Backend, BackendError, BackendOptions};
 use block_backend_io::BackendSettings;
-use block_common::options::{Dialect, DriverKind, Value};
+use block_common::options::{Dialect, DriverKind, Value, strip_protocol};
 use block_common::{CacheFlags, DiscardMode, FileName, Options, OptionsError, Perm, PermPair, QapiEnum};
-use block_drivers::{ImageOptions, open_image, open_options};
+use block_drivers::{ImageOptions, driver_of_path, open_image, open_options};
 use block_gs::{GlobalState, GraphError, GraphResult, NodeRef};
 use cairn_io::command::Open;
 
@@ -82,7 +82,7 @@ impl Image {
             return Err("The 'file' block driver requires a file name".into());
         }
         let (read_only, cache) = (self.how.read_only, self.how.cache.0);
-        let node = self.open_node(gs, out).await.map_err(|error| error.to_string())?;
+        let node = self.open_node(gs, out).await.map_err(|error| error.report())?;
         if node.io().is_read_only() && !read_only {
             return Err("Block node is read-only".into());
         }
@@ -93,7 +93,7 @@ impl Image {
             home: gs.main_io(),
             settings: BackendSettings::default(),
         };
-        let failed = |error: BackendError| error.to_string();
+        let failed = |error: BackendError| error.report();
         let backend = Backend::new(gs, options).map_err(failed)?;
         backend.insert(&node).await.map_err(failed)?;
         backend.io().set_write_cache(!cache.writethrough);
@@ -135,14 +135,14 @@ impl Image {
                 }
                 Ok(node)
             }
-            (Some(parsed), _) => open_described(gs, with_name(gs, self.options, parsed)?, &how, out).await,
+            (Some(parsed), _) => open_described(gs, with_name(gs, self.options, parsed).await?, &how, out).await,
             (None, _) => open_described(gs, self.options, &how, out).await,
         }
     }
 }
 
 /// The options of an image that has a name besides.
-fn with_name(gs: &GlobalState, mut options: Options, name: FileName) -> GraphResult<Options> {
+async fn with_name(gs: &GlobalState, mut options: Options, name: FileName) -> GraphResult<Options> {
     // A protocol has the name itself, a format's file has it.
     let is_protocol = match options.lookup("driver") {
         Some(Value::Str(driver)) => gs.driver(driver)?.kind() == DriverKind::Protocol,
@@ -160,7 +160,11 @@ fn with_name(gs: &GlobalState, mut options: Options, name: FileName) -> GraphRes
         return Err(GraphError::Open(message.into()));
     }
     let (driver, filename) = match name {
-        FileName::Path(path) => ("file".to_owned(), Some(path)),
+        FileName::Path(path) => (driver_of_path(gs, &path).await.to_owned(), Some(path)),
+        FileName::Protocol { protocol, name } if protocol == "host_device" => {
+            let path = strip_protocol(&name, &protocol);
+            (protocol, Some(path))
+        }
         FileName::Protocol { protocol, .. } if gs.driver(&protocol).is_err() => {
             return Err(GraphError::Open(format!("Unknown protocol '{protocol}'")));
         }
@@ -187,7 +191,7 @@ async fn open_described(
     how: &ImageOptions,
     out: &Output,
 ) -> GraphResult<NodeRef> {
-    name_drivers(&mut options)?;
+    name_drivers(gs, &mut options).await?;
     set_aio(&mut options, how)?;
     if options.lookup("driver").is_some() {
         return open_options(gs, options, how).await;
@@ -222,12 +226,13 @@ async fn open_described(
 }
 
 /// Files that are only named are what their names say.
-fn name_drivers(options: &mut Options) -> GraphResult<()> {
+async fn name_drivers(gs: &GlobalState, options: &mut Options) -> GraphResult<()> {
     let mut key = "file".to_owned();
     while let Some(Value::Dict(file)) = options.lookup(&key) {
         if let (false, Some(Value::Str(filename))) = (file.contains_key("driver"), file.lookup("filename")) {
             let driver = match FileName::parse(filename)? {
                 FileName::Protocol { protocol, .. } => protocol,
+                FileName::Path(path) if !filename.starts_with("file:") => driver_of_path(gs, &path).await.into(),
                 _ => "file".into(),
             };
             options.insert(&format!("{key}.driver"), driver)?;
@@ -248,7 +253,8 @@ fn only_name(protocol: &str) -> GraphError {
 /// The asynchronous mode of the command line, where the options describe the file that it is for.
 fn set_aio(options: &mut Options, how: &ImageOptions) -> Result<(), GraphError> {
     let Some(aio) = &how.aio else { return Ok(()) };
-    let is_file = |key: &str| options.lookup(key) == Some(&Value::Str("file".into()));
+    let is_file =
+        |key: &str| matches!(options.lookup(key), Some(Value::Str(name)) if name == "file" || name == "host_device");
     let key = match (is_file("driver"), is_file("file.driver")) {
         (true, _) => "aio",
         (_, true) => "file.aio",

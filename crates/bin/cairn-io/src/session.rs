@@ -382,9 +382,11 @@ impl Session {
         }
         let root = self.root()?;
         let Err(error) = root.truncate(len, preallocation).await else { return Ok(()) };
-        let is_file = self.nodes().is_some_and(|(_, leaf)| leaf.io().driver() == Some("file"));
+        let driver = self.nodes().and_then(|(_, leaf)| leaf.io().driver());
+        let (is_file, is_device) = (driver == Some("file"), driver == Some("host_device"));
         let shrinks = root.length().is_ok_and(|before| len < before);
         let message = match preallocation {
+            _ if is_device => "Cannot grow device files".into(),
             _ if !is_file && error == IoError::UNSUPPORTED => "Image format driver does not support resize".into(),
             Preallocation::Off => format!("Could not resize file: {error}"),
             _ if shrinks => "Cannot use preallocation for shrinking files".into(),

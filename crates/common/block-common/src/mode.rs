@@ -22,6 +22,20 @@ qapi_enum! {
 }
 
 qapi_enum! {
+    /// A feature that may be left to be used where it works. QAPI `OnOffAuto`.
+    #[derive(Default)]
+    pub enum OnOffAuto: "choice" {
+        /// Where it works.
+        #[default]
+        Auto = "auto",
+        /// Yes, or fail.
+        On = "on",
+        /// No.
+        Off = "off",
+    }
+}
+
+qapi_enum! {
     /// What happens to discard requests. QAPI `BlockdevDiscardOptions`; command lines also say `off` and `on`.
     #[doc(alias = "bdrv_parse_discard_flags")]
     #[derive(Default)]

@@ -38,6 +38,16 @@ pub enum BackendError {
     Graph(#[from] GraphError),
 }
 
+impl BackendError {
+    /// The message, and what to do about it in a line of its own: what a program writes to its user.
+    pub fn report(&self) -> String {
+        match self {
+            Self::Graph(error) => error.report(),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// The backends of one block layer, by name.
 #[derive(Default)]
 struct Registry(RefCell<BTreeMap<String, Weak<Inner>>>);

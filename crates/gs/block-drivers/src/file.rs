@@ -1,35 +1,72 @@
-//! `file`: options `filename`, `aio`, and the cache modes of every node.
+//! `file` and `host_device`: options `filename`, `aio`, `locking`, `drop-cache`, and the cache modes of every node.
 
 use async_trait::async_trait;
 use block_common::options::DriverKind;
-use block_common::{AioMode, OptionReader, QapiEnum};
-use block_file_posix::{FileAccess, FileError, FilePosix, FilePosixControl, FilePosixOptions};
-use block_gs::{DriverType, EngineControl, GraphError, GraphResult, OpenContext, Opened};
+use block_common::{AioMode, OptionReader, PermPair, QapiEnum};
+use block_file_posix::{FileAccess, FileError, FilePosix, FilePosixControl, FilePosixOptions, HostKind};
+use block_gs::{DriverType, EngineControl, GlobalState, GraphError, GraphResult, OpenContext, Opened};
 use block_io::{FileEngine, ring_available};
 use std::any::Any;
 
-/// The file driver.
+/// The driver of what the host has, under one of its two names.
 #[derive(Clone, Copy, Debug)]
-pub struct FileType;
+pub struct FileType(HostKind);
 
-struct Control(#[expect(dead_code, reason = "reopen exchanges the descriptor through it")] FilePosixControl);
+impl FileType {
+    /// `file`: regular files.
+    pub const FILE: Self = Self(HostKind::File);
+    /// `host_device`: block and character devices.
+    pub const HOST_DEVICE: Self = Self(HostKind::Device);
+}
+
+/// The driver for what a path leads to, where a user names no driver.
+#[doc(alias = "bdrv_probe_device")]
+#[doc(alias = "find_hdev_driver")]
+pub async fn driver_of_path(gs: &GlobalState, path: &str) -> &'static str {
+    match block_file_posix::kind(path, gs.pool()).await {
+        HostKind::File => FileType::FILE.name(),
+        HostKind::Device => FileType::HOST_DEVICE.name(),
+    }
+}
+
+struct Control(FilePosixControl);
 
 impl EngineControl for Control {
     fn as_any(&mut self) -> &mut dyn Any {
         self
     }
+
+    fn prepare_perm(&mut self, perm: PermPair) -> GraphResult<()> {
+        self.0.prepare_perm(perm).map_err(|error| graph_error(&error))
+    }
+
+    fn commit_perm(&mut self) {
+        self.0.commit_perm();
+    }
+
+    fn abort_perm(&mut self) {
+        self.0.abort_perm();
+    }
 }
 
-fn open_error(error: &FileError) -> GraphError {
-    GraphError::Open(error.to_string())
+fn graph_error(error: &FileError) -> GraphError {
+    match error.hint() {
+        Some(hint) => GraphError::Locked { message: error.to_string(), hint },
+        None => GraphError::Open(error.to_string()),
+    }
 }
 
 /// Options that other builds have and that would change what happens: refused rather than ignored.
-fn refuse_unbuilt(options: &mut OptionReader) -> GraphResult<()> {
-    for key in ["aio-max-batch", "locking", "drop-cache", "pr-manager", "x-check-cache-dropped"] {
+fn refuse_unbuilt(options: &mut OptionReader, driver: &str) -> GraphResult<()> {
+    let refused = |key| Err(GraphError::NotBuilt(format!("Option '{key}' of driver '{driver}'")));
+    for key in ["aio-max-batch", "pr-manager"] {
         if options.take(key).is_some() {
-            return Err(GraphError::NotBuilt(format!("Option '{key}' of driver 'file'")));
+            return refused(key);
         }
+    }
+    // Its default is what happens.
+    if options.take_bool("x-check-cache-dropped")? == Some(true) {
+        return refused("x-check-cache-dropped");
     }
     Ok(())
 }
@@ -52,7 +89,10 @@ fn engine(aio: Option<AioMode>, direct: bool) -> GraphResult<FileEngine> {
 #[async_trait(?Send)]
 impl DriverType for FileType {
     fn name(&self) -> &'static str {
-        "file"
+        match self.0 {
+            HostKind::File => "file",
+            HostKind::Device => "host_device",
+        }
     }
 
     fn kind(&self) -> DriverKind {
@@ -62,33 +102,29 @@ impl DriverType for FileType {
     async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened> {
         let common = context.common();
         let Some(path) = options.take_str("filename")? else {
-            return Err(GraphError::Open("The 'file' block driver requires a file name".into()));
+            return Err(GraphError::Open(format!("The '{}' block driver requires a file name", self.name())));
         };
         let engine = engine(options.take_enum("aio")?, common.cache_direct)?;
-        refuse_unbuilt(options)?;
-        let open = |access| {
-            let mut how = FilePosixOptions::new(&path);
-            how.access = access;
-            how.direct = common.cache_direct;
-            how.no_flush = common.cache_no_flush;
-            how.engine = engine;
-            FilePosix::open(how, context.pool().clone())
+        let locking = options.take_enum("locking")?.unwrap_or_default();
+        let drop_cache = options.take_bool("drop-cache")?.unwrap_or(true);
+        refuse_unbuilt(options, self.name())?;
+        // Without a promise to be writable, the file is opened for writing when somebody wants to write.
+        let access = match (common.read_only, common.auto_read_only) {
+            (true, _) => FileAccess::ReadOnly,
+            (false, true) => FileAccess::AsNeeded,
+            (false, false) => FileAccess::ReadWrite,
         };
-        let (opened, read_only) = if common.read_only {
-            (open(FileAccess::ReadOnly).await, true)
-        } else {
-            match open(FileAccess::ReadWrite).await {
-                Err(error) if common.auto_read_only && is_refusal(&error) => (open(FileAccess::ReadOnly).await, true),
-                opened => (opened, false),
-            }
-        };
-        let (engine, control) = opened.map_err(|error| open_error(&error))?;
+        let mut how = FilePosixOptions::new(&path);
+        how.kind = self.0;
+        how.access = access;
+        how.direct = common.cache_direct;
+        how.no_flush = common.cache_no_flush;
+        how.engine = engine;
+        how.locking = locking;
+        how.drop_cache = drop_cache;
+        let opened = FilePosix::open(how, context.pool().clone()).await;
+        let (engine, control) = opened.map_err(|error| graph_error(&error))?;
+        let read_only = common.read_only;
         Ok(Opened { engine: Box::new(engine), control: Box::new(Control(control)), read_only })
     }
-}
-
-/// Whether the host refuses writing, so that reading is worth a try.
-fn is_refusal(error: &FileError) -> bool {
-    use block_common::Errno;
-    matches!(error.errno(), Errno::EACCES | Errno::EPERM | Errno::EROFS)
 }

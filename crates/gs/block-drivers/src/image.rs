@@ -2,10 +2,15 @@
 //!
 //! Guessing a format happens here and nowhere else, and only when the caller names none. Names that stand in an image never come here.
 
-use block_common::options::{Dialect, Dict, Value};
+use crate::file::driver_of_path;
+use block_common::options::{Dialect, Dict, Value, strip_protocol};
 use block_common::{AlignedBuf, CacheFlags, FileName, Options, PROBE_BYTES, ParentKind, Perm, PermPair, probe_format};
 use block_gs::{GlobalState, GraphError, GraphResult, NodeRef};
 use block_raw::RawControl;
+
+const HOST_DEVICE: &str = "host_device";
+/// How many blkdebug nodes one file name may describe.
+const BLKDEBUG_MAX: usize = 16;
 
 /// How a tool opens an image.
 #[derive(Clone, Debug, Default)]
@@ -34,8 +39,7 @@ pub struct ImageOptions {
 pub async fn open_image(gs: &GlobalState, name: &str, how: &ImageOptions) -> GraphResult<NodeRef> {
     let options = match FileName::parse(name)? {
         FileName::Json(options) => return open_options(gs, options, how).await,
-        FileName::Path(path) => file_options(&path, how)?,
-        FileName::Protocol { protocol, name } => protocol_options(gs, &protocol, &name, how)?,
+        _ => options_of_name(gs, name, how).await?,
     };
     open_with_format(gs, options, how).await
 }
@@ -54,7 +58,7 @@ pub async fn open_options(gs: &GlobalState, mut options: Options, how: &ImageOpt
             let path = path.clone();
             let mut dict = options.into_dict();
             dict.remove("filename");
-            let mut file = file_options(&path, how)?;
+            let mut file = file_options(driver_of_path(gs, &path).await, &path, how)?;
             for (key, value) in dict.iter() {
                 file.insert(key, value.clone())?;
             }
@@ -68,9 +72,9 @@ pub async fn open_options(gs: &GlobalState, mut options: Options, how: &ImageOpt
     }
 }
 
-fn file_options(path: &str, how: &ImageOptions) -> GraphResult<Options> {
+fn file_options(driver: &str, path: &str, how: &ImageOptions) -> GraphResult<Options> {
     let mut options = Options::new(Dialect::Legacy);
-    options.insert("driver", "file")?;
+    options.insert("driver", driver)?;
     options.insert("filename", path)?;
     if let Some(aio) = &how.aio {
         options.insert("aio", aio.as_str())?;
@@ -78,17 +82,32 @@ fn file_options(path: &str, how: &ImageOptions) -> GraphResult<Options> {
     Ok(options)
 }
 
+/// The options of the node that a name, which is not `json:`, leads to.
+async fn options_of_name(gs: &GlobalState, name: &str, how: &ImageOptions) -> GraphResult<Options> {
+    match FileName::parse(name)? {
+        FileName::Json(options) => Ok(options),
+        // Who writes the driver's name before the path means a regular file.
+        FileName::Path(path) if name.starts_with("file:") => file_options("file", &path, how),
+        FileName::Path(path) => file_options(driver_of_path(gs, &path).await, &path, how),
+        FileName::Protocol { protocol, name } if protocol == HOST_DEVICE => {
+            file_options(HOST_DEVICE, &strip_protocol(&name, HOST_DEVICE), how)
+        }
+        FileName::Protocol { protocol, name } if protocol == "blkdebug" => blkdebug_options(gs, &name, how).await,
+        FileName::Protocol { protocol, name } => protocol_options(gs, &protocol, &name),
+    }
+}
+
 /// `blkdebug:CONFIG:IMAGE`: the rules' file, which may be empty, and the name of the image.
-fn blkdebug_options(gs: &GlobalState, name: &str, how: &ImageOptions) -> GraphResult<Options> {
+async fn blkdebug_options(gs: &GlobalState, name: &str, how: &ImageOptions) -> GraphResult<Options> {
     let rest = name.strip_prefix("blkdebug:").unwrap_or_default();
     let Some((config, image)) = rest.split_once(':') else {
         return Err(GraphError::Open("blkdebug requires both config file and image path".into()));
     };
-    let image = match FileName::parse(image)? {
-        FileName::Json(options) => options,
-        FileName::Path(path) => file_options(&path, how)?,
-        FileName::Protocol { protocol, name } => protocol_options(gs, &protocol, &name, how)?,
-    };
+    // The image may be below another such node, and so on, but not for ever.
+    if name.matches("blkdebug:").count() > BLKDEBUG_MAX {
+        return Err(GraphError::Open(format!("more than {BLKDEBUG_MAX} blkdebug nodes in one file name")));
+    }
+    let image = Box::pin(options_of_name(gs, image, how)).await?;
     let mut options = Options::new(Dialect::Legacy);
     options.insert("driver", "blkdebug")?;
     if !config.is_empty() {
@@ -99,10 +118,7 @@ fn blkdebug_options(gs: &GlobalState, name: &str, how: &ImageOptions) -> GraphRe
 }
 
 /// Protocols whose name says everything: `null-co://`.
-fn protocol_options(gs: &GlobalState, protocol: &str, name: &str, how: &ImageOptions) -> GraphResult<Options> {
-    if protocol == "blkdebug" {
-        return blkdebug_options(gs, name, how);
-    }
+fn protocol_options(gs: &GlobalState, protocol: &str, name: &str) -> GraphResult<Options> {
     let mut options = Options::new(Dialect::Legacy);
     if !matches!(protocol, "null-co" | "null-aio") || gs.driver(protocol).is_err() {
         return Err(GraphError::Open(format!("Unknown protocol '{protocol}'")));
@@ -134,6 +150,11 @@ async fn open_with_format(gs: &GlobalState, file: Options, how: &ImageOptions) -
     common(&mut file, how)?;
     if let Some(format) = &how.format {
         // The protocol itself may be asked for.
+        let of_host =
+            |driver: Option<&Value>| matches!(driver, Some(Value::Str(name)) if name == "file" || name == HOST_DEVICE);
+        if of_host(file.lookup("driver")) && of_host(Some(&Value::Str(format.clone()))) {
+            file.insert("driver", format.as_str())?;
+        }
         if file.lookup("driver") == Some(&Value::Str(format.clone())) {
             return gs.open(file).await;
         }

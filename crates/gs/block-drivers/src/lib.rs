@@ -14,7 +14,7 @@ mod image;
 
 pub use blkdebug::BlkdebugType;
 pub use block_blkdebug::{BlkdebugControl, Stop};
-pub use file::FileType;
+pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options};
 pub use null::NullType;
 pub use raw::RawType;
@@ -27,7 +27,8 @@ use std::rc::Rc;
 pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(NullType::COROUTINE));
     gs.register(Rc::new(NullType::CALLBACK));
-    gs.register(Rc::new(FileType));
+    gs.register(Rc::new(FileType::FILE));
+    gs.register(Rc::new(FileType::HOST_DEVICE));
     gs.register(Rc::new(RawType));
     gs.register(Rc::new(BlkdebugType));
 }

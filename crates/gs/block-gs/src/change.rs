@@ -139,7 +139,8 @@ impl GlobalState {
         Ok(graph.node(parent)?.edges[at].child.clone())
     }
 
-    /// Run `with` on the node's control half, downcast to the driver's own type. It may use the graph, but not this control again.
+    /// Run `with` on the node's control half, downcast to the driver's own type. It may use the graph, but not this control again; a
+    /// change of what is asked of this node is refused with [`GraphError::InUse`] meanwhile.
     ///
     /// # Errors
     /// [`GraphError::NotFound`] when the node is gone or is another driver's.

@@ -76,9 +76,34 @@ impl fmt::Debug for Opened {
 }
 
 /// The control half of one node's engine, kept by the graph. Drivers downcast it to their own type.
+///
+/// # Permissions
+/// Before what a node's users together need and share changes, its driver is asked (rule perm-3): a file takes its locks then. A change
+/// asks every node that it affects, parents before children, and then tells each of them either that it holds or that it does not.
+/// Nothing comes between the question and the end of it, and a node is asked once for each change.
+///
+/// The graph is borrowed meanwhile: these methods neither come back to it nor drop what belongs to it, nor do they wait for anything but
+/// short system calls.
 pub trait EngineControl: Any {
     /// For downcasting.
     fn as_any(&mut self) -> &mut dyn Any;
+
+    /// The node's users are going to need and share `perm` together. Get hold of what that takes, and let go of nothing yet.
+    ///
+    /// # Errors
+    /// Why that cannot be; what there was before still holds, and no call of the other two methods follows.
+    #[doc(alias = "bdrv_check_perm")]
+    fn prepare_perm(&mut self, _perm: PermPair) -> GraphResult<()> {
+        Ok(())
+    }
+
+    /// What was prepared last holds from now on: let go of what it does not take.
+    #[doc(alias = "bdrv_set_perm")]
+    fn commit_perm(&mut self) {}
+
+    /// What was prepared last is not going to be: let go of what it took.
+    #[doc(alias = "bdrv_abort_perm_update")]
+    fn abort_perm(&mut self) {}
 }
 
 /// The control of an engine that has nothing to control.

@@ -53,6 +53,14 @@ pub enum GraphError {
         /// Who does not share it.
         other: String,
     },
+    /// Another process, or another node of this one, holds a lock on the image.
+    #[error("{message}")]
+    Locked {
+        /// Which lock there was no getting.
+        message: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// Somebody would write to a node that was opened for reading.
     #[error("Block node '{0}' is read-only")]
     ReadOnly(String),
@@ -102,6 +110,23 @@ pub enum GraphError {
 }
 
 impl GraphError {
+    /// The message, and the hint in a line of its own: what a program writes to its user.
+    pub fn report(&self) -> String {
+        match self.hint() {
+            Some(hint) => format!("{self}\n{hint}"),
+            None => self.to_string(),
+        }
+    }
+
+    /// What to do about it, for a person at a terminal, if there is anything to add to the message.
+    #[doc(alias = "error_append_hint")]
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Locked { hint, .. } => Some(hint),
+            _ => None,
+        }
+    }
+
     /// A failed request, with what it was for.
     pub fn io(context: impl Into<String>) -> impl FnOnce(IoError) -> Self {
         let context = context.into();

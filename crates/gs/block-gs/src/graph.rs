@@ -56,6 +56,10 @@ pub(crate) struct GsNode {
     pub(crate) edges: Vec<GsEdge>,
     pub(crate) parents: BTreeSet<ParentEnd>,
     pub(crate) read_only: bool,
+    /// Its users share everything, whatever they say.
+    pub(crate) force_share: bool,
+    /// What its users need and share together, as the driver was told last.
+    pub(crate) asked: PermPair,
     pub(crate) options: Dict,
     /// The monitor's own reference, for nodes that were added by name.
     pub(crate) monitor: Option<NodeRef>,
@@ -79,6 +83,8 @@ pub(crate) struct GsRoot {
     pub(crate) control: RootControl,
     pub(crate) child: Option<NodeRef>,
     pub(crate) perm: PermPair,
+    /// It stands for this edge of a node that is being opened.
+    pub(crate) edge: Option<ChildName>,
     /// The reaper is at it: it stays quiesced.
     pub(crate) closing: bool,
     /// Held by its [`RootRef`](crate::RootRef).
@@ -207,13 +213,14 @@ pub(crate) struct NewNode {
     pub(crate) engine_control: Box<dyn EngineControl>,
     pub(crate) edges: Vec<GsEdge>,
     pub(crate) read_only: bool,
+    pub(crate) force_share: bool,
     pub(crate) options: Dict,
 }
 
 impl NewNode {
     /// As a node of the graph, that nobody refers to yet.
     pub(crate) fn complete(self) -> Box<GsNode> {
-        let Self { name, driver, control, engine_control, edges, read_only, options } = self;
+        let Self { name, driver, control, engine_control, edges, read_only, force_share, options } = self;
         Box::new(GsNode {
             name,
             driver,
@@ -222,6 +229,8 @@ impl NewNode {
             edges,
             parents: BTreeSet::new(),
             read_only,
+            force_share,
+            asked: PermPair::NONE,
             options,
             monitor: None,
             closing: false,
@@ -277,8 +286,17 @@ impl Graph {
 
     /// Whether a refusal to attach to `nodes` may come from users who are on their way out, so that waiting for them may help.
     pub(crate) fn may_pass<'a>(&self, error: &GraphError, nodes: impl IntoIterator<Item = &'a NodeRef>) -> bool {
-        let conflict = matches!(error, GraphError::Permission { .. });
-        conflict && nodes.into_iter().flat_map(|node| self.below(node.id())).any(|id| self.is_being_freed(id))
+        match error {
+            GraphError::Permission { .. } => {
+                nodes.into_iter().flat_map(|node| self.below(node.id())).any(|id| self.is_being_freed(id))
+            }
+            // Whoever holds the image may be another node of this graph, anywhere in it: one that has users, for others hold no lock.
+            GraphError::Locked { .. } => {
+                self.nodes.iter().any(|(id, node)| !node.is_alive() && !self.children(*id).is_empty())
+                    || self.roots.values().any(|root| !root.is_alive() && root.child.is_some())
+            }
+            _ => false,
+        }
     }
 
     /// Not on its way out: nothing is left to wait for.
@@ -309,8 +327,9 @@ impl Graph {
         if self.roots.values().any(has_it) { Err(GraphError::NameOfDevice(name.into())) } else { Ok(()) }
     }
 
-    /// Make a node part of the graph: its edges' permissions are taken. Or nothing happens, and the node comes back.
-    pub(crate) fn insert(&mut self, node: Box<GsNode>) -> Result<NodeRef, (GraphError, Box<GsNode>)> {
+    /// Make a node part of the graph: its edges' permissions are taken, in the place of those that the roots `held` have for it. Or nothing
+    /// happens, and the node comes back.
+    pub(crate) fn insert(&mut self, node: Box<GsNode>, held: &[Id]) -> Result<NodeRef, (GraphError, Box<GsNode>)> {
         if self.shut {
             return Err((GraphError::ShuttingDown, node));
         }
@@ -325,7 +344,9 @@ impl Graph {
         let (id, target) = (number(), node.control.target());
         self.nodes.insert(id, GsNode { depth, ..*node });
         self.link_children(id);
-        let plan = match Plan::new(self, &[], &[id]) {
+        let plan = match Plan::with_roots(self, &[], &[id], &held.iter().map(|root| (*root, PermPair::NONE)).collect())
+            .and_then(|plan| plan.prepare(self))
+        {
             Ok(plan) => plan,
             Err(error) => {
                 self.unlink_children(id);
@@ -393,7 +414,7 @@ impl Graph {
     /// Nodes have lost users: compute anew what is asked of what is below them. Less than before, so it cannot fail; if a driver sees that
     /// differently, what was taken stays taken.
     pub(crate) fn loosen(&mut self, nodes: &[Id]) {
-        match Plan::new(self, &[], nodes) {
+        match Plan::new(self, &[], nodes).and_then(|plan| plan.prepare(self)) {
             Ok(plan) => plan.commit(self),
             Err(error) => tracing::error!(%error, "a driver asks for more when it has fewer users"),
         }
@@ -482,7 +503,7 @@ impl Graph {
         for change in changes {
             self.check_repoint(change, &covered)?;
         }
-        let plan = Plan::new(self, changes, &[])?;
+        let plan = Plan::new(self, changes, &[])?.prepare(self)?;
         let old = changes.iter().filter_map(|change| self.repoint_one(change)).collect();
         for change in changes {
             if let ParentEnd::Node(id, _) = change.end {

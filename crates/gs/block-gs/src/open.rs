@@ -1,12 +1,13 @@
 //! Opening nodes by their options, children and all.
 //!
 //! Opening works beside the graph: a node under construction has a gate and edges of its own, and becomes part of the graph when it is
-//! complete. If anything fails, its engine is closed, if there is one, and so are the children that were opened with it, before
+//! complete. What its driver needs of a child for itself is taken when the child is attached, so that nobody changes what the driver reads. If anything fails, its engine is closed, if there is one, and so are the children that were opened with it, before
 //! the caller hears of it.
 
 use crate::driver::{DriverType, Opened};
 use crate::error::{GraphError, GraphResult};
 use crate::graph::{GsEdge, GsNode, Id, NewNode, NodeRef};
+use crate::root::RootRef;
 use crate::state::GlobalState;
 use block_common::options::{Dialect, Dict, Value};
 use block_common::{
@@ -28,7 +29,8 @@ const DEPTH_MAX: usize = 200;
 pub struct CommonOptions {
     /// Refuse writes.
     pub read_only: bool,
-    /// Open for reading where writing is not allowed.
+    /// Storage need not be open for writing until somebody writes, and whether it can be is seen only then.
+    #[doc(alias = "bdrv_apply_auto_read_only")]
     pub auto_read_only: bool,
     /// Let others do what they want with the image, which is then read without any promise. Only when reading.
     pub force_share: bool,
@@ -95,10 +97,13 @@ impl CommonOptions {
 /// A node under construction, as its driver's `open` sees it.
 pub struct OpenContext<'a> {
     gs: &'a GlobalState,
+    driver: &'a Rc<dyn DriverType>,
     control: &'a NodeControl,
     common: CommonOptions,
     depth: usize,
     edges: Vec<GsEdge>,
+    /// What holds permissions on children until the node is part of the graph: what its driver reads while it opens, nobody else changes.
+    held: Vec<RootRef>,
     /// The options as the node will show them.
     shown: Dict,
     opened: Rc<RefCell<BTreeSet<Id>>>,
@@ -143,7 +148,7 @@ impl OpenContext<'_> {
                 child
             }
         };
-        Ok(self.attach(name, role, Some(child)))
+        self.attach(name, role, Some(child)).await
     }
 
     /// Take the child called `name` out of the options and attach it.
@@ -171,16 +176,24 @@ impl OpenContext<'_> {
         role: ChildRole,
     ) -> GraphResult<Edge> {
         match options.take_child_or_null(name.as_str())? {
-            None | Some(ChildOrNull::Null) => Ok(self.attach(name, role, None)),
+            None | Some(ChildOrNull::Null) => self.attach(name, role, None).await,
             Some(ChildOrNull::Child(spec)) => self.open_child(name, role, spec).await,
         }
     }
 
-    fn attach(&mut self, name: ChildName, role: ChildRole, child: Option<NodeRef>) -> Edge {
+    async fn attach(&mut self, name: ChildName, role: ChildRole, child: Option<NodeRef>) -> GraphResult<Edge> {
+        if let Some(child) = &child {
+            // What the node asks for itself; what its users ask is added when it has some.
+            let perm = self.driver.child_perm(role, PermPair::NONE, self.common.read_only);
+            if perm != PermPair::NONE {
+                let owner = self.node_name();
+                self.held.push(self.gs.hold(&owner, &name, child, perm).await?);
+            }
+        }
         let target = child.as_ref().map(NodeRef::target);
         let (writer, edge) = self.control.edge(role, PermPair::NONE, target);
         self.edges.push(GsEdge { name, role, writer, child, frozen: false });
-        edge
+        Ok(edge)
     }
 
     /// Run `work` on an I/O thread with a token on the node: to read a header, say. Its requests reach the children even where these are
@@ -282,14 +295,32 @@ async fn open(
     let name = gs.0.graph.borrow_mut().name(wanted)?;
     let control = NodeControl::shell(name.as_str());
     let depth = inherited.depth;
-    let mut context = OpenContext { gs, control: &control, common, depth, edges: Vec::new(), shown, opened };
-    let made = driver.open(&mut context, &mut options).await?;
-    let OpenContext { edges, shown, opened, .. } = context;
+    let (edges, held) = (Vec::new(), Vec::new());
+    let mut context = OpenContext { gs, driver: &driver, control: &control, common, depth, edges, held, shown, opened };
+    let made = driver.open(&mut context, &mut options).await;
+    let OpenContext { edges, held, shown, opened, .. } = context;
+    let made = match made {
+        Ok(made) => made,
+        Err(error) => {
+            gs.let_go(held);
+            return Err(error);
+        }
+    };
     let Opened { engine, control: engine_control, read_only } = made;
     control.install(engine, 0, read_only);
     control.set_modes(NodeModes { unmap: common.discard == DiscardMode::Unmap, detect_zeroes: common.detect_zeroes });
-    let node = NewNode { name, driver, control, engine_control, edges, read_only, options: shown }.complete();
-    let node = finish(gs, node, options).await?;
+    let node = NewNode {
+        name,
+        driver,
+        control,
+        engine_control,
+        edges,
+        read_only,
+        force_share: common.force_share,
+        options: shown,
+    }
+    .complete();
+    let node = finish(gs, node, options, held).await?;
     opened.borrow_mut().insert(node.id());
     Ok(node)
 }
@@ -306,7 +337,13 @@ fn take_driver(gs: &GlobalState, options: &mut OptionReader) -> GraphResult<Rc<d
 
 /// Make a node with an engine part of the graph. If that fails, the engine is closed again. Users of the children that are on their way
 /// out, and in the way, are waited for.
-async fn finish(gs: &GlobalState, mut node: Box<GsNode>, options: OptionReader) -> GraphResult<NodeRef> {
+async fn finish(
+    gs: &GlobalState,
+    mut node: Box<GsNode>,
+    options: OptionReader,
+    held: Vec<RootRef>,
+) -> GraphResult<NodeRef> {
+    let roots: Vec<_> = held.iter().map(RootRef::id).collect();
     let ready = match options.finish() {
         Ok(()) => refresh_length(gs, &node).await,
         Err(error) => Err(error.into()),
@@ -314,9 +351,12 @@ async fn finish(gs: &GlobalState, mut node: Box<GsNode>, options: OptionReader) 
     let error = match ready {
         Ok(()) => loop {
             let changed = gs.0.changed.notified();
-            let inserted = gs.0.graph.borrow_mut().insert(node);
+            let inserted = gs.0.graph.borrow_mut().insert(node, &roots);
             let (error, back) = match inserted {
-                Ok(inserted) => return Ok(inserted),
+                Ok(inserted) => {
+                    gs.let_go(held);
+                    return Ok(inserted);
+                }
                 Err(refused) => refused,
             };
             node = back;
@@ -333,6 +373,7 @@ async fn finish(gs: &GlobalState, mut node: Box<GsNode>, options: OptionReader) 
         let node = node.name.as_str();
         tracing::error!(node, ?why, "closing a node that could not be opened failed as well");
     }
+    gs.let_go(held);
     Err(error)
 }
 
@@ -411,8 +452,9 @@ impl GlobalState {
         control.install(engine, 0, read_only);
         control.set_modes(NodeModes::default());
         let options = Dict::new();
-        let node = NewNode { name, driver, control, engine_control, edges, read_only, options }.complete();
-        finish(self, node, Options::default().reader()).await
+        let node =
+            NewNode { name, driver, control, engine_control, edges, read_only, force_share: false, options }.complete();
+        finish(self, node, Options::default().reader(), Vec::new()).await
     }
 
     /// The node called `name`.

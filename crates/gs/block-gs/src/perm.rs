@@ -1,13 +1,17 @@
 //! Permissions: what every edge needs and shares, over the whole affected part of the graph, all or nothing.
 //!
 //! A plan computes the permissions that a change would lead to, top down, and checks every node's users against each
-//! other; only a plan that holds is committed, and committing cannot fail (rules perm-1 and perm-2). What the *host* must be asked for (locks, access
-//! modes) is not here yet: rule perm-3 comes with file locks.
+//! other (rule perm-1). Then the driver of each node that is asked for something else than before prepares for it, parents before children: this is where
+//! files are locked (rule perm-3). Only what all of them agree to is committed, and committing cannot fail, nor can taking back what was prepared
+//! (rule perm-2).
 
+use crate::driver::EngineControl;
 use crate::error::{GraphError, GraphResult};
 use crate::graph::{Graph, Id, NodeRef, ParentEnd};
 use block_common::{ParentKind, Perm, PermPair};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 /// An edge that is to lead elsewhere.
 #[derive(Clone, Debug)]
@@ -19,6 +23,15 @@ pub(crate) struct Change {
 /// The permissions of the affected edges after a change.
 pub(crate) struct Plan {
     perms: BTreeMap<ParentEnd, PermPair>,
+    /// The nodes whose users ask for something else than before, and what; parents before children.
+    asked: Vec<(Id, PermPair)>,
+}
+
+/// A plan that every driver has agreed to. Without [`Prepared::commit`] it is taken back.
+#[must_use = "a plan that is not committed is aborted"]
+pub(crate) struct Prepared {
+    plan: Plan,
+    drivers: Vec<Rc<RefCell<Box<dyn EngineControl>>>>,
 }
 
 /// The graph as it would be.
@@ -26,6 +39,7 @@ struct Future<'a> {
     graph: &'a Graph,
     changes: BTreeMap<ParentEnd, Option<Id>>,
     perms: BTreeMap<ParentEnd, PermPair>,
+    asked: Vec<(Id, PermPair)>,
 }
 
 impl Plan {
@@ -42,7 +56,7 @@ impl Plan {
         roots: &BTreeMap<Id, PermPair>,
     ) -> GraphResult<Self> {
         let mut start: BTreeSet<Id> = also.iter().copied().collect();
-        let mut future = Future { graph, changes: BTreeMap::new(), perms: BTreeMap::new() };
+        let mut future = Future { graph, changes: BTreeMap::new(), perms: BTreeMap::new(), asked: Vec::new() };
         for change in changes {
             let child = change.child.as_ref().map(NodeRef::id);
             future.changes.insert(change.end, child);
@@ -63,12 +77,39 @@ impl Plan {
                 touched.extend(future.visit(id)?);
             }
         }
-        Ok(Self { perms: future.perms })
+        Ok(Self { perms: future.perms, asked: future.asked })
     }
 
+    /// Ask the drivers (rule perm-3). All of them agree, or nothing has happened.
+    ///
+    /// # Errors
+    /// The first refusal; [`GraphError::InUse`] when the caller is in the middle of using a node's control half.
+    #[doc(alias = "bdrv_child_refresh_perms")]
+    pub(crate) fn prepare(self, graph: &Graph) -> GraphResult<Prepared> {
+        let mut prepared = Prepared { plan: self, drivers: Vec::new() };
+        for (id, perm) in &prepared.plan.asked {
+            let Some(node) = graph.nodes.get(id) else { continue };
+            let control = node.engine_control.clone();
+            let busy = |_| GraphError::InUse(node.name.as_str().into());
+            control.try_borrow_mut().map_err(busy)?.prepare_perm(*perm)?;
+            prepared.drivers.push(control);
+        }
+        Ok(prepared)
+    }
+}
+
+impl Prepared {
     /// Make it so.
-    pub(crate) fn commit(self, graph: &mut Graph) {
-        for (end, perm) in self.perms {
+    pub(crate) fn commit(mut self, graph: &mut Graph) {
+        for driver in self.drivers.drain(..) {
+            driver.borrow_mut().commit_perm();
+        }
+        for (id, perm) in std::mem::take(&mut self.plan.asked) {
+            if let Some(node) = graph.nodes.get_mut(&id) {
+                node.asked = perm;
+            }
+        }
+        for (end, perm) in std::mem::take(&mut self.plan.perms) {
             match end {
                 ParentEnd::Node(id, at) => {
                     if let Some(edge) = graph.nodes.get_mut(&id).and_then(|node| node.edges.get_mut(at)) {
@@ -82,6 +123,15 @@ impl Plan {
                     }
                 }
             }
+        }
+    }
+}
+
+impl Drop for Prepared {
+    /// The last one that prepared is the first to take it back.
+    fn drop(&mut self) {
+        for driver in self.drivers.drain(..).rev() {
+            driver.borrow_mut().abort_perm();
         }
     }
 }
@@ -142,10 +192,18 @@ impl Future<'_> {
         if node.read_only && above.perm.intersects(Perm::WRITE | Perm::WRITE_UNCHANGED) {
             return Err(GraphError::ReadOnly(node.name.as_str().into()));
         }
+        // Of an image that is opened this way nothing is asked of other processes either.
+        let asked = if node.force_share { PermPair::new(above.perm, Perm::all()) } else { above };
+        if asked != node.asked {
+            self.asked.push((id, asked));
+        }
         let mut touched = Vec::new();
         for (at, edge) in node.edges.iter().enumerate() {
             let end = ParentEnd::Node(id, at);
-            let perm = node.driver.child_perm(edge.role, above, node.read_only);
+            let mut perm = node.driver.child_perm(edge.role, above, node.read_only);
+            if self.child(end).and_then(|child| self.graph.nodes.get(&child)).is_some_and(|child| child.force_share) {
+                perm.shared = Perm::all();
+            }
             if perm != self.perm(end) {
                 touched.extend(self.child(end));
                 self.perms.insert(end, perm);
@@ -204,7 +262,8 @@ pub(crate) fn describe(graph: &Graph, end: ParentEnd, node: &str) -> String {
                 (ParentKind::Export, name) => format!("export '{name}'"),
                 (ParentKind::Node, name) => format!("node '{name}'"),
             });
-            (who.unwrap_or_default(), "root".into())
+            let edge = graph.roots.get(&id).and_then(|root| root.edge.as_ref()).map(|edge| edge.as_str().to_owned());
+            (who.unwrap_or_default(), edge.unwrap_or_else(|| "root".into()))
         }
     };
     format!("{who} (uses node '{node}' as '{edge}' child)")

@@ -5,7 +5,7 @@ use crate::error::{GraphError, GraphResult};
 use crate::graph::{Dead, DrainTarget, GsRoot, Id, NodeRef, ParentEnd, ReapQueue, number};
 use crate::perm::{Change, Plan};
 use crate::state::GlobalState;
-use block_common::{ParentKind, PermPair};
+use block_common::{ChildName, ParentKind, PermPair};
 use block_io::{IoThreadHandle, Root, RootControl};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +20,10 @@ pub struct RootRef {
 }
 
 impl RootRef {
+    pub(crate) fn id(&self) -> Id {
+        self.id
+    }
+
     /// The half for device threads.
     pub fn io(&self) -> &Root {
         &self.io
@@ -45,11 +49,46 @@ impl GlobalState {
         let control = RootControl::new(name, home, perm, None);
         let io = control.root();
         let holder = Rc::downgrade(&alive);
-        let root = GsRoot { name: name.into(), kind, control, child: None, perm, closing: false, holder };
+        let root = GsRoot { name: name.into(), kind, control, child: None, perm, edge: None, closing: false, holder };
         let mut graph = self.0.graph.borrow_mut();
         graph.roots.insert(id, root);
         graph.apply_drains();
         RootRef { id, queue: graph.reap.clone(), io, _holder: alive }
+    }
+
+    /// A root entry that no requests come through: it has `perm` on `node` for the edge called `edge` of a node that is being opened. Users who are
+    /// in the way, and on their way out, are waited for.
+    ///
+    /// # Errors
+    /// As [`GlobalState::attach_root`].
+    pub(crate) async fn hold(
+        &self,
+        owner: &str,
+        edge: &ChildName,
+        node: &NodeRef,
+        perm: PermPair,
+    ) -> GraphResult<RootRef> {
+        let root = self.new_root(owner, ParentKind::Node, perm, &self.main_io());
+        if let Some(root) = self.0.graph.borrow_mut().roots.get_mut(&root.id) {
+            root.edge = Some(edge.clone());
+        }
+        match self.attach_root(&root, Some(node)).await {
+            Ok(()) => Ok(root),
+            Err(error) => {
+                self.let_go(vec![root]);
+                Err(error)
+            }
+        }
+    }
+
+    /// Take out at once what [`GlobalState::hold`] made.
+    pub(crate) fn let_go(&self, held: Vec<RootRef>) {
+        let gone: Vec<_> = {
+            let mut graph = self.0.graph.borrow_mut();
+            held.iter().filter_map(|root| graph.forget_root(root.id)).collect()
+        };
+        self.0.changed.notify_waiters();
+        drop((gone, held));
     }
 
     /// Let `root` lead to `node`, or nowhere. Drains the root for it, and nothing else. Users of the node that are on their way out
@@ -113,11 +152,12 @@ impl GlobalState {
     /// Set what `root` asks of its node and shares.
     ///
     /// # Errors
-    /// [`GraphError::Permission`] when others are in the way. The root is then as it was.
+    /// [`GraphError::Permission`] when others are in the way, [`GraphError::Locked`] when other processes are. The root is then as it was.
     #[doc(alias = "blk_set_perm")]
     pub fn set_root_perm(&self, root: &RootRef, perm: PermPair) -> GraphResult<()> {
         let mut graph = self.0.graph.borrow_mut();
         let plan = Plan::with_roots(&graph, &[], &[], &BTreeMap::from([(root.id, perm)]))?;
+        let plan = plan.prepare(&graph)?;
         plan.commit(&mut graph);
         Ok(())
     }

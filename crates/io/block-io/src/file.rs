@@ -151,6 +151,14 @@ impl HostFile {
         self.start(FileOp::new(FileOpKind::Allocate(mode), offset, len, None))?.await
     }
 
+    /// Tell the block device that it need not keep `len` bytes at `offset`. What is read there afterwards is anything.
+    ///
+    /// # Errors
+    /// What the host answered: ENOTSUP where the device cannot do it, EINVAL where the range is not aligned to its blocks.
+    pub async fn discard_blocks(&self, offset: u64, len: u64) -> IoResult<()> {
+        self.call(move |fd| discard_blocks(fd, [offset, len])).await
+    }
+
     /// Set the file's length in bytes.
     ///
     /// # Errors
@@ -277,6 +285,30 @@ impl HostFileControl {
     }
 }
 
+impl HostFileControl {
+    /// The descriptor, or `None` after [`HostFile::close`].
+    pub fn descriptor(&self) -> Option<Arc<OwnedFd>> {
+        self.0.owned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Let the descriptor stand for what `fd` stands for: the same file, opened with other rights. Nobody needs to be held back for that: its
+    /// number stays, and a request uses either what it stood for before or what it stands for then.
+    ///
+    /// # Errors
+    /// What the host answered; [`IoError::CLOSED`] after [`HostFile::close`].
+    pub fn exchange(&mut self, fd: &OwnedFd) -> IoResult<()> {
+        let own = self.descriptor().ok_or(IoError::CLOSED)?;
+        // SAFETY: both descriptors are open for the length of the call. The number of the second still belongs to its owner
+        // afterwards, and still to an open file: the kernel puts one in the other's place in one step.
+        let answer = unsafe { libc::dup3(fd.as_raw_fd(), own.as_raw_fd(), libc::O_CLOEXEC) };
+        if answer >= 0 {
+            self.0.at_once.skip.store(0, Ordering::Relaxed);
+            return Ok(());
+        }
+        Err(IoError::host(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)))
+    }
+}
+
 impl fmt::Debug for HostFileControl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "HostFileControl(fd {})", self.0.fd.load(Ordering::Relaxed))
@@ -285,6 +317,15 @@ impl fmt::Debug for HostFileControl {
 
 fn host(errno: rustix::io::Errno) -> IoError {
     IoError::host(errno.raw_os_error())
+}
+
+/// The ioctl BLKDISCARD: offset and length in bytes.
+fn discard_blocks(fd: BorrowedFd<'_>, range: [u64; 2]) -> IoResult<()> {
+    use rustix::ioctl::{Setter, ioctl, opcode};
+    const BLKDISCARD: rustix::ioctl::Opcode = opcode::none(0x12, 119);
+    // SAFETY: the request reads two 64-bit numbers, which is what it is given, and keeps no pointer to them. On what is no block
+    // device the number means nothing to anybody.
+    unsafe { ioctl(fd, Setter::<BLKDISCARD, [u64; 2]>::new(range)) }.map_err(host)
 }
 
 /// `lseek(2)` with SEEK_DATA and SEEK_HOLE. The file position is shared by nobody: all other calls are positional.

@@ -5,5 +5,6 @@
 mod support;
 
 mod differential;
+mod locking;
 mod own;
 mod parser;

@@ -1,29 +1,20 @@
 //! Why a file could not be opened, created or resized: the file's name, the host's errno, the field's words.
 
-use block_common::{Errno, IoError, Preallocation};
-use std::fmt;
+use block_common::{Errno, IoError, Perm, Preallocation};
 use std::path::{Path, PathBuf};
 
-/// What a path leads to that is no regular file.
+/// What a path leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileKind {
+    /// A regular file.
+    Regular,
     /// A block device.
     BlockDevice,
     /// A character device.
     CharDevice,
     /// A pipe, a socket, or what else there may be.
     Other,
-}
-
-impl fmt::Display for FileKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::BlockDevice => " (it is a block device: use the 'host_device' driver)",
-            Self::CharDevice => " (it is a character device: use the 'host_device' driver)",
-            Self::Other => "",
-        })
-    }
 }
 
 /// Why a file could not be opened, created or resized.
@@ -39,12 +30,30 @@ pub enum FileError {
         errno: Errno,
     },
     /// It is no regular file.
-    #[error("'file' driver requires '{}' to be a regular file{kind}", path.display())]
+    #[error("'file' driver requires '{}' to be a regular file", path.display())]
     NotRegular {
         /// The file.
         path: PathBuf,
         /// What it is.
         kind: FileKind,
+    },
+    /// The device refuses writes.
+    #[error("The device is not writable: {}", Errno::EACCES)]
+    ReadOnlyDevice {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is no device.
+    #[error("'host_device' driver requires '{}' to be either a character or block device", path.display())]
+    NotDevice {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The name stands for a set of descriptors that somebody has handed over.
+    #[error("Could not open '{}': sets of file descriptors are not supported", path.display())]
+    DescriptorSet {
+        /// The name.
+        path: PathBuf,
     },
     /// A descriptor that was handed in does not allow what it is to be used for.
     #[error("Could not open '{}': its file descriptor is not open for {wanted}", path.display())]
@@ -69,6 +78,32 @@ pub enum FileError {
     /// The path leads to another file than the one that is open.
     #[error("Could not reopen '{}': the path leads to another file by now", path.display())]
     Replaced {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Somebody else has a permission that is not to be shared, or does not share one that is to be had.
+    #[error("Failed to get {}\"{perm}\" lock", if *shared { "shared " } else { "" })]
+    Locked {
+        /// The file.
+        path: PathBuf,
+        /// The permission.
+        perm: Perm,
+        /// Whether somebody else has the permission, rather than not sharing it.
+        shared: bool,
+    },
+    /// The host did not lock it, or somebody has locked it in a way that is not ours.
+    #[error("Failed to lock byte {byte}")]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// The byte's offset.
+        byte: u8,
+        /// The host's reason.
+        errno: Errno,
+    },
+    /// The host has no locks that belong to descriptors.
+    #[error("Could not open '{}': locking=on needs open file description locks, which this host does not have", path.display())]
+    NoLocks {
         /// The file.
         path: PathBuf,
     },
@@ -101,6 +136,9 @@ pub enum FileError {
     /// A file has no metadata to preallocate.
     #[error("Unsupported preallocation mode '{0}'")]
     PreallocationMode(Preallocation),
+    /// A device has the length that it has.
+    #[error("Cannot grow device files")]
+    DeviceLength,
     /// There is nothing to preallocate in a file that gets shorter.
     #[error("Preallocation can't be used for shrinking files")]
     PreallocationShrinks,
@@ -121,12 +159,27 @@ impl FileError {
     pub fn errno(&self) -> Errno {
         match self {
             Self::Open { errno, .. } | Self::Create { errno, .. } => *errno,
-            Self::Resize { errno, .. } | Self::Preallocate { errno, .. } => *errno,
-            Self::DescriptorMode { .. } => Errno::EACCES,
+            Self::Resize { errno, .. } | Self::Preallocate { errno, .. } | Self::Lock { errno, .. } => *errno,
+            Self::Locked { .. } => Errno::EAGAIN,
+            Self::NoLocks { .. } => Errno::ENOTSUP,
+            Self::DescriptorMode { .. } | Self::ReadOnlyDevice { .. } => Errno::EACCES,
             Self::PreallocationMode(_) | Self::PreallocationShrinks => Errno::ENOTSUP,
             Self::Replaced { .. } => Errno::ENOENT,
             Self::Bug { .. } => Errno::EIO,
-            Self::NotRegular { .. } | Self::DirectUnsupported { .. } | Self::DirectAlignment { .. } => Errno::EINVAL,
+            Self::DescriptorSet { .. } => Errno::ENOSYS,
+            Self::NotDevice { .. }
+            | Self::DeviceLength
+            | Self::NotRegular { .. }
+            | Self::DirectUnsupported { .. }
+            | Self::DirectAlignment { .. } => Errno::EINVAL,
+        }
+    }
+
+    /// What a program says in a line of its own below the error, if there is anything to add.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Locked { path, .. } => Some(format!("Is another process using the image [{}]?", path.display())),
+            _ => None,
         }
     }
 

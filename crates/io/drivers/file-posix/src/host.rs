@@ -1,13 +1,14 @@
 //! What sleeps: opening, looking at, creating and resizing files. All of it runs on threads of a pool, never on an I/O
-//! thread.
+//! thread; a file that is opened once more because somebody wants to write is opened by whoever owns the permissions.
 //!
 //! Each function is plain blocking code on descriptors; nothing here knows requests.
 
 #![allow(clippy::disallowed_methods, reason = "this file is where the file driver blocks, on threads made for it")]
 
-use crate::FileAccess;
 use crate::error::{FileError, FileKind};
-use block_common::{AlignedBuf, Errno, Preallocation};
+use crate::lock::{self, Locks};
+use crate::{FileAccess, HostKind};
+use block_common::{AlignedBuf, Errno, OnOffAuto, Perm, PermPair, Preallocation};
 use block_io::ThreadPool;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -27,10 +28,24 @@ const ZERO_PIECE: usize = 1 << 20;
 /// A file that was opened and looked at.
 pub(crate) struct Opened {
     pub(crate) fd: OwnedFd,
+    pub(crate) kind: FileKind,
+    /// To be taken as permissions are.
+    pub(crate) locks: Option<Locks>,
     /// What offsets, lengths and memory are multiples of. 1 for buffered files.
     pub(crate) alignment: u32,
-    /// The file system's preferred request size, in bytes.
+    /// What discards and zero writes have to be multiples of for the device to take them; 1 for files.
+    pub(crate) device_block: u32,
+    /// The file system's or the device's preferred request size, in bytes.
     pub(crate) block_size: u32,
+}
+
+/// How a file is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    pub(crate) kind: HostKind,
+    pub(crate) access: FileAccess,
+    pub(crate) direct: bool,
+    pub(crate) locking: OnOffAuto,
 }
 
 fn errno(errno: rustix::io::Errno) -> Errno {
@@ -39,33 +54,43 @@ fn errno(errno: rustix::io::Errno) -> Errno {
 
 fn flags(access: FileAccess, direct: bool) -> OFlags {
     let access = match access {
-        FileAccess::ReadOnly => OFlags::RDONLY,
+        FileAccess::ReadOnly | FileAccess::AsNeeded => OFlags::RDONLY,
         FileAccess::ReadWrite => OFlags::RDWR,
     };
     let direct = if direct { OFlags::DIRECT } else { OFlags::empty() };
     access | direct | OFlags::CLOEXEC | OFlags::NOCTTY
 }
 
-/// Open the regular file at `path`.
-pub(crate) fn open(path: &Path, access: FileAccess, direct: bool) -> Result<Opened, FileError> {
+/// Open the file or device at `path`.
+pub(crate) fn open(path: &Path, how: How) -> Result<Opened, FileError> {
+    if path.starts_with("/dev/fdset") {
+        return Err(FileError::DescriptorSet { path: path.into() });
+    }
+    let How { kind, access, direct, .. } = how;
     // Looked at first: opening a pipe waits for its other end, and opening a device may do things.
     let stat = rustix::fs::stat(path).map_err(|e| FileError::open(path, errno(e)))?;
-    regular(path, stat.st_mode)?;
+    if check_kind(path, stat.st_mode, kind)? == FileKind::BlockDevice
+        && access == FileAccess::ReadWrite
+        && device::is_read_only(&stat)
+    {
+        return Err(FileError::ReadOnlyDevice { path: path.into() });
+    }
     let fd = match rustix::fs::open(path, flags(access, direct), Mode::empty()) {
         Ok(fd) => fd,
         Err(rustix::io::Errno::INVAL) if direct => return Err(FileError::DirectUnsupported { path: path.into() }),
         Err(e) => return Err(FileError::open(path, errno(e))),
     };
-    look(path, fd, direct)
+    look(path, fd, how)
 }
 
 /// Use a descriptor that somebody else has opened.
-pub(crate) fn adopt(path: &Path, fd: OwnedFd, access: FileAccess, direct: bool) -> Result<Opened, FileError> {
+pub(crate) fn adopt(path: &Path, fd: OwnedFd, how: How) -> Result<Opened, FileError> {
+    let How { access, direct, .. } = how;
     let now = rustix::fs::fcntl_getfl(&fd).map_err(|e| FileError::open(path, errno(e)))?;
     // The access modes are numbers, not bits: read-only is zero.
     let mode = now & OFlags::ACCMODE;
     let (allowed, wanted) = match access {
-        FileAccess::ReadOnly => (mode == OFlags::RDONLY || mode == OFlags::RDWR, "reading"),
+        FileAccess::ReadOnly | FileAccess::AsNeeded => (mode == OFlags::RDONLY || mode == OFlags::RDWR, "reading"),
         FileAccess::ReadWrite => (mode == OFlags::RDWR, "reading and writing"),
     };
     if !allowed {
@@ -79,7 +104,7 @@ pub(crate) fn adopt(path: &Path, fd: OwnedFd, access: FileAccess, direct: bool) 
             e => FileError::open(path, errno(e)),
         })?;
     }
-    look(path, fd, direct)
+    look(path, fd, how)
 }
 
 /// Open the file behind `fd` once more.
@@ -91,6 +116,13 @@ pub(crate) fn open_again(
 ) -> Result<OwnedFd, FileError> {
     let failed = |e| FileError::open(path, errno(e));
     let flags = flags(access, direct);
+    let old = rustix::fs::fstat(fd).map_err(failed)?;
+    if access == FileAccess::ReadWrite
+        && FileType::from_raw_mode(old.st_mode) == FileType::BlockDevice
+        && device::is_read_only(&old)
+    {
+        return Err(FileError::ReadOnlyDevice { path: path.into() });
+    }
     // Through the descriptor it is the same file by construction, also when its path is gone.
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let again = match rustix::fs::open(link, flags, Mode::empty()) {
@@ -100,31 +132,119 @@ pub(crate) fn open_again(
         }
         Err(e) => return Err(failed(e)),
     };
-    let (old, new) = (rustix::fs::fstat(fd).map_err(failed)?, rustix::fs::fstat(&again).map_err(failed)?);
+    let new = rustix::fs::fstat(&again).map_err(failed)?;
     if (old.st_dev, old.st_ino) != (new.st_dev, new.st_ino) {
         return Err(FileError::Replaced { path: path.into() });
     }
     Ok(again)
 }
 
-fn regular(path: &Path, mode: u32) -> Result<(), FileError> {
+/// Whether a path leads to what is looked for, and to what.
+fn check_kind(path: &Path, mode: u32, wanted: HostKind) -> Result<FileKind, FileError> {
     let kind = match FileType::from_raw_mode(mode) {
-        FileType::RegularFile => return Ok(()),
+        FileType::RegularFile => FileKind::Regular,
         FileType::Directory => return Err(FileError::open(path, Errno::from_raw(libc::EISDIR))),
         FileType::BlockDevice => FileKind::BlockDevice,
         FileType::CharacterDevice => FileKind::CharDevice,
         _ => FileKind::Other,
     };
-    Err(FileError::NotRegular { path: path.into(), kind })
+    match (wanted, kind) {
+        (HostKind::File, FileKind::Regular) => Ok(kind),
+        (HostKind::Device, FileKind::BlockDevice | FileKind::CharDevice) => Ok(kind),
+        (HostKind::File, _) => Err(FileError::NotRegular { path: path.into(), kind }),
+        (HostKind::Device, _) => Err(FileError::NotDevice { path: path.into() }),
+    }
+}
+
+/// What `path` leads to, for those who choose a driver by it. A path that leads nowhere leads to a file that is not there.
+pub async fn kind(path: impl Into<PathBuf>, pool: &ThreadPool) -> HostKind {
+    let path = path.into();
+    let looked = pool.run(move || match rustix::fs::stat(&path).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+        Ok(FileType::BlockDevice | FileType::CharacterDevice) => HostKind::Device,
+        _ => HostKind::File,
+    });
+    looked.await.unwrap_or_default()
 }
 
 /// See what kind of file it is, and how its requests must be aligned.
-fn look(path: &Path, fd: OwnedFd, direct: bool) -> Result<Opened, FileError> {
+fn look(path: &Path, fd: OwnedFd, how: How) -> Result<Opened, FileError> {
     let stat = rustix::fs::fstat(&fd).map_err(|e| FileError::open(path, errno(e)))?;
-    regular(path, stat.st_mode)?;
-    let alignment = if direct { direct_alignment(path, fd.as_fd(), stat.st_size as u64)? } else { 1 };
-    let block_size = u32::try_from(stat.st_blksize).unwrap_or(0);
-    Ok(Opened { fd, alignment, block_size })
+    let kind = check_kind(path, stat.st_mode, how.kind)?;
+    let device_block = match kind {
+        FileKind::BlockDevice => device::block_size(fd.as_fd()).map_err(|e| FileError::open(path, errno(e)))?,
+        _ => 1,
+    };
+    let alignment = match (how.direct, kind) {
+        (false, _) => 1,
+        (true, FileKind::BlockDevice) => device_block,
+        (true, _) => direct_alignment(path, fd.as_fd(), stat.st_size as u64)?,
+    };
+    let block_size = match kind {
+        FileKind::BlockDevice => device::optimal_size(&stat),
+        _ => u32::try_from(stat.st_blksize).unwrap_or(0),
+    };
+    let locks = locks(path, fd.as_fd(), kind, how.locking)?;
+    Ok(Opened { fd, kind, locks, alignment, device_block, block_size })
+}
+
+/// What holds the locks on the file behind `fd`, if it is to be locked.
+fn locks(path: &Path, fd: BorrowedFd<'_>, kind: FileKind, locking: OnOffAuto) -> Result<Option<Locks>, FileError> {
+    match locking {
+        OnOffAuto::Off => return Ok(None),
+        _ if lock::supported(fd) => {}
+        OnOffAuto::Auto => return Ok(None),
+        OnOffAuto::On => return Err(FileError::NoLocks { path: path.into() }),
+    }
+    // A description of its own: the file's may be exchanged for one with other rights. Opening a device may do things.
+    let own = match kind {
+        FileKind::Regular => open_again(fd, path, FileAccess::ReadOnly, false).ok(),
+        _ => None,
+    };
+    let holder = match own {
+        Some(own) => own,
+        // Who was handed the descriptor may have no right to open the file.
+        None => fd
+            .try_clone_to_owned()
+            .map_err(|e| FileError::open(path, Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))))?,
+    };
+    Ok(Some(Locks::new(holder, path)))
+}
+
+/// What the host tells of block devices.
+pub(crate) mod device {
+    use super::{FileError, Path, errno};
+    use rustix::fs::{Stat, major, minor};
+    use std::os::fd::BorrowedFd;
+
+    /// The smallest piece, in bytes, that can be read and written.
+    pub(super) fn block_size(fd: BorrowedFd<'_>) -> rustix::io::Result<u32> {
+        rustix::fs::ioctl_blksszget(fd)
+    }
+
+    /// A number from the device's directory in sysfs.
+    fn attribute(stat: &Stat, name: &str) -> Option<u64> {
+        let (major, minor) = (major(stat.st_rdev), minor(stat.st_rdev));
+        let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{name}")).ok()?;
+        text.trim().parse().ok()
+    }
+
+    /// Whether the device refuses writes. Opening it for them may succeed all the same.
+    pub(super) fn is_read_only(stat: &Stat) -> bool {
+        attribute(stat, "ro") == Some(1)
+    }
+
+    /// The request size that the device likes best, in bytes; 0 when it does not tell. How long a request may be is no matter of ours: the
+    /// kernel cuts what is too long for the device.
+    pub(super) fn optimal_size(stat: &Stat) -> u32 {
+        attribute(stat, "queue/optimal_io_size").and_then(|size| size.try_into().ok()).unwrap_or(0)
+    }
+
+    /// Whether a device may be said to have `len` bytes: one that is longer has them, one that is shorter cannot grow.
+    pub(crate) fn resize(fd: BorrowedFd<'_>, path: &Path, len: u64) -> Result<(), FileError> {
+        let end = rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0))
+            .map_err(|e| FileError::Resize { path: path.into(), errno: errno(e) })?;
+        if len > end { Err(FileError::DeviceLength) } else { Ok(()) }
+    }
 }
 
 /// What requests on an O_DIRECT descriptor must be aligned to, memory and offsets alike: the core bounces what the one
@@ -160,7 +280,8 @@ fn probe(fd: BorrowedFd<'_>, length: u64) -> Option<u32> {
 /// Create the file at `path` (or empty the one that is there) and give it `size` bytes, in `pool`.
 ///
 /// # Errors
-/// [`FileError`]; a file that could not get its size stays behind, empty.
+/// [`FileError`]; [`FileError::Locked`] when somebody uses the file that is there, which is left alone then. A file that could not get its
+/// size stays behind, empty.
 #[doc(alias = "bdrv_create_file")]
 pub async fn create(
     path: impl Into<PathBuf>,
@@ -171,12 +292,18 @@ pub async fn create(
     let path = path.into();
     let name = path.clone();
     let done = pool.run(move || {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOCTTY;
         if preallocation == Preallocation::Metadata {
             return Err(FileError::PreallocationMode(preallocation));
         }
         let fd = rustix::fs::open(&name, flags, Mode::from_raw_mode(0o644))
             .map_err(|e| FileError::Create { path: name.clone(), errno: errno(e) })?;
+        // Emptied under nobody's hands. Others may look at it, but not count on its length.
+        let mut locks = locks(&name, fd.as_fd(), FileKind::Regular, OnOffAuto::Auto)?;
+        if let Some(locks) = &mut locks {
+            locks.prepare(PermPair::new(Perm::WRITE | Perm::RESIZE, !Perm::RESIZE))?;
+        }
+        rustix::fs::ftruncate(&fd, 0).map_err(|e| FileError::Create { path: name.clone(), errno: errno(e) })?;
         resize(fd.as_fd(), &name, size, preallocation, false)
     });
     done.await.unwrap_or(Err(FileError::Bug { path }))
@@ -232,9 +359,11 @@ fn write_zeroes(fd: BorrowedFd<'_>, from: u64, to: u64, direct: bool) -> rustix:
     rustix::fs::fdatasync(fd)
 }
 
-/// Drop clean pages of the file from the page cache. A hint: nothing depends on it.
-pub(crate) fn forget_cached(fd: BorrowedFd<'_>) {
+/// Drop the file's pages from the page cache, after what is dirty of them was written. The second is a hint: nothing depends on it.
+pub(crate) fn forget_cached(fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    rustix::fs::fdatasync(fd)?;
     if let Err(error) = rustix::fs::fadvise(fd, 0, None, rustix::fs::Advice::DontNeed) {
         tracing::debug!(%error, "the page cache keeps a file's pages");
     }
+    Ok(())
 }

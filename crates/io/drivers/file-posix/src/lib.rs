@@ -1,32 +1,34 @@
-//! The file driver's engine: a regular file of the host, buffered or with O_DIRECT, through io_uring or threads.
+//! The engine of the drivers for files and devices of the host, buffered or with O_DIRECT, through io_uring or threads.
 //!
 //! Reads and writes are the core's: the engine only says which descriptor they go to. What is left here is everything
-//! else that a file can do (zero, punch, tell its holes, change its length, be synced), and opening it, which may sleep
-//! and so runs on a thread pool. Devices and locks are not here.
+//! else that a file can do (zero, punch, tell its holes, change its length, be synced, be locked), and opening it, which may sleep
+//! and so runs on a thread pool. Sets of descriptors, and what is special about optical drives, tapes and SCSI devices, are not here.
 
 #![forbid(unsafe_code)]
 
 mod error;
 mod host;
+mod lock;
 
 pub use error::{FileError, FileKind};
-pub use host::create;
+pub use host::{create, kind};
 
 use async_trait::async_trait;
 use block_common::{
-    BlockStatus, Errno, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoErrorKind, IoResult, Limits,
-    Preallocation, RequestFlags, StatusExtent,
+    BlockStatus, Errno, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoErrorKind, IoResult, Limits, OnOffAuto,
+    Perm, PermPair, Preallocation, RequestFlags, StatusExtent,
 };
 use block_io::{
     Access, Driver, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions, Mapping, Quiesced, Req,
     ThreadPool,
 };
+use lock::Locks;
 use std::fmt;
 use std::future::Future;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a file is opened for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,11 +38,25 @@ pub enum FileAccess {
     ReadOnly,
     /// Reading and writing.
     ReadWrite,
+    /// Reading, and writing for as long as [`FilePosixControl::prepare_perm`] is told that somebody does: `auto-read-only`.
+    AsNeeded,
+}
+
+/// What a path is to lead to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HostKind {
+    /// A regular file: the `file` driver.
+    #[default]
+    File,
+    /// A block or character device: the `host_device` driver.
+    Device,
 }
 
 /// How to open a file.
 #[derive(Debug)]
 pub struct FilePosixOptions {
+    /// What the path is to lead to.
+    pub kind: HostKind,
     /// The file's path; beside [`FilePosixOptions::fd`] it is but its name in errors.
     pub path: PathBuf,
     /// What it is opened for.
@@ -51,6 +67,11 @@ pub struct FilePosixOptions {
     pub no_flush: bool,
     /// Who carries out requests: `aio`.
     pub engine: FileEngine,
+    /// Whether to lock the file against other processes: `locking`. Where it works means where locks can belong to a descriptor. Which locks, says
+    /// [`FilePosixControl::prepare_perm`]; until it is called there are none.
+    pub locking: OnOffAuto,
+    /// Whether [`Driver::invalidate_cache`] makes the host read the file anew: `drop-cache`.
+    pub drop_cache: bool,
     /// A descriptor that the caller has opened. It must allow what `access` says; O_DIRECT is set on it as needed.
     pub fd: Option<OwnedFd>,
 }
@@ -59,11 +80,14 @@ impl FilePosixOptions {
     /// The file at `path`, to be read through the page cache.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
+            kind: HostKind::File,
             path: path.into(),
             access: FileAccess::ReadOnly,
             direct: false,
             no_flush: false,
             engine: FileEngine::Ring,
+            locking: OnOffAuto::Auto,
+            drop_cache: true,
             fd: None,
         }
     }
@@ -82,7 +106,18 @@ impl Offload {
         if self.missing.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let result = file.fallocate(mode, range.offset().0, range.len()).await;
+        self.judge(file.fallocate(mode, range.offset().0, range.len()).await)
+    }
+
+    /// The same by a device's own discard, which promises nothing about what is read afterwards.
+    async fn attempt_discard(&self, file: &HostFile, range: GuestRange) -> IoResult<bool> {
+        if self.missing.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        self.judge(file.discard_blocks(range.offset().0, range.len()).await)
+    }
+
+    fn judge(&self, result: IoResult<()>) -> IoResult<bool> {
         let (done, missing) = verdict(result)?;
         if missing {
             self.missing.store(true, Ordering::Relaxed);
@@ -115,18 +150,27 @@ fn content(extent: FileExtent, alignment: u32, len: u64) -> (BlockStatus, u64) {
 
 struct Shared {
     file: HostFile,
+    kind: FileKind,
+    /// Gone when the file is closed.
+    locks: Mutex<Option<Locks>>,
     path: PathBuf,
     limits: Limits,
     direct: bool,
     no_flush: bool,
+    drop_cache: bool,
     zero_range: Offload,
     punch_hole: Offload,
+    discard: Offload,
     /// Once the kernel failed to write cached pages out it forgets that they were dirty, and the next sync succeeds:
     /// that success must not be believed. The errno, or zero.
     sync_failed: AtomicI32,
 }
 
 impl Shared {
+    fn locks(&self) -> MutexGuard<'_, Option<Locks>> {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn sync(&self) -> IoResult<()> {
         if self.no_flush {
             return Ok(());
@@ -134,7 +178,11 @@ impl Shared {
         if let errno @ 1.. = self.sync_failed.load(Ordering::Relaxed) {
             return Err(IoError::host(errno));
         }
-        let result = self.file.sync().await;
+        let result = match self.file.sync().await {
+            // What a device takes that has nowhere to store it, it has stored.
+            Err(error) if self.kind == FileKind::CharDevice && error.errno() == Errno::EINVAL => Ok(()),
+            result => result,
+        };
         self.remember(result);
         result
     }
@@ -162,13 +210,23 @@ pub struct FilePosixControl {
     shared: Arc<Shared>,
     file: HostFileControl,
     access: FileAccess,
+    /// Whether somebody writes to it.
+    is_written: bool,
+    /// Whether the descriptor of an [`FileAccess::AsNeeded`] allows writing.
+    writable: bool,
+    /// What is prepared: whether somebody writes, and whether the descriptor did not allow it before.
+    coming: Option<(bool, bool)>,
 }
+
+/// The permissions that take a descriptor which can be written.
+const WRITING: Perm = Perm::WRITE.union(Perm::WRITE_UNCHANGED).union(Perm::RESIZE);
 
 /// A descriptor of the same file with other rights, waiting to be committed.
 #[derive(Debug)]
 pub struct FilePosixReopen {
     fd: OwnedFd,
     access: FileAccess,
+    writable: bool,
 }
 
 impl FilePosix {
@@ -178,17 +236,20 @@ impl FilePosix {
     /// [`FileError`] names the file and keeps the host's errno.
     #[doc(alias = "bdrv_file_open")]
     pub async fn open(options: FilePosixOptions, pool: ThreadPool) -> Result<(Self, FilePosixControl), FileError> {
-        let FilePosixOptions { path, access, direct, no_flush, engine, fd } = options;
+        let FilePosixOptions { kind, path, access, direct, no_flush, engine, locking, drop_cache, fd } = options;
+        let how = host::How { kind, access, direct, locking };
         let name = path.clone();
         let opened = pool.run(move || match fd {
-            Some(fd) => host::adopt(&name, fd, access, direct),
-            None => host::open(&name, access, direct),
+            Some(fd) => host::adopt(&name, fd, how),
+            None => host::open(&name, how),
         });
         let opened = opened.await.unwrap_or_else(|| Err(FileError::Bug { path: path.clone() }))?;
         let alignment = opened.alignment;
         let limits = Limits {
             request_alignment: alignment,
             memory_alignment: alignment,
+            zero_alignment: opened.device_block,
+            discard_alignment: opened.device_block,
             transfer_optimal: opened.block_size,
             ..Limits::NONE
         };
@@ -196,15 +257,22 @@ impl FilePosix {
         let (file, control) = HostFile::new(opened.fd, options, pool);
         let shared = Arc::new(Shared {
             file,
+            kind: opened.kind,
+            locks: Mutex::new(opened.locks),
             path,
             limits,
             direct,
             no_flush,
+            drop_cache,
             zero_range: Offload::default(),
             punch_hole: Offload::default(),
+            discard: Offload::default(),
             sync_failed: AtomicI32::new(0),
         });
-        Ok((Self(shared.clone()), FilePosixControl { shared, file: control, access }))
+        Ok((
+            Self(shared.clone()),
+            FilePosixControl { shared, file: control, access, is_written: false, writable: false, coming: None },
+        ))
     }
 }
 
@@ -212,6 +280,75 @@ impl FilePosixControl {
     /// What the file is open for.
     pub fn access(&self) -> FileAccess {
         self.access
+    }
+
+    /// The users of the file are going to need and share `perm`: lock it so that other processes see that, and see whether they let it be
+    /// (rule perm-5). Locks that are there already stay until [`FilePosixControl::commit_perm`] or [`FilePosixControl::abort_perm`] says
+    /// which of them are the right ones; one of the two has to follow. Locks are no matter of the file's descriptor: exchanging it
+    /// leaves them as they are, closing the file releases them.
+    ///
+    /// # Errors
+    /// [`FileError::Locked`] when somebody else is in the way, [`FileError::Lock`] when the host locks nothing. What was locked before is.
+    #[doc(alias = "bdrv_check_perm")]
+    pub fn prepare_perm(&mut self, perm: PermPair) -> Result<(), FileError> {
+        if let Some(locks) = self.shared.locks().as_mut() {
+            locks.prepare(perm)?;
+        }
+        let writes = perm.perm.intersects(WRITING);
+        let widens = self.access == FileAccess::AsNeeded && writes && !self.writable;
+        if widens && let Err(error) = self.set_writable(true) {
+            self.abort_locks();
+            return Err(error);
+        }
+        self.coming = Some((writes, widens));
+        Ok(())
+    }
+
+    /// Open the file once more, for writing too or for reading only, and use that from now on. Requests need not be held back: of a file that loses its
+    /// last writer, nobody writes.
+    fn set_writable(&mut self, writable: bool) -> Result<(), FileError> {
+        // After the close there is nothing to open, and nobody who would write.
+        let Some(fd) = self.file.descriptor() else { return Ok(()) };
+        let access = if writable { FileAccess::ReadWrite } else { FileAccess::ReadOnly };
+        let again = host::open_again(fd.as_fd(), &self.shared.path, access, self.shared.direct)?;
+        self.file.exchange(&again).map_err(|error| FileError::open(&self.shared.path, error.errno()))?;
+        self.writable = writable;
+        Ok(())
+    }
+
+    /// As well as it goes: a descriptor that allows too much does no harm.
+    fn narrow(&mut self) {
+        if let Err(error) = self.set_writable(false) {
+            tracing::warn!(path = %self.shared.path.display(), %error, "a file that nobody writes stays open for writing");
+        }
+    }
+
+    fn abort_locks(&self) {
+        if let Some(locks) = self.shared.locks().as_mut() {
+            locks.abort();
+        }
+    }
+
+    /// Keep the locks that were prepared last, and no others; a descriptor that nobody writes to any more is one for reading again.
+    #[doc(alias = "bdrv_set_perm")]
+    pub fn commit_perm(&mut self) {
+        if let Some(locks) = self.shared.locks().as_mut() {
+            locks.commit();
+        }
+        let Some((writes, _)) = self.coming.take() else { return };
+        self.is_written = writes;
+        if self.writable && !writes {
+            self.narrow();
+        }
+    }
+
+    /// Keep the locks that there were before the last ones were prepared, and no others.
+    #[doc(alias = "bdrv_abort_perm_update")]
+    pub fn abort_perm(&mut self) {
+        self.abort_locks();
+        if let Some((_, true)) = self.coming.take() {
+            self.narrow();
+        }
     }
 
     /// Open the same file for `access`. Changes nothing yet. May be awaited anywhere.
@@ -225,11 +362,14 @@ impl FilePosixControl {
         access: FileAccess,
     ) -> impl Future<Output = Result<FilePosixReopen, FileError>> + Send + use<> {
         let shared = self.shared.clone();
+        // Whoever writes to it now will go on.
+        let writable = access == FileAccess::AsNeeded && self.is_written;
+        let how = if writable { FileAccess::ReadWrite } else { access };
         async move {
             let (path, direct) = (shared.path.clone(), shared.direct);
-            let opened = shared.file.call(move |fd| Ok(host::open_again(fd, &path, access, direct))).await;
+            let opened = shared.file.call(move |fd| Ok(host::open_again(fd, &path, how, direct))).await;
             let fd = opened.map_err(|error| FileError::open(&shared.path, error.errno()))??;
-            Ok(FilePosixReopen { fd, access })
+            Ok(FilePosixReopen { fd, access, writable })
         }
     }
 
@@ -238,13 +378,17 @@ impl FilePosixControl {
     pub fn commit(&mut self, reopen: FilePosixReopen, proof: &Quiesced<'_>) {
         self.file.replace(reopen.fd, proof);
         self.access = reopen.access;
+        self.writable = reopen.writable;
     }
 }
 
 #[async_trait]
 impl Driver for FilePosix {
     fn format_name(&self) -> &'static str {
-        "file"
+        match self.0.kind {
+            FileKind::BlockDevice | FileKind::CharDevice => "host_device",
+            FileKind::Regular | FileKind::Other => "file",
+        }
     }
 
     fn limits(&self) -> Limits {
@@ -269,7 +413,10 @@ impl Driver for FilePosix {
     }
 
     async fn length(&self, _req: &Req) -> IoResult<u64> {
-        self.0.file.length().await
+        let length = self.0.file.length().await?;
+        // With O_DIRECT, a last block that the file fills in part is there as a whole: what is aligned could not reach it otherwise, and
+        // what lies past the end of the file reads as zeroes.
+        Ok(length.next_multiple_of(self.0.limits.request_alignment.into()))
     }
 
     async fn read(&self, _req: &Req, offset: GuestOffset, buf: &IoBuf) -> IoResult<()> {
@@ -300,7 +447,11 @@ impl Driver for FilePosix {
 
     async fn discard(&self, _req: &Req, range: GuestRange) -> IoResult<()> {
         let shared = &self.0;
-        match shared.punch_hole.attempt(&shared.file, host::PUNCH_HOLE, range).await? {
+        let done = match shared.kind {
+            FileKind::BlockDevice => shared.discard.attempt_discard(&shared.file, range).await?,
+            _ => shared.punch_hole.attempt(&shared.file, host::PUNCH_HOLE, range).await?,
+        };
+        match done {
             true => Ok(()),
             false => Err(IoError::UNSUPPORTED),
         }
@@ -318,21 +469,32 @@ impl Driver for FilePosix {
 
     async fn truncate(&self, _req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {
         let name = self.0.path.clone();
+        if self.0.kind != FileKind::Regular {
+            let resize = move |fd: BorrowedFd<'_>| host::device::resize(fd, &name, len).map_err(|e| e.io());
+            return self.0.file.call(resize).await;
+        }
         let direct = self.0.direct;
         self.0.file.call(move |fd| host::resize(fd, &name, len, preallocation, direct).map_err(|e| e.io())).await
     }
 
     /// Somebody else wrote the file: what the page cache has of it may be old on a network file system.
     async fn invalidate_cache(&self, _req: &Req) -> IoResult<()> {
-        let forget = |fd: BorrowedFd<'_>| {
-            host::forget_cached(fd);
-            Ok(())
-        };
+        if self.0.direct || !self.0.drop_cache {
+            return Ok(());
+        }
+        let forget = |fd: BorrowedFd<'_>| host::forget_cached(fd).map_err(|errno| IoError::host(errno.raw_os_error()));
         self.0.file.call(forget).await
     }
 
     async fn close(&self, _req: &Req) -> IoResult<()> {
-        self.0.file.close().await
+        // Everything is written by now, so others may have the file. Releasing locks sleeps where the file is another host's.
+        let locks = self.0.locks().take();
+        let release = move |_: BorrowedFd<'_>| {
+            drop(locks);
+            Ok(())
+        };
+        let released = self.0.file.call(release).await;
+        self.0.file.close().await.and(released)
     }
 }
 

@@ -5,7 +5,7 @@
 use super::*;
 use block_common::Perm;
 use block_io::{Root, StaticGraph};
-use block_testkit::bed::{block_on, io_thread};
+use block_testkit::bed::{block_on, io_thread, skipped};
 use rustix::fs::{MemfdFlags, SealFlags};
 
 fn memfd(len: u64) -> OwnedFd {
@@ -14,7 +14,7 @@ fn memfd(len: u64) -> OwnedFd {
     fd
 }
 
-fn with(options: FilePosixOptions, work: impl FnOnce(&Root, &Shared)) {
+fn with(options: FilePosixOptions, work: impl FnOnce(&Root, &Arc<Shared>)) {
     let thread = io_thread(true);
     let (engine, _control) = block_on(FilePosix::open(options, ThreadPool::new(2))).expect("opened");
     let shared = engine.0.clone();
@@ -115,4 +115,34 @@ fn stat_1_a_hole_that_ends_inside_a_block_is_data() {
     check(false, 100, 100, (BlockStatus::ZERO, 100));
     check(true, 1, 4096, (BlockStatus::DATA, 512));
     check(true, u64::MAX, 4096, (BlockStatus::DATA, 4096));
+}
+
+/// Whether the page cache has the file's first page.
+fn is_cached(fd: &OwnedFd) -> bool {
+    let mut byte = [0];
+    let mut bufs = [std::io::IoSliceMut::new(&mut byte)];
+    rustix::io::preadv2(fd, &mut bufs, 0, rustix::io::ReadWriteFlags::NOWAIT).is_ok()
+}
+
+#[test]
+fn an_invalidated_file_is_read_anew_if_it_is_wanted() {
+    for drop_cache in [true, false] {
+        let file: OwnedFd = tempfile::tempfile().expect("a file").into();
+        let again = file.try_clone().expect("a descriptor");
+        rustix::io::pwrite(&file, &[7; 1 << 16], 0).expect("written");
+        let options = FilePosixOptions { drop_cache, ..on_memfd(file) };
+        with(options, |_, shared| {
+            assert!(is_cached(&again));
+            let (thread, node) = (io_thread(true), block_io::NodeControl::shell("file"));
+            node.install(Box::new(FilePosix(shared.clone())), 1 << 16, false);
+            let (engine, req) = (FilePosix(shared.clone()), node.enter().expect("it is open"));
+            let done = block_on(thread.handle().run(async move { engine.invalidate_cache(&req).await }));
+            assert_eq!(done, Some(Ok(())));
+            if drop_cache && is_cached(&again) {
+                skipped("an_invalidated_file_is_read_anew_if_it_is_wanted", "a file system that is a page cache");
+            } else {
+                assert_eq!(is_cached(&again), !drop_cache);
+            }
+        });
+    }
 }
