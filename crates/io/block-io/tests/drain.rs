@@ -170,9 +170,10 @@ fn drain_4_a_request_of_a_queue_counts_until_its_completion() {
         return;
     }
     let home = thread();
+    // The queue goes after the pipe: it waits for the kernel, and a test that fails shall not hang.
+    let mut queue = Queue::new().expect("a queue");
     let (mut stack, mut writer) = pipe_stack(&home.handle(), true);
     let root = stack.root.root();
-    let mut queue = Queue::new().expect("a queue");
     queue.submit(&root, Request::read(0, buf(4, 0)), 7);
     queue.kick();
     stack.root.set_quiesced(true);

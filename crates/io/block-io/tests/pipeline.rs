@@ -4,8 +4,12 @@
 
 mod common;
 
-use block_common::{BlockStatus, GuestRange, HostOffset, IoError, Limits, Preallocation, RequestFlags, StatusExtent};
-use block_io::{Queue, Request, Root, WriteObserver};
+use async_trait::async_trait;
+use block_common::{
+    BlockStatus, ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation,
+    RequestFlags, StatusExtent,
+};
+use block_io::{Driver, Edge, EdgeWriter, NodeControl, Queue, Req, Request, Root, RootControl, WriteObserver};
 use common::*;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -176,6 +180,13 @@ fn zero_1_parts_of_blocks() {
     assert_eq!(state.seen(), []);
     assert_eq!(block_on(root.zero(1024, 1024, strict)), Ok(()));
     assert_eq!(state.seen(), [Seen::Zero(1024, 1024, strict)]);
+    // What is left before and after whole blocks is written, and what is around it stays.
+    lock(&state.bytes).fill(7);
+    assert_eq!(block_on(root.zero(100, 2000, NONE)), Ok(()));
+    let (reading, writing) = (|at| Seen::Read(at, 512), |at, len| Seen::Write(at, len, NONE));
+    let seen = [reading(0), writing(0, 1024), Seen::Zero(1024, 1024, NONE), reading(2048), writing(2048, 512)];
+    assert_eq!(state.seen(), seen);
+    assert!(lock(&state.bytes).iter().enumerate().all(|(at, byte)| (*byte == 0) == (100..2100).contains(&at)));
 }
 
 // Order.
@@ -238,6 +249,35 @@ fn req_2_a_flag_serialises() {
     }
     assert_eq!(done.iter().map(|one| one.tag).collect::<Vec<_>>(), [1, 2, 3]);
     assert_eq!(read(&root, 0, 4096), [3; 4096]);
+}
+
+/// Those who took the fast path before a serialising request came are waited for, or it would write back what they have changed.
+#[test]
+fn req_2_a_serialising_request_waits_for_the_fast_ones() {
+    let home = thread();
+    let state = memory(4096, true);
+    let stack = mem_limited(&home.handle(), &state, blocks(512));
+    let root = stack.root.root();
+    let (mut queue, mut done) = (Queue::new().expect("a queue"), Vec::new());
+    std::thread::scope(|scope| {
+        // The driver has the write, and cannot get at the bytes.
+        let bytes = lock(&state.bytes);
+        let fast = scope.spawn(|| {
+            let mut queue = Queue::new().expect("a queue");
+            queue.submit(&root, Request::write(0, buf(512, 1), NONE), 0);
+            assert_eq!(queue.wait(&mut Vec::new(), Some(LONG)), 1);
+        });
+        eventually("it is there", || lock(&state.seen).contains(&Seen::Now(0, 512)));
+        queue.submit(&root, Request::write(100, buf(10, 2), NONE), 1);
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(state.valve.begun(), 0, "somebody did not wait");
+        drop(bytes);
+        fast.join().expect("no panic");
+    });
+    assert_eq!(queue.wait(&mut done, Some(LONG)), 1);
+    assert_eq!(done[0].done.result, Ok(()));
+    let expected = [vec![1; 100], vec![2; 10], vec![1; 402]].concat();
+    assert_eq!(lock(&state.bytes)[..512], expected);
 }
 
 // Flushes.
@@ -318,6 +358,209 @@ fn stat_1_questions_of_any_alignment() {
     let extent = status(700, 4000);
     assert_eq!((extent.len, extent.host_offset), (836, Some(HostOffset(700))));
     assert_eq!(status(700, 100).len, 100);
+}
+
+/// What a leaf has said of data is not asked again, until something may have made less of it.
+#[test]
+fn stat_2_data_is_remembered_until_it_may_go() {
+    let home = thread();
+    let state = memory(65536, false);
+    state.leaf.store(true, Ordering::SeqCst);
+    let stack = mem(&home.handle(), &state);
+    let root = stack.root.root();
+    let data = |len, at| StatusExtent::mapped(BlockStatus::DATA | BlockStatus::ALLOCATED, len, HostOffset(at));
+    let is_now = |extent| *lock(&state.status) = Some(extent);
+    // What is told, and how often the driver was asked.
+    let status = |at, len| {
+        let before = state.valve.begun();
+        let extent = block_on(root.block_status(at, len)).expect("it can be told");
+        (extent, state.valve.begun() - before)
+    };
+    is_now(data(8192, 512));
+    assert_eq!(status(4096, 1024), (data(1024, 512), 1));
+    assert_eq!(status(5096, 100), (data(100, 1512), 0));
+    assert_eq!(status(12_287, 100), (data(1, 8703), 0));
+    assert_eq!(status(12_288, 100), (data(100, 512), 1));
+    assert_eq!(write(&root, 12_288, 512, 1), Ok(()));
+    assert_eq!(status(12_288, 100), (data(100, 512), 0));
+    type Change<'a> = &'a dyn Fn() -> IoResult<()>;
+    let changes: [(&str, Change<'_>); 4] = [
+        ("zero", &|| block_on(root.zero(0, 512, NONE))),
+        ("discard", &|| block_on(root.discard(0, 512))),
+        ("truncate", &|| block_on(root.truncate(60_000, Preallocation::Off))),
+        ("ioctl", &|| block_on(root.ioctl(1, buf(8, 0))).or(Ok(()))),
+    ];
+    for (what, change) in changes {
+        is_now(data(8192, 0));
+        status(0, 512);
+        assert_eq!(status(0, 512), (data(512, 0), 0), "{what}");
+        assert_eq!(change(), Ok(()), "{what}");
+        is_now(StatusExtent::zero(8192));
+        assert_eq!(status(0, 512), (StatusExtent::zero(512), 1), "{what}");
+        // Zeroes are not remembered: a write makes data of them, and forgets nothing.
+        is_now(data(8192, 0));
+        assert_eq!(status(0, 512), (data(512, 0), 1), "{what}");
+    }
+    // Who has children does not know when they change.
+    state.leaf.store(false, Ordering::SeqCst);
+    assert_eq!(status(0, 512).1, 1);
+    assert_eq!(status(0, 512).1, 1);
+}
+
+/// An answer that was on its way while data went is told, and not remembered.
+#[test]
+fn stat_2_a_late_answer_is_not_remembered() {
+    let home = thread();
+    let state = memory(65536, false);
+    state.leaf.store(true, Ordering::SeqCst);
+    let stack = mem(&home.handle(), &state);
+    let root = stack.root.root();
+    let (mut queue, mut done) = (Queue::new().expect("a queue"), Vec::new());
+    state.valve.close();
+    let asked = root.clone();
+    let asking = std::thread::spawn(move || block_on(asked.block_status(0, 512)).map(drop));
+    eventually("it is asked", || state.valve.begun() == 1);
+    queue.submit(&root, Request::zero(0, 512, NONE), 1);
+    eventually("it is zeroed", || state.valve.begun() == 2);
+    state.valve.open();
+    assert_eq!((queue.wait(&mut done, Some(LONG)), asking.join().expect("no panic")), (1, Ok(())));
+    *lock(&state.status) = Some(StatusExtent::zero(512));
+    assert_eq!(block_on(root.block_status(0, 512)), Ok(StatusExtent::zero(512)));
+}
+
+// Backing files.
+
+/// A layer that hides what its backing file has, and knows nothing of it: where it grows, that comes to light.
+struct Over {
+    own: Mem,
+    backing: Edge,
+}
+
+#[async_trait]
+impl Driver for Over {
+    fn format_name(&self) -> &'static str {
+        "over"
+    }
+
+    fn limits(&self) -> Limits {
+        self.own.limits()
+    }
+
+    fn backing(&self) -> Option<&Edge> {
+        Some(&self.backing)
+    }
+
+    async fn length(&self, req: &Req) -> IoResult<u64> {
+        self.own.length(req).await
+    }
+
+    async fn read(&self, req: &Req, offset: GuestOffset, buf: &IoBuf) -> IoResult<()> {
+        self.own.read(req, offset, buf).await
+    }
+
+    async fn write(&self, req: &Req, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
+        self.own.write(req, offset, buf, flags).await
+    }
+
+    async fn zero(&self, req: &Req, range: GuestRange, flags: RequestFlags) -> IoResult<()> {
+        self.own.zero(req, range, flags).await
+    }
+
+    async fn flush(&self, req: &Req) -> IoResult<()> {
+        self.own.flush(req).await
+    }
+
+    async fn block_status(&self, req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
+        self.own.block_status(req, range).await
+    }
+
+    async fn truncate(&self, req: &Req, len: u64, _preallocation: Preallocation) -> IoResult<()> {
+        let below = self.backing.length(req)?.min(len) as usize;
+        let mut bytes = lock(&self.own.0.bytes);
+        if bytes.len() < below {
+            bytes.resize(below, 0x55);
+        }
+        bytes.resize(len as usize, 0);
+        Ok(())
+    }
+}
+
+fn over(below: &NodeControl, own: &Arc<MemState>) -> (NodeControl, EdgeWriter) {
+    let shell = NodeControl::shell("over");
+    let (writer, backing) = shell.edge(ChildRole::COW, READ, Some(&below.target()));
+    let length = lock(&own.bytes).len() as u64;
+    shell.install(Box::new(Over { own: Mem(own.clone(), Limits::NONE), backing }), length, false);
+    (shell, writer)
+}
+
+/// Where a backing file reaches past the old end, nobody ever sees what it has there.
+#[test]
+fn trunc_1_what_a_backing_file_has_stays_hidden() {
+    let home = thread();
+    let below = node("below", Mem(memory(16_384, true), Limits::NONE), 16_384);
+    let state = memory(4096, false);
+    state.zero_supported.store(true, Ordering::SeqCst);
+    let (node, _writer) = over(&below, &state);
+    let control = RootControl::new("root", &home.handle(), ALL, Some(&node.target()));
+    let root = control.root();
+    assert_eq!(block_on(root.truncate(8192, Preallocation::Off)), Ok(()));
+    assert_eq!(state.seen(), [Seen::Zero(4096, 4096, NONE)]);
+    assert_eq!(read(&root, 0, 8192), [0; 8192]);
+    // A read that comes before the zeroes waits for them.
+    let begun = state.valve.begun();
+    state.valve.close();
+    let growing = root.clone();
+    let growing = std::thread::spawn(move || block_on(growing.truncate(20_000, Preallocation::Off)));
+    eventually("it is zeroed", || state.valve.begun() == begun + 1);
+    let reading = root.clone();
+    let reading = std::thread::spawn(move || read(&reading, 12_000, 8000));
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(state.valve.begun(), begun + 1, "it did not wait");
+    state.valve.open();
+    assert_eq!(growing.join().expect("no panic"), Ok(()));
+    assert_eq!(reading.join().expect("no panic"), [0; 8000]);
+    assert_eq!(state.seen()[1], Seen::Zero(8192, 8192, NONE), "only what the backing file has");
+}
+
+/// What cannot be hidden is cut off again.
+#[test]
+fn trunc_1_what_cannot_be_hidden_does_not_come() {
+    let home = thread();
+    let below = node("below", Mem(memory(16_384, true), Limits::NONE), 16_384);
+    let state = memory(4096, false);
+    state.zero_supported.store(true, Ordering::SeqCst);
+    let (node, _writer) = over(&below, &state);
+    let control = RootControl::new("root", &home.handle(), ALL, Some(&node.target()));
+    let root = control.root();
+    *lock(&state.fails) = Some(IoError::host(libc::ENOSPC));
+    assert_eq!(block_on(root.truncate(8192, Preallocation::Off)), Err(IoError::host(libc::ENOSPC)));
+    assert_eq!((root.length(), lock(&state.bytes).len()), (Ok(4096), 4096));
+    *lock(&state.fails) = None;
+    assert_eq!(block_on(root.truncate(8192, Preallocation::Off)), Ok(()));
+    assert_eq!(read(&root, 0, 8192), [0; 8192]);
+}
+
+/// A backing file is asked up to its end, whatever the layer above thinks of its length.
+#[test]
+fn stat_1_a_backing_file_ends_where_it_ends() {
+    let home = thread();
+    let below = node("below", Mem(memory(5000, true), Limits::NONE), 5000);
+    let state = memory(65536, true);
+    let (node, _writer) = over(&below, &state);
+    let control = RootControl::new("root", &home.handle(), ALL, Some(&node.target()));
+    let root = control.root();
+    let status = |at, len| {
+        let told = block_on(root.chain_status(at, len)).expect("it can be told");
+        (told.extent.status.difference(BlockStatus::EOF), told.extent.len, told.depth)
+    };
+    let (data, zero) = (BlockStatus::DATA | BlockStatus::ALLOCATED, BlockStatus::ZERO);
+    *lock(&state.status) = Some(StatusExtent::unallocated(1 << 40));
+    assert_eq!(status(0, 65536), (data, 5000, Some(1)));
+    assert_eq!(status(100, 200), (data, 200, Some(1)));
+    assert_eq!(status(4999, 2), (data, 1, Some(1)));
+    assert_eq!(status(5000, 65536 - 5000), (zero, 65536 - 5000, None));
+    *lock(&state.status) = Some(StatusExtent::data(1 << 40));
+    assert_eq!(status(4999, 2), (data, 2, Some(0)));
 }
 
 // Observers.

@@ -233,6 +233,75 @@ fn status_tells_whose_the_bytes_are() {
 }
 
 #[test]
+fn stat_1_a_chain_tells_who_decides() {
+    // Storage, a filter, an image over it, and a filter on top: filters decide nothing and are no layers.
+    const END: u64 = 9 * CLUSTER + 512;
+    let thread = io_thread(true);
+    let mut content = vec![0x55; END as usize];
+    content[4 * CLUSTER as usize..5 * CLUSTER as usize].fill(0);
+    let storage = MemStorage::new(MemOptions::new(0));
+    let backing = MemStorage::with_content(MemOptions::new(0), content);
+    let mut graph = StaticGraph::new(thread.handle());
+    let file = block_on(graph.node("file").install(storage.driver(), false)).expect("a file");
+    let backing = block_on(graph.node("backing").install(backing.driver(), true)).expect("a backing node");
+    let (filter, _) = block_on(toy_filter(&mut graph, &backing)).expect("a filter");
+    let format = Some(small(20 * CLUSTER));
+    let (image, control) = block_on(toy_cow(&mut graph, &file, Some(&filter), format)).expect("an image");
+    let (top, _) = block_on(toy_filter(&mut graph, &image)).expect("a filter");
+    let roots = [graph.root("image", &image, Perm::all()), graph.root("top", &top, Perm::all())];
+    block_on(roots[0].write(CLUSTER, filled(2 * CLUSTER, 1), NONE)).0.expect("written");
+    block_on(roots[0].discard(2 * CLUSTER, CLUSTER)).expect("discarded");
+    let (data, zero) = (BlockStatus::DATA | BlockStatus::ALLOCATED, BlockStatus::ZERO | BlockStatus::ALLOCATED);
+    for root in &roots {
+        let told = |at: u64| block_on(root.chain_status(at, 20 * CLUSTER - at)).expect("a status");
+        let check = |at: u64, len: u64, status: BlockStatus, depth: Option<usize>| {
+            let told = told(at);
+            let found = told.extent.status.difference(BlockStatus::OFFSET_VALID | BlockStatus::EOF);
+            assert_eq!((found, told.extent.len, told.depth), (status, len, depth), "{}: {at:#x}", root.name());
+        };
+        check(0, CLUSTER, data, Some(1));
+        check(CLUSTER, CLUSTER, data, Some(0));
+        check(2 * CLUSTER, CLUSTER, zero, Some(0));
+        check(3 * CLUSTER, CLUSTER, data, Some(1));
+        check(4 * CLUSTER, CLUSTER, zero, Some(1));
+        check(5 * CLUSTER, END - 5 * CLUSTER, data, Some(1));
+        check(END - 512, 512, data, Some(1));
+        // Past the end of the backing file nobody decides.
+        check(END, 20 * CLUSTER - END, BlockStatus::ZERO, None);
+        // A place is the deciding node's.
+        assert_eq!(told(CLUSTER).extent.host_offset.map(|offset| offset.0), control.place(1));
+        assert_eq!(told(3 * CLUSTER + 700).extent.host_offset.map(|offset| offset.0), Some(3 * CLUSTER + 700));
+    }
+    block_on(graph.close()).expect("closed");
+}
+
+#[test]
+fn trunc_1_a_longer_backing_file_does_not_come_to_light() {
+    // Grown from a whole number of clusters and from within one; cut and grown once more; closed and opened again.
+    const END: u64 = 12 * CLUSTER;
+    let thread = io_thread(true);
+    let backing = MemStorage::with_content(MemOptions::new(0), vec![0x55; 10 * CLUSTER as usize]);
+    for length in [3 * CLUSTER, 3 * CLUSTER + 700] {
+        let storage = MemStorage::new(MemOptions::new(0));
+        let format = ToyFormat { length_max: END, ..small(length) };
+        let mut image = open(&thread, &storage, Some(&backing), Some(format));
+        for kept in [length, CLUSTER + 100] {
+            block_on(image.root.truncate(kept, Preallocation::Off)).expect("cut");
+            assert!(image.read(0, kept).iter().all(|byte| *byte == 0x55));
+            block_on(image.root.truncate(END, Preallocation::Off)).expect("grown");
+            for _ in 0..2 {
+                let data = image.read(0, END);
+                let shown = data.iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1);
+                assert!(shown == kept && data[..kept as usize].iter().all(|byte| *byte == 0x55), "{shown} of {kept}");
+                image.close();
+                image = open(&thread, &storage, Some(&backing), None);
+            }
+        }
+        image.close();
+    }
+}
+
+#[test]
 fn allocating_writes_run_in_parallel_but_one_at_a_time_in_a_cluster() {
     let storage = MemStorage::new(MemOptions::new(0));
     let thread = io_thread(true);

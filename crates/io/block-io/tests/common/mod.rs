@@ -189,6 +189,7 @@ pub struct MemState {
     pub fails: Mutex<Option<IoError>>,
     pub dropped: AtomicBool,
     pub status: Mutex<Option<StatusExtent>>,
+    pub leaf: AtomicBool,
     pub write_flags: Mutex<RequestFlags>,
 }
 
@@ -277,6 +278,10 @@ impl Driver for Mem {
 
     fn write_flags(&self) -> RequestFlags {
         *lock(&self.0.write_flags)
+    }
+
+    fn is_leaf(&self) -> bool {
+        self.0.leaf.load(Ordering::SeqCst)
     }
 
     async fn length(&self, _req: &Req) -> IoResult<u64> {
