@@ -99,7 +99,7 @@ pub enum FileError {
         errno: Errno,
     },
     /// A file has no metadata to preallocate.
-    #[error("Unsupported preallocation mode '{0}'")]
+    #[error("Unsupported preallocation mode: {0}")]
     PreallocationMode(Preallocation),
     /// There is nothing to preallocate in a file that gets shorter.
     #[error("Preallocation can't be used for shrinking files")]

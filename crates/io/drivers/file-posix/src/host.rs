@@ -50,13 +50,13 @@ fn flags(access: FileAccess, direct: bool) -> OFlags {
 pub(crate) fn open(path: &Path, access: FileAccess, direct: bool) -> Result<Opened, FileError> {
     // Looked at first: opening a pipe waits for its other end, and opening a device may do things.
     let stat = rustix::fs::stat(path).map_err(|e| FileError::open(path, errno(e)))?;
-    regular(path, stat.st_mode)?;
+    regular(path, stat.st_mode, access)?;
     let fd = match rustix::fs::open(path, flags(access, direct), Mode::empty()) {
         Ok(fd) => fd,
         Err(rustix::io::Errno::INVAL) if direct => return Err(FileError::DirectUnsupported { path: path.into() }),
         Err(e) => return Err(FileError::open(path, errno(e))),
     };
-    look(path, fd, direct)
+    look(path, fd, access, direct)
 }
 
 /// Use a descriptor that somebody else has opened.
@@ -79,7 +79,7 @@ pub(crate) fn adopt(path: &Path, fd: OwnedFd, access: FileAccess, direct: bool) 
             e => FileError::open(path, errno(e)),
         })?;
     }
-    look(path, fd, direct)
+    look(path, fd, access, direct)
 }
 
 /// Open the file behind `fd` once more.
@@ -107,10 +107,13 @@ pub(crate) fn open_again(
     Ok(again)
 }
 
-fn regular(path: &Path, mode: u32) -> Result<(), FileError> {
+fn regular(path: &Path, mode: u32, access: FileAccess) -> Result<(), FileError> {
     let kind = match FileType::from_raw_mode(mode) {
         FileType::RegularFile => return Ok(()),
-        FileType::Directory => return Err(FileError::open(path, Errno::from_raw(libc::EISDIR))),
+        // The host opens directories, but not for writing.
+        FileType::Directory if access == FileAccess::ReadWrite => {
+            return Err(FileError::open(path, Errno::from_raw(libc::EISDIR)));
+        }
         FileType::BlockDevice => FileKind::BlockDevice,
         FileType::CharacterDevice => FileKind::CharDevice,
         _ => FileKind::Other,
@@ -119,9 +122,9 @@ fn regular(path: &Path, mode: u32) -> Result<(), FileError> {
 }
 
 /// See what kind of file it is, and how its requests must be aligned.
-fn look(path: &Path, fd: OwnedFd, direct: bool) -> Result<Opened, FileError> {
+fn look(path: &Path, fd: OwnedFd, access: FileAccess, direct: bool) -> Result<Opened, FileError> {
     let stat = rustix::fs::fstat(&fd).map_err(|e| FileError::open(path, errno(e)))?;
-    regular(path, stat.st_mode)?;
+    regular(path, stat.st_mode, access)?;
     let alignment = if direct { direct_alignment(path, fd.as_fd(), stat.st_size as u64)? } else { 1 };
     let block_size = u32::try_from(stat.st_blksize).unwrap_or(0);
     Ok(Opened { fd, alignment, block_size })
@@ -182,6 +185,18 @@ pub async fn create(
     done.await.unwrap_or(Err(FileError::Bug { path }))
 }
 
+/// Which of `others` is the very file at `path`, under whatever name. `None` too where nothing is at `path`. The host is
+/// asked in `pool`.
+pub async fn same_file(path: impl Into<PathBuf>, others: Vec<PathBuf>, pool: &ThreadPool) -> Option<PathBuf> {
+    let path = path.into();
+    let identity = |path: &Path| rustix::fs::stat(path).ok().map(|stat| (stat.st_dev, stat.st_ino));
+    let look = move || {
+        let wanted = identity(&path)?;
+        others.into_iter().find(|other| identity(other) == Some(wanted))
+    };
+    pool.run(look).await.flatten()
+}
+
 /// Give the file behind `fd` the length of `len` bytes. If the space for it cannot be had, the length stays.
 pub(crate) fn resize(
     fd: BorrowedFd<'_>,
@@ -195,7 +210,11 @@ pub(crate) fn resize(
     match preallocation {
         Preallocation::Metadata => return Err(FileError::PreallocationMode(preallocation)),
         Preallocation::Falloc | Preallocation::Full if len < old => return Err(FileError::PreallocationShrinks),
-        Preallocation::Off => return rustix::fs::ftruncate(fd, len).map_err(resize),
+        Preallocation::Off => {
+            rustix::fs::ftruncate(fd, len).map_err(resize)?;
+            allocate_first_block(fd, old, len);
+            return Ok(());
+        }
         Preallocation::Falloc | Preallocation::Full if len == old => return Ok(()),
         Preallocation::Falloc | Preallocation::Full => {}
     }
@@ -204,12 +223,27 @@ pub(crate) fn resize(
             .map_err(|e| ("preallocate new data", e)),
         _ => write_zeroes(fd, old, len, direct).map_err(|e| ("write zeros for preallocation", e)),
     };
-    filled.map_err(|(doing, e)| {
+    filled.map(|()| allocate_first_block(fd, old, len)).map_err(|(doing, e)| {
         if let Err(error) = rustix::fs::ftruncate(fd, old) {
             tracing::warn!(path = %path.display(), %error, "a file keeps a length that it was not given in full");
         }
         FileError::Preallocate { path: path.into(), doing, errno: errno(e) }
     })
+}
+
+/// Let a file that gets its first bytes have a block of storage, as the field's tools do: on some file systems reads of a
+/// file without one succeed at any alignment, and whoever probes for the alignment of O_DIRECT would find a wrong one. A
+/// hint: if it fails, requests that matter will tell why.
+fn allocate_first_block(fd: BorrowedFd<'_>, old: u64, len: u64) {
+    if old > 0 || len == 0 {
+        return;
+    }
+    let block =
+        if len < u64::from(ALIGNMENT_MAX) { len.min(u64::from(ALIGNMENTS[0])) } else { u64::from(ALIGNMENT_MAX) };
+    let zeroes = AlignedBuf::zeroed(block as usize, ALIGNMENT_MAX as usize);
+    if let Err(error) = rustix::io::retry_on_intr(|| rustix::io::pwrite(fd, &zeroes, 0)) {
+        tracing::debug!(%error, "a new file has no first block");
+    }
 }
 
 /// Write zeroes from `from` to `to`, and see them stored.

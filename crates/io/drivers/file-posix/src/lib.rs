@@ -10,7 +10,7 @@ mod error;
 mod host;
 
 pub use error::{FileError, FileKind};
-pub use host::create;
+pub use host::{create, same_file};
 
 use async_trait::async_trait;
 use block_common::{
