@@ -9,8 +9,12 @@ mod file;
 mod null;
 mod raw;
 
+mod create;
 mod image;
 
+pub use create::{
+    CreateError, CreateOption, CreateOptionKind, NewImage, check_format, check_not_open, creation_options,
+};
 pub use file::FileType;
 pub use image::{ImageOptions, open_image, open_options};
 pub use null::NullType;
