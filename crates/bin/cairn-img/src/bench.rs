@@ -4,10 +4,11 @@
 
 mod load;
 
-use crate::cli::Failure;
+use crate::args::cache;
+use crate::cli::{Command, Failure};
 use crate::image::{Image, with_block_layer};
 use crate::{number, say};
-use block_common::{AioMode, CacheFlags, CacheMode, LENGTH_MAX};
+use block_common::{AioMode, CacheFlags, LENGTH_MAX};
 use block_drivers::ImageOptions;
 use clap::Parser;
 use load::{Flushes, Load, Outcome};
@@ -35,7 +36,7 @@ pub(crate) struct Args {
     #[arg(long)]
     image_opts: bool,
     /// Cache mode: writeback (default), none, off, directsync, writethrough, unsafe
-    #[arg(short = 't', long, value_name = "CACHE", value_parser = cache, default_value = "writeback",
+    #[arg(short = 't', long, value_name = "CACHE", value_parser = cache_mode, default_value = "writeback",
           hide_default_value = true, allow_hyphen_values = true)]
     cache: CacheFlags,
     /// How many requests in all
@@ -79,8 +80,8 @@ pub(crate) struct Args {
     file_names: Vec<String>,
 }
 
-fn cache(text: &str) -> Result<CacheFlags, String> {
-    text.parse::<CacheMode>().map(CacheFlags::from).map_err(|_| "Invalid cache mode".to_owned())
+fn cache_mode(text: &str) -> Result<CacheFlags, String> {
+    cache(text).ok_or_else(|| "Invalid cache mode".to_owned())
 }
 
 fn aio(text: &str) -> Result<AioMode, String> {
@@ -115,22 +116,24 @@ fn offset(text: &str) -> Result<u64, String> {
     number::size(text, "offset", 0..=LENGTH_MAX)
 }
 
-/// Run the benchmark.
-///
-/// # Errors
-/// The options contradict each other, the image cannot be opened, a request failed, or closing did.
-pub(crate) fn run(args: Args) -> Result<(), Failure> {
-    let name = args.check()?;
-    let image = args.image(name);
-    let load = args.load();
-    with_block_layer(|gs| async move {
-        let backend = image.open(&gs).await?;
-        args.announce()?;
-        let outcome = load.run(backend.io()).await.map_err(failed)?;
-        say(&format!("Run completed in {:.3} seconds.", outcome.elapsed.as_secs_f64()))?;
-        let Outcome { last_flush, .. } = outcome;
-        last_flush.map_err(failed)
-    })
+impl Command for Args {
+    /// Run the benchmark.
+    ///
+    /// # Errors
+    /// The options contradict each other, the image cannot be opened, a request failed, or closing did.
+    fn run(self) -> Result<(), Failure> {
+        let name = self.check()?;
+        let image = self.image(name);
+        let load = self.load();
+        with_block_layer(|gs| async move {
+            let backend = image.open(&gs).await?;
+            self.announce()?;
+            let outcome = load.run(backend.io()).await.map_err(failed)?;
+            say(&format!("Run completed in {:.3} seconds.", outcome.elapsed.as_secs_f64()))?;
+            let Outcome { last_flush, .. } = outcome;
+            last_flush.map_err(failed)
+        })
+    }
 }
 
 fn failed(failure: load::LoadError) -> Failure {
@@ -165,7 +168,7 @@ impl Args {
             force_share: self.force_share,
             unmap: false,
         };
-        Image { name, image_opts: self.image_opts, how }
+        Image { name, image_opts: self.image_opts, resize: false, how }
     }
 
     fn load(&self) -> Load {

@@ -11,10 +11,7 @@ use std::ffi::OsString;
 use std::fmt;
 
 /// Commands of qemu-img that this build does not have.
-pub(crate) const NOT_BUILT: [&str; 14] = [
-    "amend", "bitmap", "check", "commit", "compare", "convert", "create", "dd", "info", "map", "measure", "rebase",
-    "resize", "snapshot",
-];
+pub(crate) const NOT_BUILT: [&str; 6] = ["amend", "bitmap", "check", "commit", "rebase", "snapshot"];
 
 /// Disk image utility.
 #[derive(Debug, Parser)]
@@ -23,7 +20,16 @@ pub(crate) const NOT_BUILT: [&str; 14] = [
     version = concat!("version ", env!("CARGO_PKG_VERSION")),
     infer_long_args = true,
     override_usage = "cairn-img [standard options] COMMAND [--help | command options]",
-    after_help = "Commands:\n  bench    Run a simple image benchmark\n\n\
+    after_help = "Commands:\n  \
+                  bench    Run a simple image benchmark\n  \
+                  compare  Check if two images have the same contents\n  \
+                  convert  Copy one or more images to another\n  \
+                  create   Create a new image\n  \
+                  dd       Copy blocks of an image to another\n  \
+                  info     Display information about an image\n  \
+                  map      Show which parts of an image hold data\n  \
+                  measure  Calculate the file size that a new image needs\n  \
+                  resize   Change the size of an image\n\n\
                   Run `cairn-img COMMAND --help` for the options of a command."
 )]
 pub(crate) struct CommandLine {
@@ -36,36 +42,72 @@ pub(crate) struct CommandLine {
     pub(crate) command: Vec<OsString>,
 }
 
+/// A command with its options.
+pub(crate) trait Command: Parser {
+    /// The command line as the parser shall see it.
+    fn prepare(words: Vec<OsString>) -> Vec<OsString> {
+        words
+    }
+
+    /// Carry it out.
+    ///
+    /// # Errors
+    /// What the user is told, and the exit status.
+    fn run(self) -> Result<(), Failure>;
+}
+
 /// Why the program fails. Displays everything that goes to stderr, line ends included.
 #[derive(Debug)]
-pub(crate) struct Failure(String);
+pub(crate) struct Failure {
+    text: String,
+    status: u8,
+}
 
 impl Failure {
     /// Something went wrong.
     pub(crate) fn message(text: impl fmt::Display) -> Self {
-        Self(format!("{PROGRAM}: {text}\n"))
+        Self::new(format!("{PROGRAM}: {text}\n"))
     }
 
     /// The command line makes no sense; `command` knows more.
     pub(crate) fn usage(command: Option<&str>, text: impl fmt::Display) -> Self {
-        Self(format!("{PROGRAM}: {text}\n{}", try_help(command)))
+        Self::new(format!("{PROGRAM}: {text}\n{}", try_help(command)))
     }
 
     /// As [`Failure::usage`], for what getopt would find, which names the command as well.
     fn getopt(command: Option<&str>, text: impl fmt::Display) -> Self {
         let name = command.map(|command| format!(" {command}")).unwrap_or_default();
-        Self(format!("{PROGRAM}{name}: {text}\n{}", try_help(command)))
+        Self::new(format!("{PROGRAM}{name}: {text}\n{}", try_help(command)))
     }
 
     /// This one first, then the other.
     pub(crate) fn and(self, other: Self) -> Self {
-        Self(self.0 + &other.0)
+        Self { text: self.text + &other.text, ..self }
+    }
+
+    /// What a command found makes it fail, and the user was told already.
+    pub(crate) fn told() -> Self {
+        Self::new(String::new())
+    }
+
+    /// The program's exit status is `status` instead of 1.
+    pub(crate) fn with_status(self, status: u8) -> Self {
+        Self { status, ..self }
+    }
+
+    /// The program's exit status.
+    pub(crate) fn status(&self) -> u8 {
+        self.status
+    }
+
+    fn new(text: String) -> Self {
+        Self { text, status: 1 }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 

@@ -6,6 +6,7 @@ use crate::cli::Failure;
 use block_backend::{Backend, BackendOptions};
 use block_backend_io::BackendSettings;
 use block_common::{FileName, Options, Perm, PermPair};
+use block_copy::Padded;
 use block_drivers::{ImageOptions, open_image, open_options, register_all};
 use block_gs::{GlobalOptions, GlobalState, MainLoop, NodeRef};
 use std::future::Future;
@@ -17,8 +18,22 @@ pub(crate) struct Image {
     pub(crate) name: String,
     /// The name is options.
     pub(crate) image_opts: bool,
+    /// Its length shall change.
+    pub(crate) resize: bool,
     /// How to open it.
     pub(crate) how: ImageOptions,
+}
+
+/// Run `work` on the I/O thread that serves the images.
+///
+/// # Errors
+/// What `work` returns.
+pub(crate) async fn on_io_thread<T: Send + 'static>(
+    gs: &GlobalState,
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    let ended = || Err(Failure::message("the I/O thread has ended"));
+    gs.main_io().run(work).await.unwrap_or_else(ended)
 }
 
 /// Set up a block layer, let `work` use it, close everything that is still open.
@@ -52,6 +67,7 @@ impl Image {
             |error: &dyn std::fmt::Display| Failure::message(format!("Could not open '{}': {error}", self.name));
         let node = self.open_node(gs).await?;
         let writing = if self.how.read_only { Perm::empty() } else { Perm::WRITE };
+        let writing = if self.resize { writing | Perm::RESIZE } else { writing };
         let options = BackendOptions {
             name: String::new(),
             perm: PermPair::new(Perm::CONSISTENT_READ | writing, Perm::all()),
@@ -62,6 +78,15 @@ impl Image {
         backend.insert(&node).await.map_err(|error| failed(&error.report()))?;
         backend.io().set_write_cache(!self.how.cache.writethrough);
         Ok(backend)
+    }
+
+    /// As [`Image::open`], for who looks at whole sectors.
+    pub(crate) async fn open_padded(&self, gs: &GlobalState) -> Result<(Backend, Padded), Failure> {
+        let backend = self.open(gs).await?;
+        let padded = Padded::new(backend.io().root().clone());
+        let padded =
+            padded.map_err(|error| Failure::message(format!("Could not get size of '{}': {error}", self.name)))?;
+        Ok((backend, padded))
     }
 
     async fn open_node(&self, gs: &GlobalState) -> Result<NodeRef, Failure> {

@@ -7,15 +7,26 @@
     reason = "a program without I/O threads of its own: it may block on files and threads"
 )]
 
+mod args;
 mod cli;
 
 mod bench;
+mod compare;
+mod convert;
+mod create;
+mod dd;
+mod info;
+mod map;
+mod measure;
+mod resize;
 
 mod image;
 mod number;
+mod progress;
 mod trace;
 
 use cli::Failure;
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -28,7 +39,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             // Nobody is left to be told when stderr is gone.
             let _ = write!(std::io::stderr().lock(), "{failure}");
-            ExitCode::FAILURE
+            ExitCode::from(failure.status())
         }
     }
 }
@@ -39,21 +50,43 @@ fn run() -> Result<(), Failure> {
     let Some(command) = line.command.first() else {
         return Err(Failure::usage(None, "Not enough arguments"));
     };
-    let name = command.to_string_lossy();
-    if name == "bench" {
-        let args = cli::parse::<bench::Args>(Some("bench"), line.command)?;
-        return args.map_or(Ok(()), bench::run);
+    let name = command.to_string_lossy().into_owned();
+    let run: fn(&str, Vec<OsString>) -> Result<(), Failure> = match name.as_str() {
+        "bench" => run_command::<bench::Args>,
+        "compare" => run_command::<compare::Args>,
+        "convert" => run_command::<convert::Args>,
+        "create" => run_command::<create::Args>,
+        "dd" => run_command::<dd::Args>,
+        "info" => run_command::<info::Args>,
+        "map" => run_command::<map::Args>,
+        "measure" => run_command::<measure::Args>,
+        "resize" => run_command::<resize::Args>,
+        _ => return Err(unknown(&name)),
+    };
+    run(&name, line.command)
+}
+
+/// Parse the words of the command called `name`, and carry it out.
+fn run_command<T: cli::Command>(name: &str, words: Vec<OsString>) -> Result<(), Failure> {
+    cli::parse::<T>(Some(name), T::prepare(words))?.map_or(Ok(()), T::run)
+}
+
+fn unknown(name: &str) -> Failure {
+    if cli::NOT_BUILT.contains(&name) {
+        return Failure::message(format!("command '{name}' is not built yet"));
     }
-    if cli::NOT_BUILT.contains(&&*name) {
-        return Err(Failure::message(format!("command '{name}' is not built yet")));
-    }
-    Err(Failure::usage(None, format!("Command not found: {name}")))
+    Failure::usage(None, format!("Command not found: {name}"))
 }
 
 /// A line for the user. Output that cannot be written is a failure: whoever reads it would miss something.
 fn say(text: &str) -> Result<(), Failure> {
+    print(&format!("{text}\n"))
+}
+
+/// As [`say`], without an end of line.
+fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| Failure::message(format!("Could not write to standard output: {error}")))
 }
 

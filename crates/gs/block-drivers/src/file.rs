@@ -101,7 +101,7 @@ impl DriverType for FileType {
 
     async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened> {
         let common = context.common();
-        let Some(path) = options.take_str("filename")? else {
+        let Some(path) = options.take_str("filename")?.filter(|path| !path.is_empty()) else {
             return Err(GraphError::Open(format!("The '{}' block driver requires a file name", self.name())));
         };
         let engine = engine(options.take_enum("aio")?, common.cache_direct)?;

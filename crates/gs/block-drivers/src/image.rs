@@ -48,7 +48,8 @@ pub async fn open_image(gs: &GlobalState, name: &str, how: &ImageOptions) -> Gra
 ///
 /// # Errors
 /// As [`open_image`].
-pub async fn open_options(gs: &GlobalState, mut options: Options, how: &ImageOptions) -> GraphResult<NodeRef> {
+pub async fn open_options(gs: &GlobalState, options: Options, how: &ImageOptions) -> GraphResult<NodeRef> {
+    let mut options = Options::from_dict(options.dialect(), with_file_drivers(options.into_dict())?);
     match (options.lookup("driver"), options.lookup("filename"), options.lookup("file")) {
         (Some(_), ..) => {
             common(&mut options, how)?;
@@ -68,8 +69,28 @@ pub async fn open_options(gs: &GlobalState, mut options: Options, how: &ImageOpt
             let file = Options::from_dict(options.dialect(), file.clone());
             open_with_format(gs, file, how).await
         }
+        (None, _, Some(Value::Str(name))) => {
+            let node = gs.find_node(name)?;
+            open_on(gs, &node, how).await
+        }
+        _ if how.format.is_some() => Err(GraphError::Open("A block device must be specified for \"file\"".into())),
         _ => Err(GraphError::Open("Must specify either driver or file".into())),
     }
+}
+
+/// The options with a driver for each child `file` that is only given by the name of a file.
+fn with_file_drivers(mut options: Dict) -> GraphResult<Dict> {
+    let Some(Value::Dict(file)) = options.lookup_mut("file") else { return Ok(options) };
+    let mut file = with_file_drivers(std::mem::take(file))?;
+    if !file.contains_key("driver")
+        && let Some(Value::Str(name)) = file.lookup("filename")
+        && let FileName::Path(path) = FileName::parse(name)?
+    {
+        file.insert("filename", path)?;
+        file.insert("driver", "file")?;
+    }
+    options.insert("file", file)?;
+    Ok(options)
 }
 
 fn file_options(driver: &str, path: &str, how: &ImageOptions) -> GraphResult<Options> {
@@ -161,7 +182,15 @@ async fn open_with_format(gs: &GlobalState, file: Options, how: &ImageOptions) -
         return gs.open(format_options(format, Value::Dict(file.into_dict()), how)?).await;
     }
     let node = gs.open(file).await?;
-    let format = guess(gs, &node).await?;
+    open_on(gs, &node, how).await
+}
+
+/// Open the format on `node` that was named or is guessed.
+async fn open_on(gs: &GlobalState, node: &NodeRef, how: &ImageOptions) -> GraphResult<NodeRef> {
+    let format = match &how.format {
+        Some(format) => format,
+        None => guess(gs, node).await?,
+    };
     if gs.driver(format).is_err() {
         return Err(GraphError::NotBuilt(format!("Image format '{format}'")));
     }

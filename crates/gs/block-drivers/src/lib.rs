@@ -10,10 +10,14 @@ mod file;
 mod null;
 mod raw;
 
+mod create;
 mod image;
 
 pub use blkdebug::BlkdebugType;
 pub use block_blkdebug::{BlkdebugControl, Stop};
+pub use create::{
+    CreateError, CreateOption, CreateOptionKind, NewImage, check_format, check_not_open, creation_options,
+};
 pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options};
 pub use null::NullType;

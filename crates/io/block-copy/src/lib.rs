@@ -5,7 +5,7 @@
 //!
 //! # Reading order
 //! [`JobControl`] is what every body looks at. [`copy`](fn@copy) copies what stands still. [`DirtyBitmap`], [`MirrorTop`] and [`mirror`](fn@mirror)
-//! copy what is written meanwhile.
+//! copy what is written meanwhile. [`sparse_copy`] is what tools do with images that nobody uses.
 
 #![forbid(unsafe_code)]
 
@@ -16,14 +16,23 @@ mod copy;
 mod error;
 mod flight;
 
+mod compare;
+mod padded;
+mod sparse;
+mod zeroes;
+
 mod bitmap;
 mod mirror;
 mod mirror_top;
 
 pub use bitmap::DirtyBitmap;
+pub use compare::{CompareError, Difference, compare, first_data};
 pub use control::{Cancelled, JobControl, JobNote, JobNotes, JobOrders, JobProgress, job_control};
 pub use copy::{CopyOptions, copy};
 pub use error::{CopyAct, CopyError, RunError};
 pub use mirror::{MirrorAnswer, MirrorOptions, MirrorParts, MirrorQuestion, mirror};
 pub use mirror_top::{MirrorTop, MirrorTopControl};
+pub use padded::Padded;
 pub use rate::RateLimit;
+pub use sparse::{SparseNote, SparseOptions, data_bytes, sparse_copy};
+pub use zeroes::is_zero;

@@ -134,7 +134,7 @@ pub enum FileError {
         errno: Errno,
     },
     /// A file has no metadata to preallocate.
-    #[error("Unsupported preallocation mode '{0}'")]
+    #[error("Unsupported preallocation mode: {0}")]
     PreallocationMode(Preallocation),
     /// A device has the length that it has.
     #[error("Cannot grow device files")]

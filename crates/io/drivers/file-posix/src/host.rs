@@ -69,7 +69,7 @@ pub(crate) fn open(path: &Path, how: How) -> Result<Opened, FileError> {
     let How { kind, access, direct, .. } = how;
     // Looked at first: opening a pipe waits for its other end, and opening a device may do things.
     let stat = rustix::fs::stat(path).map_err(|e| FileError::open(path, errno(e)))?;
-    if check_kind(path, stat.st_mode, kind)? == FileKind::BlockDevice
+    if check_kind(path, stat.st_mode, kind, access)? == FileKind::BlockDevice
         && access == FileAccess::ReadWrite
         && device::is_read_only(&stat)
     {
@@ -140,10 +140,13 @@ pub(crate) fn open_again(
 }
 
 /// Whether a path leads to what is looked for, and to what.
-fn check_kind(path: &Path, mode: u32, wanted: HostKind) -> Result<FileKind, FileError> {
+fn check_kind(path: &Path, mode: u32, wanted: HostKind, access: FileAccess) -> Result<FileKind, FileError> {
     let kind = match FileType::from_raw_mode(mode) {
         FileType::RegularFile => FileKind::Regular,
-        FileType::Directory => return Err(FileError::open(path, Errno::from_raw(libc::EISDIR))),
+        // The host opens directories, but not for writing.
+        FileType::Directory if access == FileAccess::ReadWrite => {
+            return Err(FileError::open(path, Errno::from_raw(libc::EISDIR)));
+        }
         FileType::BlockDevice => FileKind::BlockDevice,
         FileType::CharacterDevice => FileKind::CharDevice,
         _ => FileKind::Other,
@@ -169,7 +172,7 @@ pub async fn kind(path: impl Into<PathBuf>, pool: &ThreadPool) -> HostKind {
 /// See what kind of file it is, and how its requests must be aligned.
 fn look(path: &Path, fd: OwnedFd, how: How) -> Result<Opened, FileError> {
     let stat = rustix::fs::fstat(&fd).map_err(|e| FileError::open(path, errno(e)))?;
-    let kind = check_kind(path, stat.st_mode, how.kind)?;
+    let kind = check_kind(path, stat.st_mode, how.kind, how.access)?;
     let device_block = match kind {
         FileKind::BlockDevice => device::block_size(fd.as_fd()).map_err(|e| FileError::open(path, errno(e)))?,
         _ => 1,
@@ -309,6 +312,18 @@ pub async fn create(
     done.await.unwrap_or(Err(FileError::Bug { path }))
 }
 
+/// Which of `others` is the very file at `path`, under whatever name. `None` too where nothing is at `path`. The host is
+/// asked in `pool`.
+pub async fn same_file(path: impl Into<PathBuf>, others: Vec<PathBuf>, pool: &ThreadPool) -> Option<PathBuf> {
+    let path = path.into();
+    let identity = |path: &Path| rustix::fs::stat(path).ok().map(|stat| (stat.st_dev, stat.st_ino));
+    let look = move || {
+        let wanted = identity(&path)?;
+        others.into_iter().find(|other| identity(other) == Some(wanted))
+    };
+    pool.run(look).await.flatten()
+}
+
 /// Give the file behind `fd` the length of `len` bytes. If the space for it cannot be had, the length stays.
 pub(crate) fn resize(
     fd: BorrowedFd<'_>,
@@ -322,7 +337,11 @@ pub(crate) fn resize(
     match preallocation {
         Preallocation::Metadata => return Err(FileError::PreallocationMode(preallocation)),
         Preallocation::Falloc | Preallocation::Full if len < old => return Err(FileError::PreallocationShrinks),
-        Preallocation::Off => return rustix::fs::ftruncate(fd, len).map_err(resize),
+        Preallocation::Off => {
+            rustix::fs::ftruncate(fd, len).map_err(resize)?;
+            allocate_first_block(fd, old, len);
+            return Ok(());
+        }
         Preallocation::Falloc | Preallocation::Full if len == old => return Ok(()),
         Preallocation::Falloc | Preallocation::Full => {}
     }
@@ -331,12 +350,27 @@ pub(crate) fn resize(
             .map_err(|e| ("preallocate new data", e)),
         _ => write_zeroes(fd, old, len, direct).map_err(|e| ("write zeros for preallocation", e)),
     };
-    filled.map_err(|(doing, e)| {
+    filled.map(|()| allocate_first_block(fd, old, len)).map_err(|(doing, e)| {
         if let Err(error) = rustix::fs::ftruncate(fd, old) {
             tracing::warn!(path = %path.display(), %error, "a file keeps a length that it was not given in full");
         }
         FileError::Preallocate { path: path.into(), doing, errno: errno(e) }
     })
+}
+
+/// Let a file that gets its first bytes have a block of storage, as the field's tools do: on some file systems reads of a
+/// file without one succeed at any alignment, and whoever probes for the alignment of O_DIRECT would find a wrong one. A
+/// hint: if it fails, requests that matter will tell why.
+fn allocate_first_block(fd: BorrowedFd<'_>, old: u64, len: u64) {
+    if old > 0 || len == 0 {
+        return;
+    }
+    let block =
+        if len < u64::from(ALIGNMENT_MAX) { len.min(u64::from(ALIGNMENTS[0])) } else { u64::from(ALIGNMENT_MAX) };
+    let zeroes = AlignedBuf::zeroed(block as usize, ALIGNMENT_MAX as usize);
+    if let Err(error) = rustix::io::retry_on_intr(|| rustix::io::pwrite(fd, &zeroes, 0)) {
+        tracing::debug!(%error, "a new file has no first block");
+    }
 }
 
 /// Write zeroes from `from` to `to`, and see them stored.

@@ -135,7 +135,7 @@ fn creating_empties_what_is_there_and_gives_it_its_size() {
     let directory = words(create(dir.path(), 0, Preallocation::Off));
     assert_eq!(directory, format!("Could not create '{}': Is a directory", dir.path().display()));
     let mode = words(create(&path, 0, Preallocation::Metadata));
-    assert_eq!(mode, "Unsupported preallocation mode 'metadata'");
+    assert_eq!(mode, "Unsupported preallocation mode: metadata");
     let large = words(create(&path, u64::MAX / 2, Preallocation::Off));
     assert_eq!(large, format!("Could not resize file '{name}': File too large"));
 }

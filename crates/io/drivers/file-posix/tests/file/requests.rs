@@ -220,7 +220,8 @@ fn truncation_allocates_what_it_is_told_to() {
         let truncate = |len, mode| block_on(opened.root.truncate(len, mode));
         let allocated = || std::fs::metadata(&path).expect("looked at").blocks() * 512;
         assert_eq!(truncate(1000, Preallocation::Off), Ok(()));
-        assert_eq!((opened.root.length(), allocated()), (aligned(1000), 0));
+        assert_eq!(opened.root.length(), aligned(1000));
+        assert!(allocated() > 0, "a file that gets its first bytes gets its first block");
         assert_eq!(truncate(300_000, Preallocation::Falloc), Ok(()));
         assert!(allocated() >= 294_912, "{} bytes are allocated", allocated());
         assert_eq!(truncate(600_001, Preallocation::Full), Ok(()));

@@ -1,0 +1,209 @@
+//! `convert`: copy one or more images, one behind the other, into another.
+//!
+//! This file is the order of things and their words; `convert/args.rs` is the command line, `block_copy::sparse_copy` moves
+//! the data.
+
+mod args;
+
+use crate::args::{asks_for_help, option_list};
+use crate::cli::{Command, Failure};
+use crate::create::{backing_refused, list_options};
+use crate::image::{Image, on_io_thread, with_block_layer};
+use crate::progress::Progress;
+use block_backend::Backend;
+use block_common::{CacheFlags, Preallocation, RequestFlags};
+use block_copy::{CopyAct, CopyError, Padded, SparseNote, SparseOptions, data_bytes, sparse_copy};
+use block_drivers::{ImageOptions, NewImage, check_not_open};
+use block_gs::GlobalState;
+use std::sync::Arc;
+
+pub(crate) use args::Args;
+
+impl Command for Args {
+    /// Copy the images.
+    ///
+    /// # Errors
+    /// What is wrong with the options, or what the images answered. A target that was created stays as far as it was written.
+    fn run(self) -> Result<(), Failure> {
+        let this = &self;
+        let options = option_list(&this.target_options)?;
+        if asks_for_help(&options) {
+            let target = this.names.last().filter(|_| this.names.len() > 1);
+            return list_options(this.target_format.as_deref().unwrap_or("raw"), target.map(String::as_str));
+        }
+        this.check()?;
+        let [sources @ .., target] = this.names.as_slice() else {
+            return Err(Failure::message("Must specify image file name"));
+        };
+        if sources.is_empty() {
+            return Err(Failure::message("Must specify image file name"));
+        }
+        let progress = this.progress.start(this.quiet, 1.0)?;
+        let source_cache = crate::args::source_cache(&this.source_cache).map_err(Failure::message)?;
+        with_block_layer(|gs| async move {
+            let (_backends, parts) = this.open_sources(&gs, sources, source_cache).await?;
+            let total = parts.iter().try_fold(0u64, |sum, part| sum.checked_add(part.len()));
+            let total = total.ok_or_else(|| Failure::message("the images are too long together"))?;
+            let new = this.new_image(target, &options, total)?;
+            let cache = crate::args::cache(&this.target_cache);
+            let cache =
+                cache.ok_or_else(|| Failure::message(format!("Invalid cache option: {}", this.target_cache)))?;
+            if let Some(new) = &new {
+                let created = new.create(&gs).await;
+                let format = this.format();
+                created
+                    .map_err(|error| Failure::message(format!("{target}: error while converting {format}: {error}")))?;
+            }
+            let target = this.open_target(&gs, target, cache, total).await?;
+            this.copy(&gs, parts, &target, progress).await
+        })
+    }
+}
+
+impl Args {
+    fn format(&self) -> &str {
+        self.target_format.as_deref().unwrap_or("raw")
+    }
+
+    async fn open_sources(
+        &self,
+        gs: &GlobalState,
+        names: &[String],
+        cache: CacheFlags,
+    ) -> Result<(Vec<Backend>, Vec<Padded>), Failure> {
+        let (mut backends, mut parts) = (Vec::new(), Vec::new());
+        for name in names {
+            let how = ImageOptions {
+                format: self.source_format.clone(),
+                read_only: true,
+                cache,
+                force_share: self.force_share,
+                ..ImageOptions::default()
+            };
+            let image = Image { name: name.clone(), image_opts: self.source_image_opts, resize: false, how };
+            let (backend, padded) = image.open_padded(gs).await?;
+            snapshot_refused(&backend, self.source_snapshot.is_some())?;
+            backends.push(backend);
+            parts.push(padded);
+        }
+        if self.bitmaps {
+            return Err(Failure::message("Source lacks bitmap support"));
+        }
+        Ok((backends, parts))
+    }
+
+    /// What is to be created, if anything is.
+    fn new_image(&self, name: &str, options: &str, total: u64) -> Result<Option<NewImage>, Failure> {
+        let mut new = None;
+        if !self.no_create {
+            let mut image = NewImage::parse(self.format(), name, options).map_err(Failure::message)?;
+            image.set_size(total);
+            new = Some(image);
+        }
+        if self.compress {
+            return Err(Failure::message("Compression not supported for this file format"));
+        }
+        match backing_refused(self.format(), self.backing.is_some(), self.backing_format.is_some()) {
+            Some(text) => Err(Failure::message(text)),
+            None => Ok(new),
+        }
+    }
+
+    /// Open the target, which has room for `total` bytes.
+    async fn open_target(
+        &self,
+        gs: &GlobalState,
+        name: &str,
+        cache: CacheFlags,
+        total: u64,
+    ) -> Result<Backend, Failure> {
+        let how = ImageOptions {
+            format: (!self.target_image_opts).then(|| self.format().to_owned()),
+            cache,
+            unmap: self.sparse() > 0,
+            ..ImageOptions::default()
+        };
+        if self.no_create && !self.target_image_opts {
+            // Until there are locks on files, which would find it too: a source must not change while it is read.
+            let free = check_not_open(gs, name).await;
+            free.map_err(|error| Failure::message(format!("Could not open '{name}': {error}")))?;
+        }
+        let image = Image { name: name.to_owned(), image_opts: self.target_image_opts, resize: self.no_create, how };
+        let (backend, padded) = image.open_padded(gs).await?;
+        if padded.len() < total {
+            return Err(Failure::message("output file is smaller than input file"));
+        }
+        let root = padded.root();
+        let exact = root.length().map_err(Failure::message)?;
+        if exact < total {
+            // Its last sector was not a whole one.
+            let grown = root.truncate(total, Preallocation::Off).await;
+            grown.map_err(|error| Failure::message(format!("{name}: Could not resize file: {error}")))?;
+        }
+        Ok(backend)
+    }
+
+    async fn copy(
+        &self,
+        gs: &GlobalState,
+        parts: Vec<Padded>,
+        target: &Backend,
+        progress: Progress,
+    ) -> Result<(), Failure> {
+        let io = target.io();
+        let options = SparseOptions {
+            depth: self.parallel as usize,
+            sparse: self.sparse(),
+            target_is_zero: !self.no_create || self.target_is_zero,
+            in_order: !self.oob_writes,
+            salvage: self.salvage,
+            speed: self.rate,
+            flags: if io.write_cache() { RequestFlags::empty() } else { RequestFlags::FUA },
+        };
+        let root = io.root().clone();
+        let progress = Arc::new(progress);
+        let noted = progress.clone();
+        let note = move |note| match note {
+            SparseNote::Copied(bytes) => noted.advance(bytes),
+            SparseNote::Skipped(bytes) if !noted.is_shown() => noted.advance(bytes),
+            SparseNote::Lost(at, error) => crate::warn(&format!("error while reading offset {at}: {error}")),
+            _ => {}
+        };
+        on_io_thread(gs, async move {
+            // Who only may be asked by the signal has the lengths to go by, which cost nothing.
+            progress.set_total(match progress.is_shown() {
+                true => data_bytes(&parts).await.map_err(failed)?,
+                false => parts.iter().map(Padded::len).sum(),
+            });
+            sparse_copy(parts, root.clone(), options, note).await.map_err(failed)?;
+            root.flush()
+                .await
+                .map_err(|error| Failure::message(format!("error while flushing the target: {error}")))?;
+            progress.finish();
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Refuse to look at a snapshot: no format of this build has any.
+pub(crate) fn snapshot_refused(backend: &Backend, wanted: bool) -> Result<(), Failure> {
+    if !wanted {
+        return Ok(());
+    }
+    let driver = backend.node().and_then(|node| node.io().driver()).unwrap_or("none");
+    Err(Failure::message(format!(
+        "Failed to load snapshot: Block format '{driver}' used by device '' does not support temporarily loading \
+         internal snapshots"
+    )))
+}
+
+fn failed(error: CopyError) -> Failure {
+    let CopyError { act, offset, error } = error;
+    Failure::message(match act {
+        CopyAct::Read => format!("error while reading at byte {offset}: {error}"),
+        CopyAct::Write | CopyAct::Zero => format!("error while writing at byte {offset}: {error}"),
+        CopyAct::Status => format!("error while reading block status at offset {offset}: {error}"),
+        other => format!("error while {other}: {error}"),
+    })
+}

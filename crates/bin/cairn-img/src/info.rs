@@ -1,0 +1,165 @@
+//! `info`: what an image is, and the images and files below it.
+//!
+//! This file asks; `info/tree.rs` prints.
+
+mod tree;
+
+use crate::args::{OpenArgs, OutputArgs, OutputFormat, one_image};
+use crate::cli::{Command, Failure};
+use crate::image::with_block_layer;
+use crate::print;
+use block_common::options::{Dialect, Dict, Value};
+use block_common::{Options, Perm};
+use block_copy::Padded;
+use block_gs::{GlobalState, NodeInfo, NodeRef};
+use clap::Parser;
+use std::os::unix::fs::MetadataExt;
+use tree::Node;
+
+/// Show what an image is.
+#[derive(Debug, Parser)]
+#[command(
+    name = "info",
+    bin_name = "cairn-img info",
+    infer_long_args = true,
+    args_override_self = true,
+    override_usage = "cairn-img info [options] FILENAME"
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    open: OpenArgs,
+    /// Show the backing files, too
+    #[arg(short, long)]
+    backing_chain: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// The image
+    #[arg(value_name = "FILENAME", hide = true)]
+    names: Vec<String>,
+}
+
+impl Command for Args {
+    /// Print what the image is.
+    ///
+    /// # Errors
+    /// The image cannot be opened.
+    fn run(self) -> Result<(), Failure> {
+        let output = self.output.format("info")?;
+        let name = one_image(&self.names, "info")?;
+        self.open.check()?;
+        let image = self.open.image(name);
+        with_block_layer(|gs| async move {
+            let backend = image.open(&gs).await?;
+            let gone = || Failure::message(format!("Could not open '{}'", image.name));
+            let node = node(&gs, &backend.node().ok_or_else(gone)?)?;
+            print(&match output {
+                OutputFormat::Human => node.to_text(),
+                // No format of this build has backing files: a chain is one image.
+                OutputFormat::Json => node.to_json(self.backing_chain),
+            })
+        })
+    }
+}
+
+/// What there is to tell of a node and of those below it.
+fn node(gs: &GlobalState, node_ref: &NodeRef) -> Result<Node, Failure> {
+    let info = gs.node_info(node_ref).map_err(Failure::message)?;
+    let mut children = Vec::new();
+    for (name, child, _) in info.children.iter().filter(|(_, child, perm)| child.is_some() && perm.perm != Perm::all())
+    {
+        let child = child.as_deref().map(|child| gs.find_node(child)).transpose().map_err(Failure::message)?;
+        if let Some(child) = child {
+            children.push((name.clone(), node(gs, &child)?));
+        }
+    }
+    let is_protocol = children.is_empty();
+    let disk_size = match children.first() {
+        Some((_, file)) => file.disk_size,
+        None => disk_size(&info),
+    };
+    Ok(Node {
+        file_name: file_name(gs, node_ref)?,
+        driver: info.driver,
+        is_protocol,
+        length: info.length.next_multiple_of(Padded::SECTOR),
+        disk_size,
+        has_flags: match children.first() {
+            Some((_, file)) => file.has_flags,
+            None => info.driver == "file",
+        },
+        children,
+    })
+}
+
+/// How many bytes the host has allocated. A file that is gone by now has none.
+fn disk_size(info: &NodeInfo) -> u64 {
+    match info.options.lookup("filename") {
+        // A block of `stat` is 512 bytes everywhere.
+        Some(Value::Str(path)) => std::fs::metadata(path).map_or(0, |stat| stat.blocks() * 512),
+        _ => 0,
+    }
+}
+
+/// The name under which the field's tools would open the same: a plain one if nothing but a file's name is needed.
+///
+/// # Errors
+/// The node is gone.
+pub(crate) fn file_name(gs: &GlobalState, node: &NodeRef) -> Result<String, Failure> {
+    let info = gs.node_info(node).map_err(Failure::message)?;
+    let own = own_options(&info);
+    let plain = match (info.driver, own.as_slice()) {
+        ("file", [(_, Value::Str(path))]) => Some(path.clone()),
+        ("null-co" | "null-aio", []) => Some(format!("{}://", info.driver)),
+        ("raw", []) => match info.children.first() {
+            Some((_, Some(child), _)) => {
+                let child = gs.find_node(child).map_err(Failure::message)?;
+                let is_protocol = gs.node_info(&child).map_err(Failure::message)?.children.is_empty();
+                let name = file_name(gs, &child)?;
+                (is_protocol && !name.starts_with("json:")).then_some(name)
+            }
+            _ => None,
+        },
+        _ => None,
+    };
+    match plain {
+        Some(name) => Ok(name),
+        None => Ok(Options::from_dict(Dialect::Legacy, full_options(gs, node)?).to_json_file_name()),
+    }
+}
+
+/// The options that are the driver's, not every node's.
+fn own_options(info: &NodeInfo) -> Vec<(&str, &Value)> {
+    const COMMON: [&str; 11] = [
+        "active",
+        "aio",
+        "auto-read-only",
+        "cache",
+        "detect-zeroes",
+        "discard",
+        "driver",
+        "file",
+        "force-share",
+        "node-name",
+        "read-only",
+    ];
+    info.options.iter().filter(|(key, value)| !COMMON.contains(key) && **value != Value::Null).collect()
+}
+
+/// The options of a node and of those below it, in the order in which the field's tools print them.
+fn full_options(gs: &GlobalState, node: &NodeRef) -> Result<Dict, Failure> {
+    let info = gs.node_info(node).map_err(Failure::message)?;
+    let mut options: Vec<(String, Value)> = vec![("driver".into(), info.driver.into())];
+    options.extend(own_options(&info).into_iter().map(|(key, value)| (key.to_owned(), value.clone())));
+    for (name, child, _) in &info.children {
+        if let Some(child) = child {
+            let child = gs.find_node(child).map_err(Failure::message)?;
+            options.push((name.clone(), full_options(gs, &child)?.into()));
+        }
+    }
+    options.sort_by_key(|(key, _)| tree::place_of_key(key));
+    let mut dict = Dict::new();
+    for (key, value) in options {
+        dict.insert(&key, value).map_err(Failure::message)?;
+    }
+    Ok(dict)
+}

@@ -1,0 +1,179 @@
+//! `map`: which parts of an image hold data, and where they lie.
+
+use crate::args::{OpenArgs, OutputArgs, OutputFormat, one_image};
+use crate::cli::{Command, Failure};
+use crate::image::{on_io_thread, with_block_layer};
+use crate::{info, number, say};
+use block_common::{BlockStatus, LENGTH_MAX, StatusExtent};
+use block_copy::Padded;
+use block_gs::{GlobalState, NodeRef};
+use clap::Parser;
+use std::fmt::Write;
+
+/// Show which parts of an image hold data.
+#[derive(Debug, Parser)]
+#[command(
+    name = "map",
+    bin_name = "cairn-img map",
+    infer_long_args = true,
+    args_override_self = true,
+    override_usage = "cairn-img map [options] FILENAME"
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    open: OpenArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// Begin at this byte
+    #[arg(short, long, value_name = "OFFSET", value_parser = start_offset, default_value = "0",
+          allow_hyphen_values = true)]
+    start_offset: u64,
+    /// Look at this many bytes at most
+    #[arg(short = 'l', long, value_name = "LENGTH", value_parser = max_length, allow_hyphen_values = true)]
+    max_length: Option<u64>,
+    /// The image
+    #[arg(value_name = "FILENAME", hide = true)]
+    names: Vec<String>,
+}
+
+fn start_offset(text: &str) -> Result<u64, String> {
+    number::size(text, "start offset", 0..=LENGTH_MAX)
+}
+
+fn max_length(text: &str) -> Result<u64, String> {
+    number::size(text, "max length", 0..=LENGTH_MAX)
+}
+
+/// Bytes that share what is printed of them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    start: u64,
+    len: u64,
+    present: bool,
+    zero: bool,
+    data: bool,
+    compressed: bool,
+    offset: Option<u64>,
+}
+
+impl Entry {
+    fn new(start: u64, extent: StatusExtent) -> Self {
+        let has = |flag| extent.status.contains(flag);
+        Self {
+            start,
+            len: extent.len,
+            present: extent.status.intersects(BlockStatus::ALLOCATED | BlockStatus::DATA | BlockStatus::ZERO),
+            zero: has(BlockStatus::ZERO),
+            data: has(BlockStatus::DATA),
+            compressed: has(BlockStatus::COMPRESSED),
+            // Of what nobody has there is no place.
+            offset: extent.host_offset.map(|offset| offset.0),
+        }
+        .with_place()
+    }
+
+    fn with_place(self) -> Self {
+        if self.present { self } else { Self { offset: None, ..self } }
+    }
+
+    /// Whether `next` is more of the same.
+    fn goes_on_with(&self, next: &Self) -> bool {
+        let kind = |entry: &Self| (entry.present, entry.zero, entry.data, entry.compressed);
+        kind(self) == kind(next) && self.offset.map(|offset| offset + self.len) == next.offset
+    }
+
+    fn json(&self) -> String {
+        let Self { start, len, present, zero, data, compressed, offset } = self;
+        let mut text = format!(
+            "{{ \"start\": {start}, \"length\": {len}, \"depth\": 0, \"present\": {present}, \"zero\": {zero}, \
+             \"data\": {data}, \"compressed\": {compressed}"
+        );
+        if let Some(offset) = offset {
+            // A String takes whatever is written to it.
+            let _ = write!(text, ", \"offset\": {offset}");
+        }
+        text + "}"
+    }
+}
+
+impl Command for Args {
+    /// Print the map.
+    ///
+    /// # Errors
+    /// The image cannot be opened, or does not tell what it holds.
+    fn run(self) -> Result<(), Failure> {
+        let output = self.output.format("map")?;
+        let name = one_image(&self.names, "map")?;
+        self.open.check()?;
+        let image = self.open.image(name);
+        let (start, max) = (self.start_offset, self.max_length);
+        with_block_layer(|gs| async move {
+            let (backend, padded) = image.open_padded(&gs).await?;
+            let end = max.map_or(padded.len(), |max| padded.len().min(start.saturating_add(max)));
+            match output {
+                OutputFormat::Human => {
+                    let file = backend.node().map(|node| bottom_name(&gs, &node)).transpose()?.unwrap_or_default();
+                    say(&format!("{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to"))?;
+                    walk(&gs, padded, start, end, move |entry, _| human(entry, &file)).await
+                }
+                OutputFormat::Json => {
+                    walk(&gs, padded, start, end, move |entry, is_last| {
+                        let open = if entry.start == start { "[" } else { "" };
+                        say(&format!("{open}{}{}", entry.json(), if is_last { "]" } else { "," }))
+                    })
+                    .await
+                }
+            }
+        })
+    }
+}
+
+/// A line of the table, for what holds data.
+fn human(entry: &Entry, file: &str) -> Result<(), Failure> {
+    let Some(offset) = entry.offset.filter(|_| entry.data && !entry.zero) else { return Ok(()) };
+    say(&format!("{:<16}{:<16}{:<16}{file}", hex(entry.start), hex(entry.len), hex(offset)))
+}
+
+/// C's `%#x`: zero has no prefix.
+fn hex(value: u64) -> String {
+    if value == 0 { "0".into() } else { format!("{value:#x}") }
+}
+
+/// The name of the file at the bottom.
+fn bottom_name(gs: &GlobalState, node: &NodeRef) -> Result<String, Failure> {
+    let child = gs.node_info(node).map_err(Failure::message)?.children.into_iter().find_map(|(_, child, _)| child);
+    match child {
+        Some(child) => bottom_name(gs, &gs.find_node(&child).map_err(Failure::message)?),
+        None => info::file_name(gs, node),
+    }
+}
+
+/// Call `tell` for each entry from `start` to `end`, the last one with `true`. There is always one.
+async fn walk(
+    gs: &GlobalState,
+    padded: Padded,
+    start: u64,
+    end: u64,
+    tell: impl Fn(&Entry, bool) -> Result<(), Failure> + Send + 'static,
+) -> Result<(), Failure> {
+    on_io_thread(gs, async move {
+        let mut current = Entry { start, ..Entry::default() };
+        let mut at = start;
+        while at < end {
+            let extent = padded.status(at, end - at).await;
+            let extent = extent.map_err(|error| Failure::message(format!("Failed to read image metadata: {error}")))?;
+            let next = Entry::new(at, extent);
+            at += next.len;
+            if current.len > 0 && current.goes_on_with(&next) {
+                current.len += next.len;
+                continue;
+            }
+            if current.len > 0 {
+                tell(&current, false)?;
+            }
+            current = next;
+        }
+        tell(&current, true)
+    })
+    .await
+}

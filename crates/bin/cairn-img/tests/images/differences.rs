@@ -1,0 +1,59 @@
+//! What cairn-img does where it does not do the same as qemu-img. A line that no longer differs belongs to its command.
+
+use crate::support::{ours, theirs, words};
+
+/// Only the end of what is printed has to be `stderr`.
+fn check(line: &str, status: i32, stderr: &str) {
+    let args = words(line);
+    let ours = ours(&args);
+    assert_eq!((ours.status, ours.stderr.as_str()), (Some(status), stderr), "{line}");
+    if let Some(theirs) = theirs(&args) {
+        assert!(ours != theirs, "{line}: the same as qemu-img by now");
+    }
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_name() {
+    check("create -f qcow2 n.qcow2 1M", 1, "PROGRAM: n.qcow2: Image format 'qcow2' is not supported\n");
+    check("convert -O qcow2 a.raw n.qcow2", 1, "PROGRAM: Image format 'qcow2' is not supported\n");
+    check("dd -O vmdk if=a.raw of=n", 1, "PROGRAM: Image format 'vmdk' is not supported\n");
+    check("measure -O qcow2 --size 1M", 1, "PROGRAM: Image format 'qcow2' is not supported\n");
+    let qcow2 = "PROGRAM: Could not open 'header.qcow2': Image format 'qcow2' is not supported\n";
+    check("info header.qcow2", 1, qcow2);
+    check("compare header.qcow2 a.raw", 2, qcow2);
+    check("convert -C a.raw n.raw", 1, "PROGRAM: copy offloading is not built yet\n");
+    check("create -o nocow=on n.raw 1M", 1, "PROGRAM: n.raw: Option 'nocow' of driver 'file' is not supported\n");
+    check(
+        "create -o extent_size_hint=4k n.raw 1M",
+        1,
+        "PROGRAM: n.raw: Option 'extent_size_hint' of driver 'file' is not supported\n",
+    );
+    check("create --object secret,id=a,data=b n.raw 1M", 1, "PROGRAM: option '--object' is not built yet\n");
+}
+
+#[test]
+fn help_and_parser_agree() {
+    check("measure -s 1k", 0, "");
+    check("convert --progress a.raw n.raw", 0, "");
+}
+
+/// Mistakes are found before a target is touched.
+#[test]
+fn a_mistake_leaves_the_target_alone() {
+    check("create n.raw 9223372036854775807", 1, "PROGRAM: n.raw: Could not resize file: Invalid argument\n");
+    check("create -o preallocation=metadata a.raw 1M", 1, "PROGRAM: a.raw: Unsupported preallocation mode: metadata\n");
+    check("convert -t bogus hole.raw a.raw", 1, "PROGRAM: Invalid cache option: bogus\n");
+    let lock = "PROGRAM: error while creating output image: a.raw: Failed to get \"write\" lock\n";
+    let lock = lock.replace("error while creating output image: a.raw:", "a.raw: error while creating output image:");
+    check("dd if=a.raw of=a.raw", 1, &format!("{lock}Is another process using the image [a.raw]?\n"));
+}
+
+/// FIXME: these come with the pipeline's serialisation, as for `bench`.
+#[test]
+fn direct_reads_stop_at_an_odd_end() {
+    check(
+        "convert -T none odd.raw n.raw",
+        1,
+        "PROGRAM: error while reading block status at offset 0: Invalid argument\n",
+    );
+}

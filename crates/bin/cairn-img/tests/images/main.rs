@@ -1,0 +1,19 @@
+//! The commands that work on images, given to cairn-img and to the installed qemu-img: same output, same errors, same exit
+//! status, same bytes and holes in every file afterwards. One file of tables a command; where the two differ on purpose,
+//! `differences.rs` says so, with the reason in docs/differences.md.
+
+#![allow(clippy::disallowed_methods, reason = "tests run programs and look at files")]
+
+mod support;
+
+mod compare;
+mod convert;
+mod create;
+mod dd;
+mod info;
+mod map;
+mod measure;
+mod resize;
+
+mod differences;
+mod own;

@@ -1,0 +1,374 @@
+//! Creating images: from a format, a name and a list of options (`-o`) to a file that is there.
+//!
+//! Options are checked by name in [`NewImage::parse`], before anything is touched; their values where the driver looks at them,
+//! in [`NewImage::create`]. Opening what was created is not here.
+
+use block_common::options::{Dict, Value};
+use block_common::{FileName, LENGTH_MAX, Options, OptionsError, Preallocation, SizeError, parse_size};
+use block_file_posix::{FileError, create, same_file};
+use block_gs::GlobalState;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Lengths of new images are multiples of this many bytes.
+const SECTOR: u64 = 512;
+
+/// Formats of the field that can be created there and not by this build.
+const NOT_BUILT: [&str; 9] = ["luks", "parallels", "qcow", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc"];
+
+/// Drivers of the field that create nothing.
+const NOT_CREATABLE: [&str; 22] = [
+    "blkdebug",
+    "blklogwrites",
+    "blkverify",
+    "bochs",
+    "cloop",
+    "compress",
+    "copy-before-write",
+    "copy-on-read",
+    "dmg",
+    "host_cdrom",
+    "ftp",
+    "ftps",
+    "http",
+    "https",
+    "null-aio",
+    "null-co",
+    "nvme",
+    "preallocate",
+    "quorum",
+    "snapshot-access",
+    "throttle",
+    "vvfat",
+];
+
+/// What a creation option takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CreateOptionKind {
+    /// A number of bytes, suffixes allowed.
+    Size,
+    /// `on` or `off`.
+    Bool,
+    /// Text.
+    Str,
+}
+
+/// An option that a driver takes when it creates an image.
+#[derive(Clone, Copy, Debug)]
+pub struct CreateOption {
+    /// Its name.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: CreateOptionKind,
+    /// What it means.
+    pub help: &'static str,
+}
+
+const SIZE: CreateOption = CreateOption { name: "size", kind: CreateOptionKind::Size, help: "Virtual disk size" };
+
+/// In the order in which they are told after they were read.
+const FILE_OPTIONS: [CreateOption; 4] = [
+    SIZE,
+    CreateOption { name: "nocow", kind: CreateOptionKind::Bool, help: "Turn off copy-on-write (valid only on btrfs)" },
+    CreateOption {
+        name: "preallocation",
+        kind: CreateOptionKind::Str,
+        help: "Preallocation mode (allowed values: off, falloc, full)",
+    },
+    CreateOption {
+        name: "extent_size_hint",
+        kind: CreateOptionKind::Size,
+        help: "Extent size hint for the image file, 0 to disable",
+    },
+];
+
+/// Why an image cannot be created.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// Nobody knows the format.
+    #[error("Unknown file format '{0}'")]
+    UnknownFormat(String),
+    /// Nobody knows the protocol.
+    #[error("Unknown protocol '{0}'")]
+    UnknownProtocol(String),
+    /// The format is read only, or is none.
+    #[error("Format driver '{0}' does not support image creation")]
+    FormatCreatesNothing(String),
+    /// Nothing can be created through the protocol.
+    #[error("Protocol driver '{0}' does not support image creation")]
+    ProtocolCreatesNothing(String),
+    /// This build does not have it.
+    #[error("{0} is not supported")]
+    NotBuilt(String),
+    /// No option has this name.
+    #[error("Invalid parameter '{0}'")]
+    UnknownOption(String),
+    /// An option that wants a size has something else.
+    #[error(
+        "Parameter '{0}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, \
+         mega-, giga-, tera-, peta-\nand exabytes, respectively."
+    )]
+    BadSize(String),
+    /// An option that is on or off has another value.
+    #[error("Parameter '{0}' expects 'on' or 'off'")]
+    BadSwitch(&'static str),
+    /// A mode that nobody has.
+    #[error("invalid parameter value: {0}")]
+    BadMode(String),
+    /// No size was given.
+    #[error("Image creation needs a size parameter")]
+    NoSize,
+    /// The host's file system has no such large files.
+    #[error("Could not resize file: {0}")]
+    Resize(block_common::Errno),
+    /// The file is open as a node of this block layer: creating it would empty what is being used.
+    #[error("Failed to get \"write\" lock\nIs another process using the image [{}]?", .0.display())]
+    InUse(PathBuf),
+    /// The options are malformed.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// The host refused.
+    #[error("{}", file_words(.0))]
+    File(FileError),
+}
+
+impl CreateError {
+    /// Whether the host's file system cannot hold so large a file.
+    pub fn is_too_large(&self) -> bool {
+        matches!(self, Self::Resize(block_common::Errno::EFBIG))
+    }
+}
+
+impl From<FileError> for CreateError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Resize { errno, .. } => Self::Resize(errno),
+            other => Self::File(other),
+        }
+    }
+}
+
+/// Whoever creates an image names it in front: no need to do so again.
+fn file_words(error: &FileError) -> String {
+    match error {
+        FileError::Preallocate { doing, errno, .. } => format!("Could not {doing}: {errno}"),
+        other => other.to_string(),
+    }
+}
+
+/// An image that is to be created.
+#[derive(Clone, Debug)]
+pub struct NewImage {
+    path: String,
+    options: Dict,
+    size: Option<u64>,
+}
+
+/// The options of images of `format`, alone or together with those of the protocol of `name`, by name.
+///
+/// # Errors
+/// [`CreateError`] says what cannot be created.
+pub fn creation_options(format: &str, name: Option<&str>) -> Result<Vec<CreateOption>, CreateError> {
+    check_format(format)?;
+    let mut options = match name {
+        None if format == "raw" => vec![SIZE],
+        None => FILE_OPTIONS.to_vec(),
+        Some(name) => {
+            path_of(name)?;
+            FILE_OPTIONS.to_vec()
+        }
+    };
+    options.sort_by_key(|option| option.name);
+    Ok(options)
+}
+
+/// Whether images of `format` can be created.
+///
+/// # Errors
+/// [`CreateError`] says why they cannot.
+pub fn check_format(format: &str) -> Result<(), CreateError> {
+    match format {
+        "raw" | "file" => Ok(()),
+        other if NOT_CREATABLE.contains(&other) => Err(CreateError::FormatCreatesNothing(other.into())),
+        other if NOT_BUILT.contains(&other) => Err(CreateError::NotBuilt(format!("Image format '{other}'"))),
+        other => Err(CreateError::UnknownFormat(other.into())),
+    }
+}
+
+/// The path of the file that `name` is for.
+fn path_of(name: &str) -> Result<String, CreateError> {
+    if name.starts_with("json:") {
+        return Err(CreateError::UnknownProtocol("json".into()));
+    }
+    match FileName::parse(name)? {
+        FileName::Path(path) => Ok(path),
+        FileName::Protocol { protocol, .. } if NOT_CREATABLE.contains(&protocol.as_str()) => {
+            Err(CreateError::ProtocolCreatesNothing(protocol))
+        }
+        FileName::Protocol { protocol, .. } => Err(CreateError::UnknownProtocol(protocol)),
+        FileName::Json(_) => Err(CreateError::UnknownProtocol("json".into())),
+    }
+}
+
+/// A size option's value. Unlike other sizes it may be as large as any 64 bits.
+fn size_of(name: &'static str, value: &str) -> Result<u64, CreateError> {
+    match parse_size(value) {
+        Ok(size) => Ok(size),
+        // Nothing is as large as that, and whoever is asked for it will say so.
+        Err(SizeError::TooLarge) => Ok(LENGTH_MAX),
+        Err(_) => Err(CreateError::BadSize(name.into())),
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Str(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+impl NewImage {
+    /// The image of `format` that `name` is for, with options as on a command line: `preallocation=full,size=1G`.
+    ///
+    /// # Errors
+    /// What cannot be created, options that do not exist, and values of the wrong type.
+    #[doc(alias = "bdrv_img_create")]
+    pub fn parse(format: &str, name: &str, options: &str) -> Result<Self, CreateError> {
+        check_format(format)?;
+        let path = path_of(name)?;
+        let (given, _) = Options::parse_image_opts(options)?;
+        let mut image = Self { path, options: Dict::new(), size: None };
+        for (key, value) in given.flatten() {
+            let option = FILE_OPTIONS.iter().find(|option| option.name == key);
+            let option = option.ok_or_else(|| CreateError::UnknownOption(key.clone()))?;
+            let value = text(&value);
+            let value = match option.kind {
+                CreateOptionKind::Str => Value::Str(value),
+                CreateOptionKind::Size => size_of(option.name, &value)?.into(),
+                CreateOptionKind::Bool if value == "on" || value == "off" => Value::Str(value),
+                CreateOptionKind::Bool => return Err(CreateError::BadSwitch(option.name)),
+            };
+            match (option.name, &value) {
+                ("size", Value::Int(size)) => image.size = size.to_u64(),
+                _ => image.options.insert(option.name, value)?,
+            }
+        }
+        Ok(image)
+    }
+
+    /// Its size in bytes, if the options say it.
+    pub fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    /// It shall have `bytes` bytes, whatever the options say.
+    pub fn set_size(&mut self, bytes: u64) {
+        self.size = Some(bytes);
+    }
+
+    /// Create it, or empty the one that is there. Its length is rounded up to whole sectors.
+    ///
+    /// # Errors
+    /// A file that could not get its size stays behind, empty.
+    #[doc(alias = "bdrv_create")]
+    pub async fn create(&self, gs: &GlobalState) -> Result<(), CreateError> {
+        let size = self.size.ok_or(CreateError::NoSize)?;
+        let preallocation = match self.options.lookup("preallocation").map(text) {
+            None => Preallocation::Off,
+            Some(mode) => mode.parse().map_err(|_| CreateError::BadMode(mode))?,
+        };
+        self.refuse_unbuilt()?;
+        check_path(gs, &self.path).await?;
+        // More than that is no length of a file, and the host would say so.
+        let whole = size.checked_next_multiple_of(SECTOR).filter(|whole| *whole <= LENGTH_MAX);
+        let size = whole.ok_or(CreateError::Resize(block_common::Errno::EINVAL))?;
+        Ok(create(&self.path, size, preallocation, gs.pool()).await?)
+    }
+
+    /// Options that would change what happens: refused rather than ignored.
+    fn refuse_unbuilt(&self) -> Result<(), CreateError> {
+        let off = [("nocow", "off"), ("extent_size_hint", "0")];
+        for (name, value) in off {
+            if self.options.lookup(name).is_some_and(|given| text(given) != value) {
+                return Err(CreateError::NotBuilt(format!("Option '{name}' of driver 'file'")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the file that `name` is for may be written as a whole: no node of this block layer has it open.
+///
+/// # Errors
+/// [`CreateError::InUse`], or a name that is none.
+pub async fn check_not_open(gs: &GlobalState, name: &str) -> Result<(), CreateError> {
+    match FileName::parse(name)? {
+        FileName::Path(path) => check_path(gs, &path).await,
+        FileName::Protocol { .. } | FileName::Json(_) => Ok(()),
+    }
+}
+
+async fn check_path(gs: &GlobalState, path: &str) -> Result<(), CreateError> {
+    match same_file(path, open_files(gs), gs.pool()).await {
+        Some(_) => Err(CreateError::InUse(PathBuf::from(path))),
+        None => Ok(()),
+    }
+}
+
+/// The files of all nodes.
+fn open_files(gs: &GlobalState) -> Vec<PathBuf> {
+    let files = gs.nodes().into_iter().filter(|node| node.driver == "file");
+    files.filter_map(|node| node.options.lookup("filename").map(text)).map(PathBuf::from).collect()
+}
+
+/// Displays the options with their values: `size=1048576 preallocation=full`.
+impl fmt::Display for NewImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut space = "";
+        if let Some(size) = self.size {
+            write!(f, "size={size}")?;
+            space = " ";
+        }
+        for option in &FILE_OPTIONS {
+            if let Some(value) = self.options.lookup(option.name) {
+                write!(f, "{space}{}={}", option.name, text(value))?;
+                space = " ";
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(options: &str, expected: Result<&str, &str>) {
+        let shown = NewImage::parse("raw", "a.raw", options).map(|image| image.to_string());
+        let shown = shown.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
+        assert_eq!(shown.as_deref().map_err(String::as_str), expected, "{options:?}");
+    }
+
+    #[test]
+    fn options_are_known_by_name() {
+        check("", Ok(""));
+        check("preallocation=full,size=1k", Ok("size=1024 preallocation=full"));
+        check("size=1k,size=2k", Ok("size=2048"));
+        check("preallocation=bogus", Ok("preallocation=bogus"));
+        check("foo=1", Err("Invalid parameter 'foo'"));
+        check("nocow", Err("Invalid parameter 'cow'"));
+        check("a.b=1", Err("Invalid parameter 'a.b'"));
+        check("size=x", Err("Parameter 'size' expects a non-negative number below 2^64"));
+    }
+
+    #[test]
+    fn what_cannot_be_created_is_told_apart() {
+        let refusal = |format, name| NewImage::parse(format, name, "").expect_err("refused").to_string();
+        assert_eq!(refusal("bogus", "a"), "Unknown file format 'bogus'");
+        assert_eq!(refusal("qcow2", "a"), "Image format 'qcow2' is not supported");
+        assert_eq!(refusal("null-co", "a"), "Format driver 'null-co' does not support image creation");
+        assert_eq!(refusal("raw", "null-co://"), "Protocol driver 'null-co' does not support image creation");
+        assert_eq!(refusal("raw", "json:{}"), "Unknown protocol 'json'");
+    }
+}
