@@ -18,7 +18,7 @@ use crate::pad;
 use crate::pool::ThreadPool;
 use crate::track::track;
 use block_common::{
-    AlignedBuf, DebugEvent, DetectZeroes, GuestOffset, GuestRange, IoBuf, IoError, IoResult, Preallocation,
+    AlignedBuf, DebugEvent, DetectZeroes, GuestOffset, GuestRange, IoBuf, IoError, IoResult, LENGTH_MAX, Preallocation,
     RequestFlags,
 };
 
@@ -231,6 +231,8 @@ pub(crate) async fn read(req: Req, range: GuestRange, buf: &IoBuf, flags: Reques
     }
     let blocks = range.align_out(req.node.request_alignment())?;
     let _tracked = track(&req.node, blocks, flags.contains(RequestFlags::SERIALISING)).await;
+    // Those before may have moved the end.
+    check(&req, range, false).await?;
     if blocks == range { pad::read_blocks(&req, range, buf).await } else { pad::read(&req, range, buf).await }
 }
 
@@ -260,6 +262,7 @@ pub(crate) async fn write(
     // What reads the blocks that it writes a part of lets nobody in between (rule req-1).
     let serialising = blocks != range || flags.contains(RequestFlags::SERIALISING);
     let tracked = track(&req.node, blocks, serialising).await;
+    check(&req, range, may_extend).await?;
     let change = Change::begin(&req, range);
     if blocks == range {
         debug_event(&req, DebugEvent::Pwritev).await;
@@ -309,6 +312,7 @@ pub(crate) async fn zero(req: Req, range: GuestRange, flags: RequestFlags, may_e
     }
     let serialising = blocks != range || flags.contains(RequestFlags::SERIALISING);
     let tracked = track(&req.node, blocks, serialising).await;
+    check(&req, range, may_extend).await?;
     let change = Change::begin(&req, range);
     req.node.status_cache().forget();
     debug_event(&req, DebugEvent::PwritevZero).await;
@@ -372,6 +376,7 @@ pub(crate) async fn discard(req: Req, range: GuestRange) -> IoResult<()> {
     // A part of a block cannot be discarded, and a discard is but a hint.
     let Some(range) = pad::whole_blocks(range, req.node.request_alignment()) else { return Ok(()) };
     let _tracked = track(&req.node, range, false).await;
+    check(&req, range, false).await?;
     let _change = Change::begin(&req, range);
     req.node.status_cache().forget();
     let engine = req.node.engine()?;
@@ -394,24 +399,40 @@ pub(crate) async fn truncate(req: &Req, len: u64, preallocation: Preallocation) 
         return Err(IoError::READ_ONLY);
     }
     let all = GuestRange::new(0, len)?;
-    let old = refresh_length(req).await?;
-    let area = if len > old { all.slice(old, len - old) } else { GuestRange::new(len, old - len)? };
-    let _tracked = track(&req.node, area, true).await;
-    let _change = Change::begin(req, area);
-    req.node.status_cache().forget();
+    loop {
+        // Up to where no request can be, so that all truncations meet.
+        let start = len.min(req.node.length());
+        let tracked = track(&req.node, GuestRange::new(start, LENGTH_MAX - start)?, true).await;
+        // The wait may have been long, and somebody else may have made the node shorter than what is locked.
+        let old = refresh_length(req).await?;
+        if old >= start {
+            return resize(req, old, all, preallocation).await;
+        }
+        drop(tracked);
+    }
+}
+
+/// Change the length from `old` bytes to that of `all`, with nobody else beyond the smaller of the two.
+async fn resize(req: &Req, old: u64, all: GuestRange, preallocation: Preallocation) -> IoResult<()> {
+    let len = all.len();
     let engine = req.node.engine()?;
-    engine.truncate(req, len, preallocation).await?;
     let below = match engine.backing() {
-        Some(backing) if backing.is_attached() => backing.refresh_length(req).await?,
+        Some(backing) if backing.is_attached() && len > old => backing.refresh_length(req).await?,
         _ => 0,
     };
+    let area = GuestRange::new(old.min(len), old.abs_diff(len))?;
+    let _change = Change::begin(req, area);
+    req.node.status_cache().forget();
+    engine.truncate(req, len, preallocation).await?;
     // What the backing file has there must not come to light.
-    if len > old && below > old {
+    if below > old {
         let hidden = all.slice(old, below.min(len) - old);
         if let Err(error) = zero_parts(req, hidden, RequestFlags::empty()).await {
             if let Err(second) = engine.truncate(req, old, Preallocation::Off).await {
                 tracing::warn!(node = req.node_name(), %second, "an image stays longer than it was meant to be");
             }
+            // Some of it had been reached.
+            let _ = refresh_length(req).await;
             return Err(error);
         }
     }

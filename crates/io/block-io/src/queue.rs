@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 /// One thread's queue of requests, on any number of roots.
 ///
-/// A request holds its nodes until it is reaped: a drain waits for a queue that is not.
+/// A request holds its nodes until it is reaped: a drain waits for a queue that is not, and so may a write that does not fill whole blocks. A thread
+/// that has a queue does not block on other requests while its own are not reaped.
 pub struct Queue {
     context: Rc<IoContext>,
     /// Requests that were submitted and not yet reaped.

@@ -86,7 +86,8 @@ async fn of_blocks(req: &Req, blocks: GuestRange) -> IoResult<StatusExtent> {
         Err(since) => since,
     };
     // A longer answer costs no more, and the next question is most likely about what follows.
-    let to_end = req.node.length().saturating_sub(at).max(blocks.len());
+    let end = req.node.length().next_multiple_of(req.node.request_alignment().into());
+    let to_end = end.saturating_sub(at).max(blocks.len());
     let wide = GuestRange::new(at, to_end)?;
     let extent = engine.block_status(req, wide).await?.truncated(wide.len());
     req.node.status_cache().remember(since, at, extent);
@@ -105,6 +106,14 @@ pub struct ChainStatus {
 
 /// The status of the start of `range`, asked down the chain of backing files to the first node that decides.
 pub(crate) async fn chain_status(req: &Req, range: GuestRange) -> IoResult<ChainStatus> {
+    let mut told = down_the_chain(req, range).await?;
+    // The end that counts is that of the node that was asked.
+    let end = range.slice(0, told.extent.len).end();
+    told.extent.status.set(BlockStatus::EOF, end == req.node.length());
+    Ok(told)
+}
+
+async fn down_the_chain(req: &Req, range: GuestRange) -> IoResult<ChainStatus> {
     let mut at = req.again();
     let mut range = range;
     let mut depth = 0;
@@ -119,9 +128,14 @@ pub(crate) async fn chain_status(req: &Req, range: GuestRange) -> IoResult<Chain
         let (edge, deeper) = match (engine.filtered(), engine.backing()) {
             (Some(edge), _) => (edge, 0),
             (None, Some(edge)) if edge.is_attached() => (edge, 1),
-            // Nobody is left to ask: what is not allocated anywhere reads as zeroes.
+            // Nobody is left to ask: what an image without a backing file does not have reads as zeroes.
+            (None, Some(_)) => return Ok(zeroes(extent.len)),
             _ if extent.status.contains(BlockStatus::ZERO) => return Ok(ChainStatus { extent, depth: None }),
-            _ => return Ok(zeroes(extent.len)),
+            // Who knows nothing has what nobody else has.
+            (None, None) => {
+                let status = extent.status | BlockStatus::DATA | BlockStatus::ALLOCATED;
+                return Ok(ChainStatus { extent: StatusExtent { status, ..extent }, depth: Some(depth) });
+            }
         };
         let below = edge.child(&at)?;
         let offset = range.offset().0;

@@ -49,7 +49,8 @@ pub(crate) struct Tracked<'a> {
 pub(crate) async fn track(node: &Pin<NodeBody>, range: GuestRange, serialising: bool) -> Tracked<'_> {
     let tracked = Tracked::enter(node, range, serialising);
     if serialising {
-        // Whoever takes the fast path from now on sees the state and gives it up; the others end without waiting for anybody.
+        // Whoever takes the fast path from now on sees the state and gives it up. The others wait for nobody but the host, and for the thread of
+        // their queue to reap them.
         node.fast_idle().await;
     }
     tracked.turn().await;

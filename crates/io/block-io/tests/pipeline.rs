@@ -601,3 +601,54 @@ fn req_4_observers_see_every_change() {
         assert_eq!((write(&root, 512, 512, 1), seen()), (Err(IoError::host(libc::ENOSPC)), both(512, 512)));
     }
 }
+
+// What a wait may bring.
+
+/// A request waits for a truncation that takes away its range: it is refused, and brings nothing back.
+#[test]
+fn trunc_1_who_waited_for_a_shrink_is_past_the_end() {
+    let home = thread();
+    for write in [true, false] {
+        let state = memory(16_384, false);
+        let stack = mem(&home.handle(), &state);
+        let root = stack.root.root();
+        let (mut queue, mut done) = (Queue::new().expect("a queue"), Vec::new());
+        state.valve.close();
+        let shrink = home.handle().run({
+            let root = root.clone();
+            async move { root.truncate(4096, Preallocation::Off).await }
+        });
+        eventually("it is in the driver", || state.valve.begun() == 1);
+        let request = if write { Request::write(8192, buf(512, 1), NONE) } else { Request::read(8192, buf(512, 1)) };
+        queue.submit(&root, request, 1);
+        std::thread::sleep(Duration::from_millis(10));
+        state.valve.open();
+        assert_eq!(queue.wait(&mut done, Some(LONG)), 1);
+        assert_eq!(block_on(shrink), Some(Ok(())));
+        assert_eq!(done[0].done.result, Err(IoError::OUT_OF_BOUNDS));
+        assert_eq!((lock(&state.bytes).len(), root.length()), (4096, Ok(4096)));
+    }
+}
+
+/// Of truncations one at a time is in the driver, whichever way they go.
+#[test]
+fn trunc_1_one_truncation_at_a_time() {
+    let home = thread();
+    for (first, second) in [(8192, 2048), (2048, 8192), (8192, 16_384), (2048, 1024)] {
+        let state = memory(4096, false);
+        let stack = mem(&home.handle(), &state);
+        state.valve.close();
+        let truncate = |len| {
+            let root = stack.root.root();
+            home.handle().run(async move { root.truncate(len, Preallocation::Off).await })
+        };
+        let first_one = truncate(first);
+        eventually("it is in the driver", || state.valve.begun() == 1);
+        let second_one = truncate(second);
+        std::thread::sleep(Duration::from_millis(10));
+        assert_eq!(state.valve.begun(), 1, "both are in the driver");
+        state.valve.open();
+        assert_eq!((block_on(first_one), block_on(second_one)), (Some(Ok(())), Some(Ok(()))));
+        assert_eq!((lock(&state.bytes).len() as u64, stack.root.root().length()), (second, Ok(second)));
+    }
+}

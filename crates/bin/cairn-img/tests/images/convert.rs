@@ -44,6 +44,7 @@ fn images_are_converted_alike() {
             "convert -t writethrough fs.raw n.raw",
             "convert -t directsync a.raw n.raw",
             "convert -T none a.raw n.raw",
+            "convert -T none odd.raw n.raw",
             "convert -T none -t none fs.raw n.raw",
             "convert -U fs.raw n.raw",
             "convert -o preallocation=off fs.raw n.raw",

@@ -47,13 +47,3 @@ fn a_mistake_leaves_the_target_alone() {
     let lock = lock.replace("error while creating output image: a.raw:", "a.raw: error while creating output image:");
     check("dd if=a.raw of=a.raw", 1, &format!("{lock}Is another process using the image [a.raw]?\n"));
 }
-
-/// FIXME: these come with the pipeline's serialisation, as for `bench`.
-#[test]
-fn direct_reads_stop_at_an_odd_end() {
-    check(
-        "convert -T none odd.raw n.raw",
-        1,
-        "PROGRAM: error while reading block status at offset 0: Invalid argument\n",
-    );
-}
