@@ -157,6 +157,7 @@ impl Args {
             target_is_zero: !self.no_create || self.target_is_zero,
             in_order: !self.oob_writes,
             salvage: self.salvage,
+            offload: self.copy_range_offloading,
             speed: self.rate,
             flags: if io.write_cache() { RequestFlags::empty() } else { RequestFlags::FUA },
         };

@@ -14,6 +14,7 @@ use block_io::Root;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 use tokio::sync::{mpsc, watch};
@@ -31,6 +32,8 @@ pub struct SparseOptions {
     pub in_order: bool,
     /// Zeroes stand for what cannot be read.
     pub salvage: bool,
+    /// Let the host copy the data where it can: see [`Root::copy_range`]. No zeroes are looked for in what it copies.
+    pub offload: bool,
     /// Bytes a second; 0 is no limit.
     pub speed: u64,
     /// Flags of the writes.
@@ -90,7 +93,14 @@ pub async fn sparse_copy(
     // Few are unused at a time.
     let pool = BufPool::new(alignment as usize, 4 * SparseOptions::CHUNK as usize);
     let turns = watch::Sender::new(0);
-    let copier = Arc::new(Copier { target, pool, turns, options, note: Box::new(note) });
+    let copier = Arc::new(Copier {
+        target,
+        pool,
+        turns,
+        options,
+        note: Box::new(note),
+        offloads: AtomicBool::new(options.offload),
+    });
     let mut run = Run { flight: Flight::new(), rate: RateLimit::default(), number: 0 };
     run.rate.set_speed(options.speed);
     let (extents, asking) = Extents::new(sources);
@@ -187,6 +197,8 @@ struct Copier {
     turns: watch::Sender<u64>,
     options: SparseOptions,
     note: Box<dyn Fn(SparseNote) + Send + Sync>,
+    /// Whether the host is still asked to copy.
+    offloads: AtomicBool,
 }
 
 impl Copier {
@@ -212,6 +224,10 @@ impl Copier {
         if zero && self.options.sparse > 0 {
             self.turn(number).await;
             return self.zero(to, len).await;
+        }
+        if !zero && self.offloads.load(Ordering::Relaxed) && self.offload(number, extent).await? {
+            (self.note)(SparseNote::Copied(len));
+            return Ok(());
         }
         let mut buf = self.pool.take(len as usize);
         if zero {
@@ -256,6 +272,23 @@ impl Copier {
         }
         (self.note)(SparseNote::Copied(len));
         Ok(())
+    }
+
+    /// Let the host copy an extent. `false` when it cannot.
+    async fn offload(&self, number: u64, extent: &Extent) -> Result<bool, CopyError> {
+        self.turn(number).await;
+        match extent.source.root().copy_range(extent.from, &self.target, extent.to, extent.len).await {
+            Ok(()) => Ok(true),
+            Err(error) if error == IoError::UNSUPPORTED => {
+                // What ends within a sector is one thing; these two files are another.
+                let is_whole = extent.source.root().length().is_ok_and(|length| extent.from + extent.len <= length);
+                if is_whole {
+                    self.offloads.store(false, Ordering::Relaxed);
+                }
+                Ok(false)
+            }
+            Err(error) => Err(CopyError::at(CopyAct::Write, extent.to)(error)),
+        }
     }
 
     /// Wait until the writes of everything before this piece are on their way.

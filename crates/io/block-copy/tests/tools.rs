@@ -56,6 +56,7 @@ impl Bed {
 
 fn options() -> SparseOptions {
     SparseOptions {
+        offload: false,
         depth: 4,
         sparse: 4096,
         target_is_zero: false,

@@ -102,7 +102,7 @@ pub(crate) struct Args {
     pub(super) parallel: u64,
     /// Let the host copy (not built yet)
     #[arg(short = 'C', long)]
-    copy_range_offloading: bool,
+    pub(super) copy_range_offloading: bool,
     /// Write zeroes for what cannot be read, and go on
     #[arg(long)]
     pub(super) salvage: bool,
@@ -158,7 +158,6 @@ impl Args {
             if self.salvage {
                 return refuse("Cannot use copy offloading in salvaging mode");
             }
-            return refuse("copy offloading is not built yet");
         }
         if self.target_is_zero && !self.no_create {
             return refuse("--target-is-zero requires use of -n flag");
