@@ -24,6 +24,7 @@ mod status;
 
 mod name;
 mod size;
+mod zero;
 
 mod qapi;
 
@@ -51,3 +52,4 @@ pub use size::*;
 pub use status::*;
 #[cfg(feature = "vm-memory")]
 pub use vm_memory::*;
+pub use zero::*;

@@ -6,8 +6,7 @@
 use crate::error::CopyAct;
 use crate::flight::Flight;
 use crate::padded::{Padded, STATUSES_AHEAD};
-use crate::zeroes::is_zero;
-use block_common::{BlockStatus, BufPool, IoError, IoResult, StatusExtent};
+use block_common::{BlockStatus, BufPool, IoError, IoResult, StatusExtent, is_zero};
 use std::ops::Range;
 use tokio::sync::mpsc;
 

@@ -35,4 +35,3 @@ pub use mirror_top::{MirrorTop, MirrorTopControl};
 pub use padded::Padded;
 pub use rate::RateLimit;
 pub use sparse::{SparseNote, SparseOptions, data_bytes, sparse_copy};
-pub use zeroes::is_zero;

@@ -19,7 +19,7 @@ use crate::pool::ThreadPool;
 use crate::track::track;
 use block_common::{
     AlignedBuf, DebugEvent, DetectZeroes, GuestOffset, GuestRange, IoBuf, IoError, IoResult, LENGTH_MAX, Preallocation,
-    RequestFlags,
+    RequestFlags, is_zero,
 };
 
 /// Deeper graphs than this take the slow path.
@@ -294,7 +294,7 @@ fn detected_zeroes(req: &Req, buf: &IoBuf, flags: RequestFlags) -> Option<Reques
     let copy = buf.to_aligned(64);
     let unmap = modes.detect_zeroes == DetectZeroes::Unmap && modes.unmap;
     let more = if unmap { RequestFlags::MAY_UNMAP } else { RequestFlags::empty() };
-    copy.iter().all(|byte| *byte == 0).then(|| flags | more)
+    is_zero(&copy).then(|| flags | more)
 }
 
 pub(crate) async fn zero(req: Req, range: GuestRange, flags: RequestFlags, may_extend: bool) -> IoResult<()> {

@@ -85,7 +85,9 @@ impl<'a> Tracked<'a> {
             let in_the_way = |entry: &&mut Entry| (serialising || entry.serialising) && entry.range.overlaps(range);
             match entries.entries.range_mut(..self.ticket).map(|(_, entry)| entry).find(in_the_way) {
                 Some(other) => {
-                    other.waiting.push(waker);
+                    if !other.waiting.iter().any(|other| other.will_wake(&waker)) {
+                        other.waiting.push(waker);
+                    }
                     Poll::Pending
                 }
                 None => Poll::Ready(()),

@@ -216,7 +216,9 @@ impl BlkdebugControl {
             if state.stopped.iter().any(|one| one.tag == tag && !one.goes_on) {
                 return Poll::Ready(());
             }
-            state.watchers.push(cx.waker().clone());
+            if !state.watchers.iter().any(|watcher| watcher.will_wake(cx.waker())) {
+                state.watchers.push(cx.waker().clone());
+            }
             Poll::Pending
         })
     }
