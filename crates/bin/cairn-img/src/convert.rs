@@ -124,7 +124,7 @@ impl Args {
             ..ImageOptions::default()
         };
         if self.no_create && !self.target_image_opts {
-            // Until there are locks on files, which would find it too: a source must not change while it is read.
+            // Locks do not tell: a raw image is shared with whoever writes it. But a source must not change while it is read.
             let free = check_not_open(gs, name).await;
             free.map_err(|error| Failure::message(format!("Could not open '{name}': {error}")))?;
         }

@@ -8,8 +8,8 @@ use crate::args::{OpenArgs, OutputArgs, OutputFormat, one_image};
 use crate::cli::{Command, Failure};
 use crate::image::with_block_layer;
 use crate::print;
+use block_common::Options;
 use block_common::options::{Dialect, Dict, Value};
-use block_common::{Options, Perm};
 use block_copy::Padded;
 use block_gs::{GlobalState, NodeInfo, NodeRef};
 use clap::Parser;
@@ -65,10 +65,9 @@ impl Command for Args {
 fn node(gs: &GlobalState, node_ref: &NodeRef) -> Result<Node, Failure> {
     let info = gs.node_info(node_ref).map_err(Failure::message)?;
     let mut children = Vec::new();
-    for (name, child, _) in info.children.iter().filter(|(_, child, perm)| child.is_some() && perm.perm != Perm::all())
-    {
-        let child = child.as_deref().map(|child| gs.find_node(child)).transpose().map_err(Failure::message)?;
+    for (name, child, _) in &info.children {
         if let Some(child) = child {
+            let child = gs.find_node(child).map_err(Failure::message)?;
             children.push((name.clone(), node(gs, &child)?));
         }
     }
@@ -127,9 +126,9 @@ pub(crate) fn file_name(gs: &GlobalState, node: &NodeRef) -> Result<String, Fail
     }
 }
 
-/// The options that are the driver's, not every node's.
+/// The options that say which image it is: not every node's, nor those about how it is used.
 fn own_options(info: &NodeInfo) -> Vec<(&str, &Value)> {
-    const COMMON: [&str; 11] = [
+    const OTHERS: [&str; 14] = [
         "active",
         "aio",
         "auto-read-only",
@@ -137,16 +136,22 @@ fn own_options(info: &NodeInfo) -> Vec<(&str, &Value)> {
         "detect-zeroes",
         "discard",
         "driver",
-        "file",
+        "drop-cache",
         "force-share",
+        "latency-ns",
+        "locking",
         "node-name",
         "read-only",
+        "x-check-cache-dropped",
     ];
-    info.options.iter().filter(|(key, value)| !COMMON.contains(key) && **value != Value::Null).collect()
+    let is_child = |key: &str| info.children.iter().any(|(name, ..)| name == key);
+    let options = info.options.iter().filter(|(key, value)| !OTHERS.contains(key) && **value != Value::Null);
+    options.filter(|(key, _)| !is_child(key)).collect()
 }
 
-/// The options of a node and of those below it, in the order in which the field's tools print them.
+/// The options of a node and of those below it, in the order in which qemu-img 10.0.2 was seen to print them.
 fn full_options(gs: &GlobalState, node: &NodeRef) -> Result<Dict, Failure> {
+    const BEFORE_THE_DRIVER: [&str; 3] = ["image", "offset", "read-zeroes"];
     let info = gs.node_info(node).map_err(Failure::message)?;
     let mut options: Vec<(String, Value)> = vec![("driver".into(), info.driver.into())];
     options.extend(own_options(&info).into_iter().map(|(key, value)| (key.to_owned(), value.clone())));
@@ -156,7 +161,7 @@ fn full_options(gs: &GlobalState, node: &NodeRef) -> Result<Dict, Failure> {
             options.push((name.clone(), full_options(gs, &child)?.into()));
         }
     }
-    options.sort_by_key(|(key, _)| tree::place_of_key(key));
+    options.sort_by_key(|(key, _)| !BEFORE_THE_DRIVER.contains(&key.as_str()));
     let mut dict = Dict::new();
     for (key, value) in options {
         dict.insert(&key, value).map_err(Failure::message)?;

@@ -5,7 +5,7 @@
 
 use block_common::options::{Dict, Value};
 use block_common::{FileName, LENGTH_MAX, Options, OptionsError, Preallocation, SizeError, parse_size};
-use block_file_posix::{FileError, create, same_file};
+use block_file_posix::{FileError, HostKind, create, kind, same_file};
 use block_gs::GlobalState;
 use std::fmt;
 use std::path::PathBuf;
@@ -14,7 +14,8 @@ use std::path::PathBuf;
 const SECTOR: u64 = 512;
 
 /// Formats of the field that can be created there and not by this build.
-const NOT_BUILT: [&str; 9] = ["luks", "parallels", "qcow", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc"];
+const NOT_BUILT: [&str; 10] =
+    ["host_device", "luks", "parallels", "qcow", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc"];
 
 /// Drivers of the field that create nothing.
 const NOT_CREATABLE: [&str; 22] = [
@@ -279,6 +280,9 @@ impl NewImage {
             Some(mode) => mode.parse().map_err(|_| CreateError::BadMode(mode))?,
         };
         self.refuse_unbuilt()?;
+        if kind(&self.path, gs.pool()).await == HostKind::Device {
+            return Err(CreateError::NotBuilt("Creating an image on a device".into()));
+        }
         check_path(gs, &self.path).await?;
         // More than that is no length of a file, and the host would say so.
         let whole = size.checked_next_multiple_of(SECTOR).filter(|whole| *whole <= LENGTH_MAX);
@@ -318,7 +322,7 @@ async fn check_path(gs: &GlobalState, path: &str) -> Result<(), CreateError> {
 
 /// The files of all nodes.
 fn open_files(gs: &GlobalState) -> Vec<PathBuf> {
-    let files = gs.nodes().into_iter().filter(|node| node.driver == "file");
+    let files = gs.nodes().into_iter().filter(|node| matches!(node.driver, "file" | "host_device"));
     files.filter_map(|node| node.options.lookup("filename").map(text)).map(PathBuf::from).collect()
 }
 

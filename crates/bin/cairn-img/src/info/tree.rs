@@ -98,28 +98,9 @@ pub(crate) fn write_json(text: &mut String, value: &Value, depth: usize) {
     text.push(close);
 }
 
-/// Where a key stands in the names of images that are options (`json:{…}`). The field's tools keep such keys in a hash table
-/// of 512 places, by the string hash of Samba's tdb, and print them in its order.
-pub(super) fn place_of_key(key: &str) -> u32 {
-    let start = 0x238f_13af_u32.wrapping_mul(key.len() as u32);
-    let sum = key
-        .bytes()
-        .enumerate()
-        .fold(start, |sum, (at, byte)| sum.wrapping_add(u32::from(byte).wrapping_shl(at as u32 * 5 % 24)));
-    sum.wrapping_mul(1_103_515_243).wrapping_add(12_345) % 512
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_stand_as_they_do_in_the_field() {
-        // From names that `qemu-img info` printed, 10.0.2.
-        for keys in [&["offset", "driver", "size", "file"][..], &["read-zeroes", "driver", "size"]] {
-            assert!(keys.is_sorted_by_key(|key| place_of_key(key)), "{keys:?}");
-        }
-    }
 
     #[test]
     fn empty_containers_have_two_lines() {
