@@ -242,10 +242,13 @@ fn drain_4_a_queue_that_is_dropped_leaves_nothing_behind() {
         assert_eq!(stacks[1].root.root().in_flight(), 0, "the ring's requests were waited for");
         assert_eq!(stacks[2].root.root().in_flight(), 0, "the pool's requests were waited for");
         state.valve.open();
-        stacks.iter().for_each(|stack| eventually("idle", || stack.root.root().in_flight() == 0));
         for stack in &stacks {
-            let count = stack.root.root().count(block_io::RequestKind::Write);
-            assert_eq!((count.requests, count.failed), (25 * (1 + u64::from(kick)), 0));
+            let count = || stack.root.root().count(block_io::RequestKind::Write);
+            let sent = 25 * (1 + u64::from(kick));
+            // Idle is not enough: what went to the home thread may not have begun there.
+            eventually("all are over", || count().requests + count().failed >= sent);
+            assert_eq!((count().requests, count().failed), (sent, 0));
+            eventually("idle", || stack.root.root().in_flight() == 0);
         }
     }
 }
