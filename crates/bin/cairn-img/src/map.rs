@@ -3,7 +3,7 @@
 use crate::args::{OpenArgs, OutputArgs, OutputFormat, one_image};
 use crate::cli::{Command, Failure};
 use crate::image::{on_io_thread, with_block_layer};
-use crate::{info, number, say};
+use crate::{info, number, print};
 use block_common::{BlockStatus, LENGTH_MAX, StatusExtent};
 use block_copy::Padded;
 use block_gs::{GlobalState, NodeRef};
@@ -35,6 +35,9 @@ pub(crate) struct Args {
     #[arg(value_name = "FILENAME", hide = true)]
     names: Vec<String>,
 }
+
+/// How much of the map is asked for at a time.
+const STATUSES: usize = 256;
 
 fn start_offset(text: &str) -> Result<u64, String> {
     number::size(text, "start offset", 0..=LENGTH_MAX)
@@ -113,13 +116,13 @@ impl Command for Args {
             match output {
                 OutputFormat::Human => {
                     let file = backend.node().map(|node| bottom_name(&gs, &node)).transpose()?.unwrap_or_default();
-                    say(&format!("{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to"))?;
+                    print(&format!("{:<16}{:<16}{:<16}File\n", "Offset", "Length", "Mapped to"))?;
                     walk(&gs, padded, start, end, move |entry, _| human(entry, &file)).await
                 }
                 OutputFormat::Json => {
                     walk(&gs, padded, start, end, move |entry, is_last| {
                         let open = if entry.start == start { "[" } else { "" };
-                        say(&format!("{open}{}{}", entry.json(), if is_last { "]" } else { "," }))
+                        format!("{open}{}{}\n", entry.json(), if is_last { "]" } else { "," })
                     })
                     .await
                 }
@@ -129,9 +132,9 @@ impl Command for Args {
 }
 
 /// A line of the table, for what holds data.
-fn human(entry: &Entry, file: &str) -> Result<(), Failure> {
-    let Some(offset) = entry.offset.filter(|_| entry.data && !entry.zero) else { return Ok(()) };
-    say(&format!("{:<16}{:<16}{:<16}{file}", hex(entry.start), hex(entry.len), hex(offset)))
+fn human(entry: &Entry, file: &str) -> String {
+    let Some(offset) = entry.offset.filter(|_| entry.data && !entry.zero) else { return String::new() };
+    format!("{:<16}{:<16}{:<16}{file}\n", hex(entry.start), hex(entry.len), hex(offset))
 }
 
 /// C's `%#x`: zero has no prefix.
@@ -148,32 +151,36 @@ fn bottom_name(gs: &GlobalState, node: &NodeRef) -> Result<String, Failure> {
     }
 }
 
-/// Call `tell` for each entry from `start` to `end`, the last one with `true`. There is always one.
+/// Print each entry from `start` to `end` as `text` has it, which gets the last one with `true`. There is always one.
 async fn walk(
     gs: &GlobalState,
     padded: Padded,
     start: u64,
     end: u64,
-    tell: impl Fn(&Entry, bool) -> Result<(), Failure> + Send + 'static,
+    text: impl Fn(&Entry, bool) -> String + Send + 'static,
 ) -> Result<(), Failure> {
     on_io_thread(gs, async move {
         let mut current = Entry { start, ..Entry::default() };
         let mut at = start;
         while at < end {
-            let extent = padded.status(at, end - at).await;
-            let extent = extent.map_err(|error| Failure::message(format!("Failed to read image metadata: {error}")))?;
-            let next = Entry::new(at, extent);
-            at += next.len;
-            if current.len > 0 && current.goes_on_with(&next) {
-                current.len += next.len;
-                continue;
+            let told = padded.statuses(at, end - at, STATUSES).await;
+            let told = told.map_err(|error| Failure::message(format!("Failed to read image metadata: {error}")))?;
+            let mut lines = String::new();
+            for extent in told {
+                let next = Entry::new(at, extent);
+                at += next.len;
+                if current.len > 0 && current.goes_on_with(&next) {
+                    current.len += next.len;
+                    continue;
+                }
+                if current.len > 0 {
+                    lines += &text(&current, false);
+                }
+                current = next;
             }
-            if current.len > 0 {
-                tell(&current, false)?;
-            }
-            current = next;
+            print(&lines)?;
         }
-        tell(&current, true)
+        print(&text(&current, true))
     })
     .await
 }

@@ -175,7 +175,7 @@ fn first_difference(a: Option<&[u8]>, b: Option<&[u8]>) -> Option<u64> {
 
 /// The pieces in flight, and what is known by now: the earliest of what they found.
 struct Search {
-    flight: Flight<Result<(Option<u64>, u64), CompareError>>,
+    flight: Flight<'static, Result<(Option<u64>, u64), CompareError>>,
     /// Zeroes behind pieces that are in flight: they are told together with one of these.
     skipped: u64,
     found: Option<Difference>,

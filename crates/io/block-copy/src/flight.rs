@@ -7,15 +7,27 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
 
-pub(crate) struct Flight<T>(Vec<Pin<Box<dyn Future<Output = T> + Send>>>);
+pub(crate) struct Flight<'a, T>(Vec<Pin<Box<dyn Future<Output = T> + Send + 'a>>>);
 
-impl<T> Flight<T> {
+impl<'a, T> Flight<'a, T> {
     pub(crate) fn new() -> Self {
         Self(Vec::new())
     }
 
-    pub(crate) fn push(&mut self, future: impl Future<Output = T> + Send + 'static) {
+    pub(crate) fn push(&mut self, future: impl Future<Output = T> + Send + 'a) {
         self.0.push(Box::pin(future));
+    }
+
+    /// As [`Flight::push`], but it is on its way when this returns. Its output, if it is over by then.
+    pub(crate) async fn start(&mut self, future: impl Future<Output = T> + Send + 'a) -> Option<T> {
+        let mut future = Box::pin(future);
+        match poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => {
+                self.0.push(future);
+                None
+            }
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -46,7 +58,7 @@ impl<T> Flight<T> {
     }
 }
 
-impl<T> fmt::Debug for Flight<T> {
+impl<T> fmt::Debug for Flight<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Flight({})", self.len())
     }

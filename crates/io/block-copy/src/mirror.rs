@@ -84,7 +84,7 @@ struct Mirror {
     copier: Arc<Copier>,
     bitmap: Arc<DirtyBitmap>,
     options: MirrorOptions,
-    flight: Flight<(Range<u64>, Result<(), CopyError>)>,
+    flight: Flight<'static, (Range<u64>, Result<(), CopyError>)>,
     /// What `flight` copies.
     busy: Vec<Range<u64>>,
     /// Chunks that were copied once, so that the target's is no longer what it was before the job.

@@ -9,7 +9,7 @@ use std::ops::Range;
 use tokio::sync::mpsc;
 
 /// How many answers about status are asked for ahead of their use.
-pub(crate) const STATUSES_AHEAD: usize = 32;
+pub(crate) const STATUSES_AHEAD: usize = 256;
 
 /// A root whose length is rounded up to whole sectors. Clones are equal.
 #[derive(Clone, Debug)]
@@ -83,18 +83,41 @@ impl Padded {
         Ok(rest)
     }
 
+    /// The same for what follows as well, one extent behind the other: at least one, at most `max`.
+    ///
+    /// # Errors
+    /// As [`Root::block_status`].
+    pub async fn statuses(&self, offset: u64, len: u64, max: usize) -> IoResult<Vec<StatusExtent>> {
+        if offset >= self.exact {
+            return Ok(vec![self.status(offset, len).await?]);
+        }
+        let mut extents = self.root.block_statuses(offset, len.min(self.exact - offset), max).await?;
+        let mut at = offset;
+        for extent in &mut extents {
+            at += extent.len;
+            extent.status.set(BlockStatus::EOF, at == self.len());
+        }
+        Ok(extents)
+    }
+
     /// Send the status of all of `range`, in order, until somebody does not want to know any more or an answer is an error.
     /// Asking may take long: who runs this beside other work need not wait for it.
     pub(crate) async fn tell(&self, range: Range<u64>, to: mpsc::Sender<IoResult<StatusExtent>>) {
         let mut at = range.start;
         while at < range.end {
-            let status = self.status(at, range.end - at).await;
-            at = match status {
-                Ok(extent) => at + extent.len,
-                Err(_) => range.end,
+            let told = match self.statuses(at, range.end - at, STATUSES_AHEAD).await {
+                Ok(told) => told,
+                Err(error) => {
+                    // Whoever does not want to know of it has another error.
+                    let _ = to.send(Err(error)).await;
+                    return;
+                }
             };
-            if to.send(status).await.is_err() {
-                return;
+            for extent in told {
+                at += extent.len;
+                if to.send(Ok(extent)).await.is_err() {
+                    return;
+                }
             }
         }
     }

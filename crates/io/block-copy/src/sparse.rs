@@ -13,6 +13,7 @@ use block_common::{BufPool, IoBuf, IoError, RequestFlags};
 use block_io::Root;
 use std::fmt;
 use std::future::poll_fn;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
@@ -62,7 +63,7 @@ pub enum SparseNote {
 /// # Errors
 /// The source that did not answer.
 pub async fn data_bytes(sources: &[Padded]) -> Result<u64, CopyError> {
-    let (mut extents, asking) = Extents::new(sources.to_vec());
+    let (mut extents, asking) = Extents::new(sources.to_vec(), false);
     let counting = async move {
         let mut bytes = 0;
         while let Some(extent) = extents.next(u64::MAX).await? {
@@ -89,7 +90,6 @@ pub async fn sparse_copy(
         let limits = root.limits().map_err(CopyError::at(CopyAct::Length, 0))?;
         alignment = alignment.max(limits.memory_alignment).max(limits.request_alignment);
     }
-    let depth = options.depth.max(1);
     // Few are unused at a time.
     let pool = BufPool::new(alignment as usize, 4 * SparseOptions::CHUNK as usize);
     let turns = watch::Sender::new(0);
@@ -101,10 +101,10 @@ pub async fn sparse_copy(
         note: Box::new(note),
         offloads: AtomicBool::new(options.offload),
     });
-    let mut run = Run { flight: Flight::new(), rate: RateLimit::default(), number: 0 };
+    let mut run = Run { flight: Flight::new(), rate: RateLimit::default(), number: 0, depth: options.depth.max(1) };
     run.rate.set_speed(options.speed);
-    let (extents, asking) = Extents::new(sources);
-    let (copied, ()) = tokio::join!(run.start_all(&copier, extents, depth), asking);
+    let (extents, asking) = Extents::new(sources, options.sparse == 0);
+    let (copied, ()) = tokio::join!(run.start_all(&copier, extents), asking);
     let ended = run.end_all().await;
     copied.and(ended)
 }
@@ -118,12 +118,14 @@ struct Extent {
     to: u64,
     len: u64,
     zero: bool,
+    /// Whether it goes through a buffer.
+    is_buffered: bool,
 }
 
 impl Extent {
     /// The `len` bytes of it at `at`.
     fn part(&self, at: u64, len: u64) -> Self {
-        Self { source: self.source.clone(), from: self.from + at, to: self.to + at, len, zero: self.zero }
+        Self { source: self.source.clone(), from: self.from + at, to: self.to + at, len, ..*self }
     }
 }
 
@@ -135,13 +137,13 @@ struct Extents {
 }
 
 impl Extents {
-    /// The extents of `sources`, and the work of asking for them, which is to be done beside.
-    fn new(sources: Vec<Padded>) -> (Self, impl Future<Output = ()> + Send) {
+    /// The extents of `sources`, and the work of asking for them, which is to be done beside. Do zeroes go through buffers?
+    fn new(sources: Vec<Padded>, all_buffered: bool) -> (Self, impl Future<Output = ()> + Send) {
         let (tell, told) = mpsc::channel(STATUSES_AHEAD);
         let work = async move {
             let mut to = 0;
             for source in sources {
-                if !tell_extents(&source, to, &tell).await {
+                if !tell_extents(&source, to, all_buffered, &tell).await {
                     return;
                 }
                 to += source.len();
@@ -150,14 +152,14 @@ impl Extents {
         (Self { told, rest: None }, work)
     }
 
-    /// The next one; at most `data_max` bytes if it is not zeroes.
+    /// The next one; at most `data_max` bytes if it goes through a buffer.
     async fn next(&mut self, data_max: u64) -> Result<Option<Extent>, CopyError> {
         let next = match self.rest.take() {
             Some(rest) => Some(rest),
             None => self.told.recv().await.transpose()?,
         };
         let Some(mut extent) = next else { return Ok(None) };
-        if !extent.zero && extent.len > data_max {
+        if extent.is_buffered && extent.len > data_max {
             self.rest = Some(extent.part(data_max, extent.len - data_max));
             extent.len = data_max;
         }
@@ -166,27 +168,101 @@ impl Extents {
 }
 
 /// Tell the extents of `source`, which begins at `to` in the whole. `false` when nobody wants to know any more.
-async fn tell_extents(source: &Padded, to: u64, tell: &mpsc::Sender<Result<Extent, CopyError>>) -> bool {
+async fn tell_extents(
+    source: &Padded,
+    to: u64,
+    all_buffered: bool,
+    tell: &mpsc::Sender<Result<Extent, CopyError>>,
+) -> bool {
     let mut from = 0;
     while from < source.len() {
-        let status = match source.status(from, source.len() - from).await {
-            Ok(status) => status,
+        let told = match source.statuses(from, source.len() - from, STATUSES_AHEAD).await {
+            Ok(told) => told,
             Err(error) => {
                 // Whoever does not want to know of it has another error.
                 let _ = tell.send(Err(CopyError::at(CopyAct::Status, to + from)(error))).await;
                 return false;
             }
         };
-        // A tail that is shorter than a sector goes together with what is in it.
-        let len = status.len.next_multiple_of(Padded::SECTOR).min(source.len() - from);
-        let zero = len == status.len && status.is_zero();
-        let extent = Extent { source: source.clone(), from, to: to + from, len, zero };
-        from += len;
-        if tell.send(Ok(extent)).await.is_err() {
-            return false;
+        for status in told {
+            // A tail that is shorter than a sector goes together with what is in it.
+            let len = status.len.next_multiple_of(Padded::SECTOR).min(source.len() - from);
+            let is_whole = len == status.len;
+            let zero = is_whole && status.is_zero();
+            let is_buffered = !zero || all_buffered;
+            let extent = Extent { source: source.clone(), from, to: to + from, len, zero, is_buffered };
+            from += len;
+            if tell.send(Ok(extent)).await.is_err() {
+                return false;
+            }
+            if !is_whole {
+                // What follows begins elsewhere than was told.
+                break;
+            }
         }
     }
     true
+}
+
+/// Extents that are copied together: with many small ones in a row, what a request costs by itself is paid once.
+#[derive(Default)]
+struct Piece {
+    extents: Vec<Extent>,
+    /// Bytes of them that a buffer is needed for.
+    len: u64,
+}
+
+impl Piece {
+    /// More extents are not copied together.
+    const EXTENTS_MAX: usize = 64;
+
+    fn push(&mut self, extent: Extent) {
+        self.len += if extent.is_buffered { extent.len } else { 0 };
+        self.extents.push(extent);
+    }
+
+    fn is_full(&self) -> bool {
+        self.len >= SparseOptions::CHUNK || self.extents.len() >= Self::EXTENTS_MAX
+    }
+
+    /// The extents that are in the buffer, and where they are there.
+    fn places(&self) -> impl Iterator<Item = (&Extent, Range<usize>)> {
+        let buffered = self.extents.iter().filter(|extent| extent.is_buffered);
+        buffered.scan(0, |at, extent| {
+            let start = std::mem::replace(at, *at + extent.len as usize);
+            Some((extent, start..*at))
+        })
+    }
+
+    /// What belongs into the target, in order: an offset of the whole, a length, and where the data is. `None` for zeroes.
+    fn runs(&self, data: &[u8], sparse: u64) -> Vec<(u64, u64, Option<usize>)> {
+        let mut places = self.places();
+        let mut all = Vec::new();
+        for extent in &self.extents {
+            let place = if extent.is_buffered { places.next().map(|(_, place)| place) } else { None };
+            let Some(place) = place else {
+                all.push((extent.to, extent.len, None));
+                continue;
+            };
+            if sparse == 0 {
+                all.push((extent.to, extent.len, Some(place.start)));
+                continue;
+            }
+            for (zero, run) in runs(&data[place.clone()], extent.to, sparse) {
+                let start = (!zero).then_some(place.start + run.start);
+                all.push((extent.to + run.start as u64, run.len() as u64, start));
+            }
+        }
+        all
+    }
+}
+
+/// What is done to the target.
+enum Act {
+    /// So many bytes at an offset.
+    Zero(u64, u64),
+    /// Buffers at offsets.
+    Write(Vec<(u64, IoBuf)>),
 }
 
 /// What the pieces share.
@@ -202,9 +278,9 @@ struct Copier {
 }
 
 impl Copier {
-    /// Copy one extent, the piece of this number.
-    async fn piece(&self, number: u64, extent: Extent) -> Result<(), CopyError> {
-        let copied = self.copy(number, &extent).await;
+    /// Copy the piece of this number.
+    async fn piece(&self, number: u64, piece: Piece) -> Result<(), CopyError> {
+        let copied = self.copy(number, piece).await;
         // After a failure as well: nobody shall wait for ever.
         self.pass_turn(number);
         copied
@@ -219,59 +295,89 @@ impl Copier {
         });
     }
 
-    async fn copy(&self, number: u64, extent: &Extent) -> Result<(), CopyError> {
-        let Extent { to, len, zero, .. } = *extent;
-        if zero && self.options.sparse > 0 {
-            self.turn(number).await;
-            return self.zero(to, len).await;
-        }
-        if !zero && self.offloads.load(Ordering::Relaxed) && self.offload(number, extent).await? {
-            (self.note)(SparseNote::Copied(len));
+    async fn copy(&self, number: u64, piece: Piece) -> Result<(), CopyError> {
+        if self.offloads.load(Ordering::Relaxed)
+            && let [extent] = piece.extents.as_slice()
+            && !extent.zero
+            && self.offload(number, extent).await?
+        {
+            (self.note)(SparseNote::Copied(extent.len));
             return Ok(());
         }
-        let mut buf = self.pool.take(len as usize);
-        if zero {
-            buf.fill(0);
-            self.turn(number).await;
-            self.write(to, buf.into_io()).await?;
-            return Ok(());
-        }
-        let buf = self.read(extent, buf.into_io()).await?;
-        let (buf, runs) = match (self.options.sparse, buf.into_aligned()) {
-            (0, Ok(data)) => (data.into_io(), vec![(false, 0..len as usize)]),
-            (0, Err(buf)) => (buf, vec![(false, 0..len as usize)]),
-            (sparse, Ok(data)) => {
-                let found = runs(&data, to, sparse);
-                (data.into_io(), found)
-            }
-            (sparse, Err(buf)) => {
-                let found = runs(&buf.to_aligned(1), to, sparse);
-                (buf, found)
-            }
-        };
+        let buf = self.fill(&piece).await?;
+        let acts = self.acts(&piece, buf);
         self.turn(number).await;
-        let last = runs.len().saturating_sub(1);
-        for (index, (zero, run)) in runs.into_iter().enumerate() {
-            let at = to + run.start as u64;
-            let mut written = Box::pin(async {
-                match zero {
-                    true => self.zero(at, run.len() as u64).await,
-                    false => self.write(at, buf.slice(run.start, run.len())).await,
-                }
-            });
+        let last = acts.len().saturating_sub(1);
+        for (index, act) in acts.into_iter().enumerate() {
+            let mut carried_out = Box::pin(self.carry_out(act));
             if index == last && self.options.in_order {
                 // Polled once it is on its way, and the next piece may follow it.
-                let first = poll_fn(|cx| Poll::Ready(written.as_mut().poll(cx))).await;
+                let first = poll_fn(|cx| Poll::Ready(carried_out.as_mut().poll(cx))).await;
                 self.pass_turn(number);
                 if let Poll::Ready(done) = first {
                     done?;
                     continue;
                 }
             }
-            written.await?;
+            carried_out.await?;
         }
-        (self.note)(SparseNote::Copied(len));
+        let data = piece.extents.iter().filter(|extent| !extent.zero).map(|extent| extent.len).sum();
+        if data > 0 {
+            (self.note)(SparseNote::Copied(data));
+        }
         Ok(())
+    }
+
+    /// A buffer with what a piece has in it.
+    async fn fill(&self, piece: &Piece) -> Result<IoBuf, CopyError> {
+        let buf = self.pool.take(piece.len as usize).into_io();
+        let mut reads = Flight::new();
+        let mut filled = Ok(());
+        for (extent, place) in piece.places() {
+            let part = buf.slice(place.start, place.len());
+            if extent.zero {
+                part.fill(0, part.len(), 0);
+            } else if let Some(read) = reads.start(self.read(extent, part)).await {
+                filled = filled.and(read);
+            }
+        }
+        while let Some(read) = reads.next().await {
+            filled = filled.and(read);
+        }
+        filled.map(|()| buf)
+    }
+
+    /// What is to be done to the target for a piece whose data is in `buf`.
+    fn acts(&self, piece: &Piece, buf: IoBuf) -> Vec<Act> {
+        let sparse = self.options.sparse;
+        let (runs, buf) = match buf.into_aligned() {
+            Ok(data) => (piece.runs(&data, sparse), data.into_io()),
+            Err(buf) => (piece.runs(&buf.to_aligned(1), sparse), buf),
+        };
+        let mut acts = Vec::new();
+        for (at, len, place) in runs {
+            match (place, acts.last_mut()) {
+                (None, _) if self.options.target_is_zero => {}
+                (None, _) => acts.push(Act::Zero(at, len)),
+                (Some(place), Some(Act::Write(writes))) => writes.push((at, buf.slice(place, len as usize))),
+                (Some(place), _) => acts.push(Act::Write(vec![(at, buf.slice(place, len as usize))])),
+            }
+        }
+        acts
+    }
+
+    async fn carry_out(&self, act: Act) -> Result<(), CopyError> {
+        match act {
+            Act::Zero(at, len) => {
+                let flags = self.options.flags | RequestFlags::MAY_UNMAP;
+                self.target.zero(at, len, flags).await.map_err(CopyError::at(CopyAct::Zero, at))
+            }
+            Act::Write(writes) => {
+                let places: Vec<u64> = writes.iter().map(|(at, _)| *at).collect();
+                let written = self.target.write_many(writes, self.options.flags).await;
+                written.map_err(|(index, error)| CopyError::at(CopyAct::Write, places[index])(error))
+            }
+        }
     }
 
     /// Let the host copy an extent. `false` when it cannot.
@@ -299,17 +405,20 @@ impl Copier {
         }
     }
 
-    async fn read(&self, extent: &Extent, buf: IoBuf) -> Result<IoBuf, CopyError> {
+    async fn read(&self, extent: &Extent, buf: IoBuf) -> Result<(), CopyError> {
         let kept = self.options.salvage.then(|| buf.slice(0, buf.len()));
         match (extent.source.read(extent.from, buf).await, kept) {
-            (Ok(buf), _) => Ok(buf),
-            (Err(_), Some(buf)) => Ok(self.salvage(extent, buf).await),
+            (Ok(_), _) => Ok(()),
+            (Err(_), Some(buf)) => {
+                self.salvage(extent, buf).await;
+                Ok(())
+            }
             (Err(error), None) => Err(CopyError::at(CopyAct::Read, extent.to)(error)),
         }
     }
 
     /// Read what can be read, sector by sector.
-    async fn salvage(&self, extent: &Extent, buf: IoBuf) -> IoBuf {
+    async fn salvage(&self, extent: &Extent, buf: IoBuf) {
         for at in (0..extent.len).step_by(Padded::SECTOR as usize) {
             let len = Padded::SECTOR.min(extent.len - at);
             let sector = buf.slice(at as usize, len as usize);
@@ -318,20 +427,6 @@ impl Copier {
                 (self.note)(SparseNote::Lost(extent.to + at, error));
             }
         }
-        buf
-    }
-
-    async fn zero(&self, at: u64, len: u64) -> Result<(), CopyError> {
-        if self.options.target_is_zero {
-            return Ok(());
-        }
-        let flags = self.options.flags | RequestFlags::MAY_UNMAP;
-        self.target.zero(at, len, flags).await.map_err(CopyError::at(CopyAct::Zero, at))
-    }
-
-    async fn write(&self, at: u64, buf: IoBuf) -> Result<(), CopyError> {
-        let (result, _) = self.target.write(at, buf, self.options.flags).await;
-        result.map_err(CopyError::at(CopyAct::Write, at))
     }
 }
 
@@ -343,49 +438,54 @@ impl fmt::Debug for Copier {
 
 /// The pieces in flight.
 struct Run {
-    flight: Flight<Result<(), CopyError>>,
+    flight: Flight<'static, Result<(), CopyError>>,
     rate: RateLimit,
     number: u64,
+    depth: usize,
 }
 
 impl Run {
     /// Start a piece whenever there is room for it, until there are no more.
-    async fn start_all(&mut self, copier: &Arc<Copier>, mut extents: Extents, depth: usize) -> Result<(), CopyError> {
-        while let Some(extent) = extents.next(SparseOptions::CHUNK).await? {
+    async fn start_all(&mut self, copier: &Arc<Copier>, mut extents: Extents) -> Result<(), CopyError> {
+        let options = copier.options;
+        let mut piece = Piece::default();
+        while let Some(extent) = extents.next(SparseOptions::CHUNK - piece.len).await? {
             if extent.zero {
                 (copier.note)(SparseNote::Skipped(extent.len));
-            }
-            for extent in self.split(extent, copier.options) {
-                if self.flight.len() >= depth
-                    && let Some(done) = self.flight.next().await
-                {
-                    done?;
+                if options.target_is_zero && options.sparse > 0 {
+                    continue;
                 }
-                self.wait_for_rate(&extent).await;
-                let (copier, number) = (copier.clone(), self.number);
-                self.number += 1;
-                self.flight.push(async move { copier.piece(number, extent).await });
+            }
+            piece.push(extent);
+            // What the host is to copy, it copies extent by extent.
+            if piece.is_full() || options.offload {
+                self.start(copier, std::mem::take(&mut piece)).await?;
             }
         }
+        if piece.extents.is_empty() { Ok(()) } else { self.start(copier, piece).await }
+    }
+
+    async fn start(&mut self, copier: &Arc<Copier>, piece: Piece) -> Result<(), CopyError> {
+        if self.flight.len() >= self.depth
+            && let Some(done) = self.flight.next().await
+        {
+            done?;
+        }
+        self.wait_for_rate(&piece).await;
+        let (copier, number) = (copier.clone(), self.number);
+        self.number += 1;
+        self.flight.push(async move { copier.piece(number, piece).await });
         Ok(())
     }
 
-    /// The pieces that an extent is copied in: none for zeroes that nobody has to write.
-    fn split(&self, extent: Extent, options: SparseOptions) -> Vec<Extent> {
-        if !extent.zero || options.sparse > 0 {
-            return if extent.zero && options.target_is_zero { Vec::new() } else { vec![extent] };
-        }
-        let piece = |at: u64| extent.part(at, SparseOptions::CHUNK.min(extent.len - at));
-        (0..extent.len).step_by(SparseOptions::CHUNK as usize).map(piece).collect()
-    }
-
-    async fn wait_for_rate(&mut self, extent: &Extent) {
+    async fn wait_for_rate(&mut self, piece: &Piece) {
         let delay = self.rate.delay(Instant::now());
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        if !extent.zero {
-            self.rate.charge(Instant::now(), extent.len);
+        let data: u64 = piece.extents.iter().filter(|extent| !extent.zero).map(|extent| extent.len).sum();
+        if data > 0 {
+            self.rate.charge(Instant::now(), data);
         }
     }
 

@@ -19,7 +19,7 @@ use io_uring::{IoUring, opcode, types};
 use rustix::event::{EventfdFlags, eventfd};
 use slab::Slab;
 use smallvec::SmallVec;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -124,7 +124,9 @@ impl EventfdCount for u64 {
 /// One thread's means to have operations in flight.
 pub(crate) struct IoContext {
     id: u64,
-    ring: Option<RefCell<IoUring>>,
+    use_ring: bool,
+    /// Made when it is first needed: many a thread never has an operation that waits.
+    ring: OnceCell<Option<RefCell<IoUring>>>,
     slots: RefCell<Slab<Slot>>,
     ready: RefCell<VecDeque<Completed>>,
     inbox: Arc<Inbox>,
@@ -176,15 +178,10 @@ impl IoContext {
         // Numbers contexts; it holds no state of any block layer.
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let ring = if use_ring { ring() } else { None };
-        if let Some(ring) = &ring {
-            // Polling the ring's own descriptor is not enough: the kernel does not wake the pollers of a ring with deferred
-            // task work when an interrupt brings a completion.
-            ring.submitter().register_eventfd(event.as_raw_fd())?;
-        }
         Ok(Rc::new(Self {
             id: NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
-            ring: ring.map(RefCell::new),
+            use_ring,
+            ring: OnceCell::new(),
             slots: RefCell::default(),
             ready: RefCell::default(),
             inbox: Arc::new(Inbox { messages: Mutex::default(), event }),
@@ -196,6 +193,24 @@ impl IoContext {
             pool_in_flight: Cell::new(0),
             away: Cell::new(0),
         }))
+    }
+
+    /// The ring, made now if there is none yet. `None` when it is not to be used, or the host refuses it.
+    pub(crate) fn ring(&self) -> Option<&RefCell<IoUring>> {
+        let make = || {
+            let ring = self.use_ring.then(ring).flatten()?;
+            // Polling the ring's own descriptor is not enough: the kernel does not wake the pollers of a ring with deferred
+            // task work when an interrupt brings a completion.
+            let registered = ring.submitter().register_eventfd(self.inbox.event.as_raw_fd());
+            registered.inspect_err(|error| tracing::warn!(%error, "a ring without an event is of no use")).ok()?;
+            Some(RefCell::new(ring))
+        };
+        self.ring.get_or_init(make).as_ref()
+    }
+
+    /// The ring, if there is one already.
+    fn made_ring(&self) -> Option<&RefCell<IoUring>> {
+        self.ring.get().and_then(Option::as_ref)
     }
 
     /// The context of the calling thread, if it is an I/O thread.
@@ -244,7 +259,7 @@ impl IoContext {
     /// holders up and down: they are shared by all threads.
     #[inline]
     pub(crate) fn pool_for(&self, engine: FileEngine, pool: &ThreadPool) -> Option<ThreadPool> {
-        (engine == FileEngine::Threads || self.ring.is_none()).then(|| pool.clone())
+        (engine == FileEngine::Threads || self.ring().is_none()).then(|| pool.clone())
     }
 
     /// Start an operation, in `pool` or else on the ring.
@@ -308,7 +323,7 @@ impl IoContext {
 
     /// Queue the entry for what is left of a slot's operation. `false` when the submission queue is full.
     fn push_to_ring(&self, slot: &mut Slot, key: usize) -> bool {
-        let Some(ring) = &self.ring else { return false };
+        let Some(ring) = self.ring() else { return false };
         let entry = entry(slot).user_data(key as u64);
         // SAFETY: the slot owns the memory that the entry names, or the pins or descriptor that keep it, and stays in
         // place until the completion; the vectors are read at submission and live in the slot as well.
@@ -320,7 +335,7 @@ impl IoContext {
     /// Give the kernel what is queued, and wait for `want` completions. Those that it brings at once do not signal the event,
     /// so whoever submits looks at the completions before sleeping.
     fn submit(&self, want: usize) {
-        let Some(ring) = &self.ring else { return };
+        let Some(ring) = self.made_ring() else { return };
         let mut ring = ring.borrow_mut();
         ring.completion().disable_eventfd();
         if let Err(error) = ring.submitter().submit_and_wait(want) {
@@ -411,7 +426,7 @@ impl IoContext {
     }
 
     fn reap_ring(&self) -> usize {
-        let Some(ring) = &self.ring else { return 0 };
+        let Some(ring) = self.made_ring() else { return 0 };
         let mut count = 0;
         loop {
             let mut batch: SmallVec<[(u64, i32); 32]> = SmallVec::new();

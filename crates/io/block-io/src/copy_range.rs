@@ -14,13 +14,15 @@ use block_common::{GuestRange, IoError, IoErrorKind, IoResult, RequestFlags};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// One end of a copy, held while it runs.
-struct End {
-    path: Path,
-    root: Pin<RootBody>,
-    fd: Arc<OwnedFd>,
-    pool: crate::pool::ThreadPool,
-    offset: u64,
+/// One end of a copy: a range of a root that is one of a buffered host file, held while it is used.
+pub(crate) struct End {
+    pub(crate) path: Path,
+    // After the path: a drain looks from the top down.
+    pub(crate) root: Pin<RootBody>,
+    pub(crate) fd: Arc<OwnedFd>,
+    pub(crate) pool: crate::pool::ThreadPool,
+    /// Where the range begins in the file.
+    pub(crate) offset: u64,
 }
 
 /// Carry out a copy. To be awaited on an I/O thread.
@@ -57,7 +59,11 @@ async fn enter(from: &Root, to: &Root) -> IoResult<(Pin<RootBody>, Pin<RootBody>
 }
 
 impl End {
-    fn new(root: Pin<RootBody>, access: Access, range: GuestRange) -> IoResult<Self> {
+    /// What the range leads to.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where it is no such file, or not to be had without waiting.
+    pub(crate) fn new(root: Pin<RootBody>, access: Access, range: GuestRange) -> IoResult<Self> {
         if access.is_write() {
             root.edge().writable(RequestFlags::empty())?;
         }

@@ -212,6 +212,15 @@ pub trait Driver: Send + Sync + 'static {
     #[doc(alias = "bdrv_co_block_status")]
     async fn block_status(&self, req: &Req, range: GuestRange) -> IoResult<StatusExtent>;
 
+    /// The same for what follows as well, one extent behind the other: at least one, at most `max`, and only as many as cost little more
+    /// than the first.
+    ///
+    /// # Errors
+    /// As [`Driver::block_status`], for the first extent.
+    async fn block_statuses(&self, req: &Req, range: GuestRange, _max: usize) -> IoResult<Vec<StatusExtent>> {
+        Ok(vec![self.block_status(req, range).await?])
+    }
+
     /// Change the length to `len` bytes. New bytes read as zeroes.
     ///
     /// # Errors

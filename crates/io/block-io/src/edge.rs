@@ -262,6 +262,21 @@ impl Edge {
         status::block_status(&self.child(req)?, range).await
     }
 
+    /// The same for what follows as well: see [`Driver::block_statuses`](crate::Driver::block_statuses).
+    ///
+    /// # Errors
+    /// As [`Edge::block_status`].
+    pub async fn block_statuses(
+        &self,
+        req: &Req,
+        offset: HostOffset,
+        len: u64,
+        max: usize,
+    ) -> IoResult<Vec<StatusExtent>> {
+        let range = GuestRange::new(offset.0, len)?;
+        status::block_statuses(&self.child(req)?, range, max).await
+    }
+
     /// What the child and the backing files below it say of its `len` bytes at `offset`.
     ///
     /// # Errors

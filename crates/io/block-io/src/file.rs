@@ -185,6 +185,14 @@ impl HostFile {
         self.call(move |fd| extent(fd, offset)).await
     }
 
+    /// The same from `offset` up to `end` at least, at most `max` extents, one behind the other. There is at least one.
+    ///
+    /// # Errors
+    /// What the host answered.
+    pub async fn extents(&self, offset: u64, end: u64, max: usize) -> IoResult<Vec<FileExtent>> {
+        self.call(move |fd| extents(fd, offset, end, max)).await
+    }
+
     /// Run `call` with the descriptor on a thread that may sleep.
     ///
     /// # Errors
@@ -330,20 +338,54 @@ fn discard_blocks(fd: BorrowedFd<'_>, range: [u64; 2]) -> IoResult<()> {
 
 /// `lseek(2)` with SEEK_DATA and SEEK_HOLE. The file position is shared by nobody: all other calls are positional.
 fn extent(fd: BorrowedFd<'_>, offset: u64) -> IoResult<FileExtent> {
-    use rustix::fs::SeekFrom;
-    let to_end = u64::MAX - offset;
-    match rustix::fs::seek(fd, SeekFrom::Data(offset)) {
-        Ok(data) if data > offset => Ok(FileExtent { is_data: false, len: data - offset }),
-        Ok(_) => match rustix::fs::seek(fd, SeekFrom::Hole(offset)) {
-            Ok(hole) if hole > offset => Ok(FileExtent { is_data: true, len: hole - offset }),
-            // The file changed under us between the two calls: data is the safe answer.
-            Ok(_) => Ok(FileExtent { is_data: true, len: 1 }),
-            Err(errno) => Err(host(errno)),
-        },
-        Err(rustix::io::Errno::NXIO) => Ok(FileExtent { is_data: false, len: to_end }),
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(FileExtent { is_data: true, len: to_end }),
+    match seek_data(fd, offset)? {
+        Some(data) if data > offset => Ok(FileExtent { is_data: false, len: data - offset }),
+        Some(_) => data_at(fd, offset),
+        None => Ok(FileExtent { is_data: false, len: u64::MAX - offset }),
+    }
+}
+
+/// The extents from `offset` on; where one ends the other kind begins, so one call tells each after the first.
+fn extents(fd: BorrowedFd<'_>, offset: u64, end: u64, max: usize) -> IoResult<Vec<FileExtent>> {
+    let mut found = vec![extent(fd, offset)?];
+    let mut at = offset + found[0].len;
+    while at < end && found.len() < max {
+        let next = match found.last() {
+            // What the file has become meanwhile, the next question tells.
+            Some(FileExtent { is_data: true, .. }) => match seek_data(fd, at)? {
+                Some(data) if data > at => FileExtent { is_data: false, len: data - at },
+                Some(_) => break,
+                None => FileExtent { is_data: false, len: u64::MAX - at },
+            },
+            _ => data_at(fd, at)?,
+        };
+        at += next.len;
+        found.push(next);
+    }
+    Ok(found)
+}
+
+/// Where there is data, at `offset` or after it. `None` when there is none any more. A file system that cannot tell has data
+/// everywhere.
+fn seek_data(fd: BorrowedFd<'_>, offset: u64) -> IoResult<Option<u64>> {
+    match rustix::fs::seek(fd, rustix::fs::SeekFrom::Data(offset)) {
+        Ok(data) => Ok(Some(data)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(Some(offset)),
         Err(errno) => Err(host(errno)),
     }
+}
+
+/// The data at `offset`, where there was some a moment ago.
+fn data_at(fd: BorrowedFd<'_>, offset: u64) -> IoResult<FileExtent> {
+    let len = match rustix::fs::seek(fd, rustix::fs::SeekFrom::Hole(offset)) {
+        Ok(hole) if hole > offset => hole - offset,
+        // The file changed under us: data is the safe answer.
+        Ok(_) | Err(rustix::io::Errno::NXIO) => 1,
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => u64::MAX - offset,
+        Err(errno) => return Err(host(errno)),
+    };
+    Ok(FileExtent { is_data: true, len })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -29,6 +29,7 @@ mod pool;
 mod queue;
 mod thread;
 mod track;
+mod write_many;
 
 mod static_graph;
 mod status;

@@ -98,15 +98,29 @@ pub(crate) async fn write(req: &Req, range: GuestRange, buf: &IoBuf, flags: Requ
         let bounce = memory(req, blocks.len());
         let first = blocks.slice(0, block);
         let last = blocks.slice(blocks.len() - block, block);
-        if first.offset() != step.offset() {
-            debug_event(req, DebugEvent::PwritevRmwHead).await;
-            fill(req, first, &part_of(&bounce, blocks, first)).await?;
-            debug_event(req, DebugEvent::PwritevRmwAfterHead).await;
-        }
-        if last.end() != step.end() && (last != first || first.offset() == step.offset()) {
-            debug_event(req, DebugEvent::PwritevRmwTail).await;
-            fill(req, last, &part_of(&bounce, blocks, last)).await?;
-            debug_event(req, DebugEvent::PwritevRmwAfterTail).await;
+        let head = (first.offset() != step.offset()).then_some(first);
+        let tail = (last.end() != step.end()).then_some(last);
+        match (head, tail) {
+            // All of it is read: one request does it.
+            (Some(_), Some(_)) if blocks.len() <= 2 * block && last.offset().0 < req.node.length() => {
+                debug_event(req, DebugEvent::PwritevRmwHead).await;
+                debug_event(req, DebugEvent::PwritevRmwTail).await;
+                fill(req, blocks, &bounce).await?;
+                debug_event(req, DebugEvent::PwritevRmwAfterHead).await;
+                debug_event(req, DebugEvent::PwritevRmwAfterTail).await;
+            }
+            _ => {
+                if let Some(head) = head {
+                    debug_event(req, DebugEvent::PwritevRmwHead).await;
+                    fill(req, head, &part_of(&bounce, blocks, head)).await?;
+                    debug_event(req, DebugEvent::PwritevRmwAfterHead).await;
+                }
+                if let Some(tail) = tail {
+                    debug_event(req, DebugEvent::PwritevRmwTail).await;
+                    fill(req, tail, &part_of(&bounce, blocks, tail)).await?;
+                    debug_event(req, DebugEvent::PwritevRmwAfterTail).await;
+                }
+            }
         }
         part_of(&bounce, blocks, step).copy_from(&data);
         debug_event(req, DebugEvent::Pwritev).await;

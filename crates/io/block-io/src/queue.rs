@@ -30,6 +30,8 @@ impl Queue {
     /// What the host said when it refused a descriptor.
     pub fn new() -> std::io::Result<Self> {
         let context = IoContext::new(true)?;
+        // Now, for a device's first request should not pay for it.
+        context.ring();
         Ok(Self { context, pending: 0 })
     }
 

@@ -14,7 +14,7 @@ use crate::pipeline::{self, Aimed, Leaf};
 use crate::request::{Done, Request, RequestKind};
 use crate::status::ChainStatus;
 use crate::thread::IoThreadHandle;
-use crate::{copy_range, flush, status};
+use crate::{copy_range, flush, status, write_many};
 use block_common::{
     ChildRole, GuestRange, IoBuf, IoError, IoResult, Limits, Perm, PermPair, Preallocation, RequestFlags, StatusExtent,
 };
@@ -198,6 +198,17 @@ impl Root {
         (done.result, done.buf)
     }
 
+    /// Carry out several writes that do not overlap: each of these buffers to its offset in bytes. For small ones to a buffered file that is
+    /// many times faster than as many requests.
+    ///
+    /// # Errors
+    /// As [`Root::write`], with the place of the first write that failed; those behind it may have been carried out or not.
+    pub async fn write_many(&self, writes: Vec<(u64, IoBuf)>, flags: RequestFlags) -> Result<(), (usize, IoError)> {
+        let root = self.clone();
+        let run = self.home().run(async move { write_many::write_many(&root, writes, flags).await });
+        run.await.unwrap_or(Err((0, IoError::CANCELLED)))
+    }
+
     /// Make `len` bytes at `offset` read as zeroes.
     ///
     /// # Errors
@@ -242,6 +253,19 @@ impl Root {
         let ask = move |req: Req| async move {
             pipeline::check_entry(&req, range).await?;
             status::block_status(&req, range).await
+        };
+        self.at_home(ask).await
+    }
+
+    /// The same for what follows as well: see [`Driver::block_statuses`](crate::Driver::block_statuses).
+    ///
+    /// # Errors
+    /// As [`Root::read`].
+    pub async fn block_statuses(&self, offset: u64, len: u64, max: usize) -> IoResult<Vec<StatusExtent>> {
+        let range = GuestRange::new(offset, len).map_err(|_| IoError::OUT_OF_BOUNDS)?;
+        let ask = move |req: Req| async move {
+            pipeline::check_entry(&req, range).await?;
+            status::block_statuses(&req, range, max).await
         };
         self.at_home(ask).await
     }
@@ -317,7 +341,7 @@ impl Root {
     }
 
     /// Start `request`; the result comes through the channel.
-    fn channel(&self, request: Request) -> oneshot::Receiver<Done> {
+    pub(crate) fn channel(&self, request: Request) -> oneshot::Receiver<Done> {
         let (send, receive) = oneshot::channel();
         let Some(context) = IoContext::current() else {
             let root = self.clone();

@@ -53,45 +53,87 @@ impl StatusCache {
 
 /// The status of the start of `range`, made to be aligned, not empty and within the range (rule stat-1).
 pub(crate) async fn block_status(req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
+    block_statuses(req, range, 1).await?.pop().ok_or(IoError::BUG)
+}
+
+/// The status of one extent of `range` behind the other, from its start on: at least one, at most `max`.
+pub(crate) async fn block_statuses(req: &Req, range: GuestRange, max: usize) -> IoResult<Vec<StatusExtent>> {
     check(req, range, false).await?;
     if range.is_empty() {
         return Err(IoError::INVALID);
     }
     let blocks = range.align_out(req.node.request_alignment())?;
-    let mut extent = of_blocks(req, blocks).await?;
-    if extent.len < blocks.len() {
-        let alignment = u64::from(req.node.request_alignment());
-        extent = match extent.len & !(alignment - 1) {
-            // The driver knows about less than a block. What follows may be anything, and data is the safe answer.
-            0 => StatusExtent::data(alignment),
-            // An odd end belongs to the next answer.
-            len => extent.truncated(len),
-        };
+    let mut told = of_blocks(req, blocks, max).await?;
+    told.truncate(max.max(1));
+    make_sound(&mut told, blocks.len(), req.node.request_alignment().into());
+    // The question may begin and end within a block.
+    if let Some(first) = told.first_mut() {
+        *first = first.skipped(range.offset().0 - blocks.offset().0);
     }
-    // The question may begin within a block.
-    let mut extent = extent.skipped(range.offset().0 - blocks.offset().0).truncated(range.len());
-    // Whose end it is, only this node knows.
-    extent.status.set(BlockStatus::EOF, range.slice(0, extent.len).end() == req.node.length());
-    Ok(extent)
+    let mut at = range.offset().0;
+    for extent in &mut told {
+        *extent = extent.truncated(range.end() - at);
+        at += extent.len;
+        // Whose end it is, only this node knows.
+        extent.status.set(BlockStatus::EOF, at == req.node.length());
+    }
+    Ok(told)
 }
 
-async fn of_blocks(req: &Req, blocks: GuestRange) -> IoResult<StatusExtent> {
+/// Make what a driver said of `len` bytes into whole blocks of `alignment` bytes, none of them empty or past the end.
+fn make_sound(told: &mut Vec<StatusExtent>, len: u64, alignment: u64) {
+    let mut at = 0;
+    for index in 0..told.len() {
+        let extent = told[index].truncated(len - at);
+        told[index] = extent;
+        if extent.len > 0 && extent.len.is_multiple_of(alignment) {
+            at += extent.len;
+            if at < len {
+                continue;
+            }
+        } else {
+            match extent.len & !(alignment - 1) {
+                // The driver knows about less than a block. What follows may be anything, and data is the safe answer.
+                0 => told[index] = StatusExtent::data(alignment),
+                // An odd end belongs to the next answer.
+                whole => told[index] = extent.truncated(whole),
+            }
+        }
+        return told.truncate(index + 1);
+    }
+    if told.is_empty() {
+        told.push(StatusExtent::data(alignment));
+    }
+}
+
+/// What the driver says, or what is remembered of it.
+async fn of_blocks(req: &Req, blocks: GuestRange, max: usize) -> IoResult<Vec<StatusExtent>> {
     let engine = req.node.engine()?;
     if !engine.is_leaf() {
-        return Ok(engine.block_status(req, blocks).await?.truncated(blocks.len()));
+        return ask(req, blocks, max).await;
     }
     let at = blocks.offset().0;
     let since = match req.node.status_cache().find(at) {
-        Ok(extent) => return Ok(extent.truncated(blocks.len())),
+        Ok(extent) => return Ok(vec![extent]),
         Err(since) => since,
     };
     // A longer answer costs no more, and the next question is most likely about what follows.
     let end = req.node.length().next_multiple_of(req.node.request_alignment().into());
     let to_end = end.saturating_sub(at).max(blocks.len());
-    let wide = GuestRange::new(at, to_end)?;
-    let extent = engine.block_status(req, wide).await?.truncated(wide.len());
-    req.node.status_cache().remember(since, at, extent);
-    Ok(extent.truncated(blocks.len()))
+    let wide = if max > 1 { blocks } else { GuestRange::new(at, to_end)? };
+    let told = ask(req, wide, max).await?;
+    if let Some(first) = told.first() {
+        req.node.status_cache().remember(since, at, first.truncated(wide.len()));
+    }
+    Ok(told)
+}
+
+async fn ask(req: &Req, range: GuestRange, max: usize) -> IoResult<Vec<StatusExtent>> {
+    let engine = req.node.engine()?;
+    if max > 1 {
+        return engine.block_statuses(req, range, max).await;
+    }
+    Ok(vec![engine.block_status(req, range).await?])
 }
 
 /// What a chain of nodes says of the start of a range.
@@ -165,5 +207,33 @@ impl Skipped for StatusExtent {
         self.len = self.len.saturating_sub(bytes);
         self.host_offset = self.host_offset.map(|offset| HostOffset(offset.0 + bytes));
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sound(lens: &[u64], len: u64, alignment: u64) -> Vec<u64> {
+        let mut told: Vec<_> = lens.iter().map(|len| StatusExtent::zero(*len)).collect();
+        make_sound(&mut told, len, alignment);
+        assert!(told.iter().all(|extent| extent.is_zero() || extent.len == alignment), "{told:?}");
+        told.iter().map(|extent| extent.len).collect()
+    }
+
+    #[test]
+    fn stat_1_what_a_driver_says_is_made_sound() {
+        assert_eq!(sound(&[512, 1024], 4096, 512), [512, 1024]);
+        // No more than was asked about.
+        assert_eq!(sound(&[512, 1024], 1024, 512), [512, 512]);
+        assert_eq!(sound(&[512, 1024], 512, 512), [512]);
+        // What ends within a block ends before it, and what follows has to be asked for anew.
+        assert_eq!(sound(&[512, 1000, 24], 4096, 512), [512, 512]);
+        // Less than a block, and nothing, is a block of data.
+        assert_eq!(sound(&[100, 412], 4096, 512), [512]);
+        assert_eq!(sound(&[512, 0, 512], 4096, 512), [512, 512]);
+        assert_eq!(sound(&[0], 4096, 512), [512]);
+        assert_eq!(sound(&[], 4096, 512), [512]);
+        assert_eq!(sound(&[u64::MAX, 1], 4096, 1), [4096]);
     }
 }

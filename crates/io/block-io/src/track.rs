@@ -1,9 +1,11 @@
 //! Requests on the slow path, in the order in which they came: which of them must wait for which.
 //!
 //! A *serialising* request (a write that must read what is around it first, a copy on read, a truncation) lets no other request
-//! into its range: it waits for all that overlap it and came before, and those that come later wait for it. Others wait for serialising ones
-//! alone. Everybody waits only for who came earlier, so there are no cycles (rule req-2). Requests on the fast path are not
-//! in here: while a serialising one is, the gate's state keeps them away, and those that were under way are waited for.
+//! into its range: it waits for all that overlap it and are under way, and those that come later wait for it. Others wait for serialising ones
+//! alone. Who waits is passed by those whose way is free, but not for ever: after [`PASSES_MAX`] of them, who comes later and is in its way
+//! waits behind it. So everybody waits for requests that are under way, or for one that came earlier, and there are no cycles (rule req-2).
+//! Requests on the fast path are not in here: while a serialising one is, the gate's state keeps them away, and those that were under way are
+//! waited for.
 
 use crate::gate::{GateState, Pin};
 use crate::node::NodeBody;
@@ -13,12 +15,25 @@ use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
+/// How many requests pass one that waits.
+const PASSES_MAX: u32 = 16;
+
 #[derive(Debug)]
 struct Entry {
     range: GuestRange,
     serialising: bool,
+    under_way: bool,
+    /// How many have passed it.
+    passes: u32,
     /// Who waits for its end.
     waiting: Vec<Waker>,
+}
+
+impl Entry {
+    /// Whether both cannot be under way at a time.
+    fn excludes(&self, range: GuestRange, serialising: bool) -> bool {
+        (serialising || self.serialising) && self.range.overlaps(range)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -26,6 +41,36 @@ struct Entries {
     next: u64,
     serialising: usize,
     entries: BTreeMap<u64, Entry>,
+}
+
+impl Entries {
+    /// Let the request with this ticket begin. `false` if it has to wait: `waker` is woken when that may have changed.
+    fn begin(&mut self, ticket: u64, waker: &Waker) -> bool {
+        let is_alone = self.serialising == 0;
+        let Some(me) = self.entries.get_mut(&ticket) else { return true };
+        let (range, serialising) = (me.range, me.serialising);
+        me.under_way |= is_alone;
+        if me.under_way {
+            return true;
+        }
+        let in_the_way = |at: u64, entry: &Entry| {
+            let goes_first = entry.under_way || (at < ticket && entry.passes >= PASSES_MAX);
+            at != ticket && goes_first && entry.excludes(range, serialising)
+        };
+        if let Some((_, other)) = self.entries.iter_mut().find(|(at, entry)| in_the_way(**at, entry)) {
+            if !other.waiting.iter().any(|other| other.will_wake(waker)) {
+                other.waiting.push(waker.clone());
+            }
+            return false;
+        }
+        for (_, passed) in self.entries.range_mut(..ticket).filter(|(_, entry)| entry.excludes(range, serialising)) {
+            passed.passes += 1;
+        }
+        if let Some(me) = self.entries.get_mut(&ticket) {
+            me.under_way = true;
+        }
+        true
+    }
 }
 
 /// The slow requests of one node.
@@ -62,7 +107,7 @@ impl<'a> Tracked<'a> {
         let mut entries = node.tracker().lock();
         let ticket = entries.next;
         entries.next += 1;
-        entries.entries.insert(ticket, Entry { range, serialising, waiting: Vec::new() });
+        entries.entries.insert(ticket, Entry { range, serialising, under_way: false, passes: 0, waiting: Vec::new() });
         if serialising && entries.serialising == 0 {
             node.set_detour(GateState::SERIALISING);
         }
@@ -70,28 +115,12 @@ impl<'a> Tracked<'a> {
         Self { node, ticket }
     }
 
-    /// Wait for the earlier ones that this one must not run beside.
+    /// Wait for those that this one must not run beside.
     async fn turn(&self) {
         poll_fn(|cx| {
             let waker = cx.waker().clone();
-            let mut entries = self.node.tracker().lock();
-            let Some((range, serialising)) = entries.entries.get(&self.ticket).map(|me| (me.range, me.serialising))
-            else {
-                return Poll::Ready(());
-            };
-            if entries.serialising == 0 {
-                return Poll::Ready(());
-            }
-            let in_the_way = |entry: &&mut Entry| (serialising || entry.serialising) && entry.range.overlaps(range);
-            match entries.entries.range_mut(..self.ticket).map(|(_, entry)| entry).find(in_the_way) {
-                Some(other) => {
-                    if !other.waiting.iter().any(|other| other.will_wake(&waker)) {
-                        other.waiting.push(waker);
-                    }
-                    Poll::Pending
-                }
-                None => Poll::Ready(()),
-            }
+            let begun = self.node.tracker().lock().begin(self.ticket, &waker);
+            if begun { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }

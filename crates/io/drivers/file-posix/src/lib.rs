@@ -467,6 +467,24 @@ impl Driver for FilePosix {
         Ok(StatusExtent::mapped(content | BlockStatus::ALLOCATED, len, HostOffset(offset)))
     }
 
+    async fn block_statuses(&self, _req: &Req, range: GuestRange, max: usize) -> IoResult<Vec<StatusExtent>> {
+        let extents = self.0.file.extents(range.offset().0, range.end(), max).await?;
+        let mut told = Vec::with_capacity(extents.len());
+        let (mut at, mut end) = (range.offset().0, range.offset().0);
+        for extent in extents {
+            end = end.saturating_add(extent.len);
+            // A block that began in an extent before this one may have used it up.
+            let extent = FileExtent { len: end.saturating_sub(at), ..extent };
+            if extent.len == 0 || at >= range.end() {
+                continue;
+            }
+            let (content, len) = content(extent, self.0.limits.request_alignment, range.end() - at);
+            told.push(StatusExtent::mapped(content | BlockStatus::ALLOCATED, len, HostOffset(at)));
+            at += len;
+        }
+        Ok(told)
+    }
+
     async fn truncate(&self, _req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {
         let name = self.0.path.clone();
         if self.0.kind != FileKind::Regular {

@@ -298,6 +298,10 @@ impl Driver for Raw {
         self.0.file.block_status(req, self.place(range)?, range.len()).await
     }
 
+    async fn block_statuses(&self, req: &Req, range: GuestRange, max: usize) -> IoResult<Vec<StatusExtent>> {
+        self.0.file.block_statuses(req, self.place(range)?, range.len(), max).await
+    }
+
     async fn truncate(&self, req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {
         match self.0.window() {
             (offset, UNLIMITED) => {

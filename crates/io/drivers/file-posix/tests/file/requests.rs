@@ -175,6 +175,97 @@ fn stat_1_holes_are_found_where_they_are() {
     opened.close();
 }
 
+/// Asked for many at a time, extents are those that are told one by one, wherever the question begins and ends.
+#[test]
+fn stat_1_many_extents_are_those_of_single_questions() {
+    let test = "stat_1_many_extents_are_those_of_single_questions";
+    let dir = dir();
+    let path = dir.path().join("image");
+    create(&path, 1 << 20);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("opened");
+    let mut rng = Rng::new(block_testkit::seed());
+    for at in 0..256 {
+        if rng.chance(50) {
+            file.write_at(&[1; 4096], at * 4096).expect("written");
+        }
+    }
+    for direct in [false, true] {
+        let Some((engine, _)) = open_or_skip(test, options(&path, direct)) else { continue };
+        let opened = graph(Way::ALL[0], engine);
+        let step = u64::from(opened.root.limits().expect("limits").request_alignment);
+        for _ in 0..100 {
+            let start = rng.below(0..1 << 20) / step * step;
+            let (len, max) = (rng.below(1..(1 << 20) - start + 1), rng.below(1..40) as usize);
+            let told = block_on(opened.root.block_statuses(start, len, max)).expect("statuses");
+            assert!((1..=max).contains(&told.len()), "{} of {max}", told.len());
+            let mut at = start;
+            for extent in told {
+                let alone = block_on(opened.root.block_status(at, start + len - at)).expect("a status");
+                assert_eq!(extent, alone, "at {at}, asked about {start}+{len}");
+                at += extent.len;
+            }
+            assert!(at <= start + len);
+        }
+        opened.close();
+    }
+}
+
+/// Many writes at once are what as many requests are, every way.
+#[test]
+fn many_writes_are_as_many_requests() {
+    let dir = dir();
+    everywhere("many_writes_are_as_many_requests", dir.path(), |way, options| {
+        let path = options.path.clone();
+        let Some((engine, _)) = open_or_skip("many_writes_are_as_many_requests", options) else { return };
+        let opened = graph(way, engine);
+        let mut rng = Rng::new(block_testkit::seed());
+        let mut model = vec![0; 2 << 20];
+        for _ in 0..20 {
+            let (mut writes, mut at) = (Vec::new(), 0);
+            while writes.len() < 100 {
+                at += rng.below(0..9000) as usize;
+                let len = rng.below(1..5000) as usize;
+                if at + len > model.len() {
+                    break;
+                }
+                let byte = rng.next() as u8;
+                model[at..at + len].fill(byte);
+                writes.push((at as u64, filled(len, byte)));
+                at += len;
+            }
+            let (before, count) = (opened.root.count(RequestKind::Write).requests, writes.len() as u64);
+            assert_eq!(block_on(opened.root.write_many(writes, NONE)), Ok(()));
+            assert_eq!(opened.root.count(RequestKind::Write).requests, before + count);
+        }
+        assert!(read(&opened.root, 0, model.len()) == model);
+        // The first that fails is named, and what is before it was carried out.
+        let failing = vec![(0, filled(512, 1)), (2 << 20, filled(512, 1))];
+        assert_eq!(block_on(opened.root.write_many(failing, NONE)), Err((1, IoError::OUT_OF_BOUNDS)));
+        assert_eq!(read(&opened.root, 0, 512), [1; 512]);
+        assert_eq!(block_on(opened.root.write_many(Vec::new(), NONE)), Ok(()));
+        opened.close();
+        assert!(std::fs::read(path).expect("the file")[512..] == model[512..]);
+    });
+}
+
+/// What the host refuses is told of the first of many writes.
+#[test]
+fn many_writes_that_the_host_refuses_are_told() {
+    use rustix::fs::{MemfdFlags, SealFlags};
+    let memory = rustix::fs::memfd_create("image", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("a file");
+    rustix::fs::ftruncate(&memory, 1 << 20).expect("resized");
+    let fd = memory.try_clone().expect("a duplicate");
+    let (engine, _) = open(FilePosixOptions { fd: Some(fd), ..options(Path::new("memory"), false) }).expect("opened");
+    let opened = graph(Way::ALL[0], engine);
+    let writes = || (0..10).map(|at| (at * 8192, filled(4096, 1))).collect::<Vec<_>>();
+    assert_eq!(block_on(opened.root.write_many(writes(), NONE)), Ok(()));
+    rustix::fs::fcntl_add_seals(&memory, SealFlags::WRITE).expect("sealed");
+    assert_eq!(block_on(opened.root.write_many(writes(), NONE)), Err((0, IoError::host(1))));
+    let count = opened.root.count(RequestKind::Write);
+    assert_eq!((count.requests, count.failed), (10, 1), "those behind the first were not tried");
+    opened.close();
+}
+
 #[test]
 fn zero_1_zeroes_that_may_unmap_give_space_back_and_others_keep_it() {
     let dir = dir();
