@@ -1,15 +1,16 @@
 //! The cases: who runs against whom, and the bar. The bars are the project's own; see its first issue, "Speed".
 
 use crate::inside::{NullBackend, layers};
-use crate::programs::{Bench, FIO, Fio, Peer, QEMU_IMG, Tools};
+use crate::programs::{Bench, CP, FIO, Fio, Peer, QEMU_IMG, Tools};
 use crate::report::{Bar, Row};
 use crate::rounds::{Contender, alternate};
 use crate::stats::median;
+use crate::whole::{Whole, sparse_file};
 use anyhow::{Context, Result};
 use cairn_benches::{DataFile, Driver, FileMode, Stack, warm};
 use std::cell::OnceCell;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -32,6 +33,19 @@ enum Kind {
     Cached { depth: usize },
     Direct { depth: usize },
     Layer { layer: Layer, depth: usize },
+    Unaligned { depth: usize },
+    Convert { pieces: Pieces },
+    Compare { pieces: Pieces },
+    Info,
+}
+
+/// How a sparse image is made.
+#[derive(Clone, Copy, Debug)]
+enum Pieces {
+    /// Pieces of 1 MiB.
+    Long,
+    /// Pieces of 4 to 256 KiB, as file systems leave them.
+    Mixed,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,8 +80,31 @@ const fn layer(name: &'static str, layer: Layer, depth: usize) -> Case {
     Case { name, what, peers: &[], ring: true, kind: Kind::Layer { layer, depth } }
 }
 
+const fn unaligned(name: &'static str, depth: usize) -> Case {
+    let what = "512-byte writes that fill no block, around the page cache: cairn-img bench against qemu-img bench";
+    Case { name, what, peers: &[QEMU_IMG], ring: true, kind: Kind::Unaligned { depth } }
+}
+
+const fn convert(name: &'static str, pieces: Pieces) -> Case {
+    let what = "a sparse raw image to a raw image: cairn-img convert against qemu-img convert and cp --sparse=always";
+    Case { name, what, peers: &[QEMU_IMG, CP], ring: false, kind: Kind::Convert { pieces } }
+}
+
+const fn compare(name: &'static str, pieces: Pieces) -> Case {
+    let what = "two sparse raw images that are the same: cairn-img compare against qemu-img compare";
+    Case { name, what, peers: &[QEMU_IMG], ring: false, kind: Kind::Compare { pieces } }
+}
+
+const INFO: Case = Case {
+    name: "info",
+    what: "the whole of cairn-img info against the whole of qemu-img info",
+    peers: &[QEMU_IMG],
+    ring: false,
+    kind: Kind::Info,
+};
+
 /// All of them.
-pub(crate) const CASES: [Case; 14] = [
+pub(crate) const CASES: [Case; 20] = [
     null("null-d1", 1),
     null("null-d32", 32),
     threads("null-2threads-d1", 1),
@@ -82,6 +119,12 @@ pub(crate) const CASES: [Case; 14] = [
     layer("filter-d32", Layer::Filter, 32),
     layer("format-d1", Layer::Format, 1),
     layer("format-d32", Layer::Format, 32),
+    unaligned("direct-unaligned-d32", 32),
+    convert("convert-long", Pieces::Long),
+    convert("convert-mixed", Pieces::Mixed),
+    compare("compare-long", Pieces::Long),
+    compare("compare-mixed", Pieces::Mixed),
+    INFO,
 ];
 
 /// What all cases share: programs, patience, and files, which are made when they are first needed.
@@ -123,12 +166,26 @@ impl Place {
         Ok(self.data.get_or_init(|| data))
     }
 
+    /// A sparse image of the length of other files, half of it holes.
+    fn sparse(&self, pieces: Pieces) -> Result<PathBuf> {
+        let (name, shortest, longest) = match pieces {
+            Pieces::Long => ("long", 1 << 20, 1 << 20),
+            Pieces::Mixed => ("mixed", 4 << 10, 256 << 10),
+        };
+        let path = self.dir.path().join(name);
+        if !path.exists() {
+            sparse_file(&path, self.file_len, shortest, longest)?;
+        }
+        warm(&path)?;
+        Ok(path)
+    }
+
     fn cairn(&self, depth: usize, args: &[&str], image: &OsStr) -> Bench {
-        Bench::new("cairn-img", &self.tools.cairn_img, depth, args, image)
+        Bench::new("cairn-img", &self.tools.cairn_img, (4096, depth), args, image)
     }
 
     fn qemu(&self, name: &str, depth: usize, args: &[&str], image: &OsStr) -> Bench {
-        Bench::new(name, Path::new(QEMU_IMG.program), depth, args, image)
+        Bench::new(name, Path::new(QEMU_IMG.program), (4096, depth), args, image)
     }
 }
 
@@ -144,6 +201,10 @@ impl Case {
             Kind::Cached { depth } => self.cached(place, depth),
             Kind::Direct { depth } => self.direct(place, depth),
             Kind::Layer { layer, depth } => self.layer(place, layer, depth),
+            Kind::Unaligned { depth } => self.unaligned(place, depth),
+            Kind::Convert { pieces } => self.convert(place, pieces),
+            Kind::Compare { pieces } => self.compare(place, pieces),
+            Kind::Info => self.info(place),
         }
     }
 
@@ -208,6 +269,55 @@ impl Case {
         self.against(place, &mut ours, &mut [(&mut fio, Bar::WithinNoise)])
     }
 
+    fn unaligned(&self, place: &Place, depth: usize) -> Result<Vec<Row>> {
+        let data = place.data()?;
+        let image = data.path.as_os_str();
+        let args = ["-w", "-f", "raw", "-t", "none", "-o", "256"];
+        let bench = |name: &str, program: &Path, engine: &str| {
+            Bench::new(name, program, (512, depth), &[&args[..], &["-i", engine]].concat(), image)
+        };
+        let mut ours = bench("cairn-img", &place.tools.cairn_img, "io_uring");
+        let mut qemu = ["native", "io_uring", "threads"]
+            .map(|engine| bench(&format!("qemu-img -i {engine}"), Path::new(QEMU_IMG.program), engine));
+        let fastest = fastest(&mut qemu, place.target)?;
+        self.against(place, &mut ours, &mut [(&mut qemu[fastest], Bar::TimesFaster(1.0))])
+    }
+
+    fn convert(&self, place: &Place, pieces: Pieces) -> Result<Vec<Row>> {
+        let (from, to) = (place.sparse(pieces)?, place.dir.path().join("converted"));
+        let tool = |name: &str, program: &Path| {
+            Whole::new(name, program, &[&"convert", &"-f", &"raw", &"-O", &"raw", &from, &to]).making(&to)
+        };
+        let mut ours = tool("cairn-img", &place.tools.cairn_img);
+        let mut others = [
+            tool("qemu-img", Path::new(QEMU_IMG.program)),
+            Whole::new("cp", Path::new(CP.program), &[&"--sparse=always", &from, &to]).making(&to),
+        ];
+        let fastest = fastest(&mut others, place.target)?;
+        self.against(place, &mut ours, &mut [(&mut others[fastest], Bar::TimesFaster(0.95))])
+    }
+
+    fn compare(&self, place: &Place, pieces: Pieces) -> Result<Vec<Row>> {
+        let (one, other) = (place.sparse(pieces)?, place.dir.path().join("same"));
+        let mut copy = std::process::Command::new(CP.program);
+        crate::programs::output(copy.arg("--sparse=always").arg(&one).arg(&other))?;
+        let tool = |name: &str, program: &Path| {
+            Whole::new(name, program, &[&"compare", &"-f", &"raw", &"-F", &"raw", &one, &other])
+        };
+        let mut ours = tool("cairn-img", &place.tools.cairn_img);
+        let mut theirs = tool("qemu-img", Path::new(QEMU_IMG.program));
+        let rows = self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(1.5))])?;
+        std::fs::remove_file(&other)?;
+        Ok(rows)
+    }
+
+    fn info(&self, place: &Place) -> Result<Vec<Row>> {
+        let image = &place.data()?.path;
+        let mut ours = Whole::new("cairn-img", &place.tools.cairn_img, &[&"info", image]);
+        let mut theirs = Whole::new("qemu-img", Path::new(QEMU_IMG.program), &[&"info", image]);
+        self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesAsLong(0.7))])
+    }
+
     fn layer(&self, place: &Place, layer: Layer, depth: usize) -> Result<Vec<Row>> {
         let data = place.data()?;
         let mut below = Stack::file(&data.path, FileMode::CACHED)?;
@@ -246,7 +356,7 @@ fn toy_image(place: &Place, len: u64) -> Result<Stack> {
 }
 
 /// The fastest of `contenders`, judged by three short runs of each.
-fn fastest(contenders: &mut [Bench], target: Duration) -> Result<usize> {
+fn fastest<C: Contender>(contenders: &mut [C], target: Duration) -> Result<usize> {
     let mut all: Vec<&mut dyn Contender> = contenders.iter_mut().map(|one| one as &mut dyn Contender).collect();
     let (times, _) = alternate(&mut all, 3, target.min(Duration::from_millis(200)))?;
     let medians = times.iter().map(|times| median(times)).enumerate();

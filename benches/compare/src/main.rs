@@ -13,13 +13,14 @@ mod stats;
 
 mod inside;
 mod programs;
+mod whole;
 
 mod report;
 
 use anyhow::{Context, Result, bail};
 use cases::{CASES, Case, Place};
 use clap::Parser;
-use programs::{FIO, Peer, QEMU_IMG, Tools};
+use programs::{CP, FIO, Peer, QEMU_IMG, Tools};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
 /// Whether every bar was met.
 fn run(args: &Args) -> Result<bool> {
     if args.list {
-        CASES.iter().for_each(|case| println!("{:18} {}", case.name, case.what));
+        CASES.iter().for_each(|case| println!("{:20} {}", case.name, case.what));
         return Ok(true);
     }
     let cases = select(&args.cases)?;
@@ -80,7 +81,7 @@ fn run(args: &Args) -> Result<bool> {
     if cfg!(debug_assertions) {
         eprintln!("This is not a release build: what it measures in itself says nothing.");
     }
-    let peers = [QEMU_IMG, FIO].into_iter().filter(|peer| cases.iter().any(|case| case.peers.contains(peer)));
+    let peers = [QEMU_IMG, FIO, CP].into_iter().filter(|peer| cases.iter().any(|case| case.peers.contains(peer)));
     let versions: Vec<String> = peers.map(Peer::version).collect();
     versions.iter().for_each(|version| eprintln!("peer: {version}"));
     let place = Place::new(tools, args.rounds, target, args.file_mib << 20)?;

@@ -24,6 +24,7 @@ pub(crate) struct Peer {
 
 pub(crate) const QEMU_IMG: Peer = Peer { program: "qemu-img", package: "qemu-utils" };
 pub(crate) const FIO: Peer = Peer { program: "fio", package: "fio" };
+pub(crate) const CP: Peer = Peer { program: "cp", package: "coreutils" };
 
 impl Peer {
     fn is_there(self) -> bool {
@@ -59,7 +60,7 @@ impl Tools {
     /// Names what is not.
     pub(crate) fn check(&self, cases: &[&Case]) -> Result<()> {
         let mut missing = Vec::new();
-        for peer in [QEMU_IMG, FIO] {
+        for peer in [QEMU_IMG, FIO, CP] {
             if cases.iter().any(|case| case.peers.contains(&peer)) && !peer.is_there() {
                 missing.push(format!("{} (package {})", peer.program, peer.package));
             }
@@ -77,7 +78,11 @@ impl Tools {
 /// How often a program that was killed by a signal is started again.
 const CRASHES_MAX: usize = 5;
 
-fn output(command: &mut Command) -> Result<String> {
+/// What a command prints.
+///
+/// # Errors
+/// It cannot be started, or fails.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
     let line = describe(command);
     command.stdin(Stdio::null());
     let mut output = command.output().with_context(|| format!("cannot start `{line}`"))?;
@@ -108,10 +113,16 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// 4 KiB reads of `image`, in order, `depth` at once.
-    pub(crate) fn new(name: &str, program: &Path, depth: usize, args: &[&str], image: &OsStr) -> Self {
-        let depth = depth.to_string();
-        let mut all: Vec<OsString> = ["bench", "-s", "4096", "-d", &depth].iter().map(OsString::from).collect();
+    /// Requests of `size` bytes to `image`, in order, `depth` at once: reads, unless `args` say otherwise.
+    pub(crate) fn new(
+        name: &str,
+        program: &Path,
+        (size, depth): (usize, usize),
+        args: &[&str],
+        image: &OsStr,
+    ) -> Self {
+        let (size, depth) = (size.to_string(), depth.to_string());
+        let mut all: Vec<OsString> = ["bench", "-s", &size, "-d", &depth].iter().map(OsString::from).collect();
         all.extend(args.iter().map(OsString::from));
         all.push(image.into());
         Self { name: name.to_owned(), program: program.to_owned(), args: all }

@@ -10,6 +10,11 @@ pub(crate) trait Contender {
     /// For tables.
     fn name(&self) -> &str;
 
+    /// How many requests a first attempt is made of.
+    fn first(&self) -> u64 {
+        2000
+    }
+
     /// Carry out `count` requests and tell how long they took, start-up excluded.
     ///
     /// # Errors
@@ -30,7 +35,7 @@ const ATTEMPTS: usize = 12;
 
 /// The number of requests for a run of `target`.
 fn calibrate(contender: &mut dyn Contender, target: Duration) -> Result<u64> {
-    let mut count = 2000;
+    let mut count = contender.first();
     for _ in 0..ATTEMPTS {
         let took = contender.run(count)?;
         if took >= target {
@@ -38,7 +43,7 @@ fn calibrate(contender: &mut dyn Contender, target: Duration) -> Result<u64> {
         }
         // A run that was far too short says little about its speed.
         let factor = target.as_secs_f64() / took.as_secs_f64().max(1e-4) * MARGIN;
-        count = (count as f64 * factor.clamp(1.2, 50.0)) as u64;
+        count = (count as f64 * factor.clamp(1.2, 50.0)).ceil() as u64;
     }
     bail!("{} takes no time, however many requests it gets", contender.name())
 }
@@ -51,7 +56,7 @@ impl Prepared<'_> {
             if took >= target.mul_f64(0.75) {
                 return Ok(took.as_nanos() as f64 / self.count as f64);
             }
-            self.count = (self.count as f64 * MARGIN) as u64;
+            self.count = (self.count as f64 * MARGIN).ceil() as u64;
         }
         bail!("{} gets faster and faster", self.contender.name())
     }

@@ -1,0 +1,96 @@
+//! Whole runs of tools, from their start to their end: what somebody waits for who types the command.
+//!
+//! A "request" is a run here. What a run leaves behind is removed before the next one, which counts for nobody.
+
+use crate::programs::output;
+use crate::rounds::Contender;
+use anyhow::{Context, Result};
+use cairn_benches::fill;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A command.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    name: String,
+    program: PathBuf,
+    args: Vec<OsString>,
+    /// A file that it makes.
+    makes: Option<PathBuf>,
+}
+
+impl Whole {
+    /// `program` with `args`.
+    pub(crate) fn new(name: &str, program: &Path, args: &[&dyn AsRef<std::ffi::OsStr>]) -> Self {
+        let args = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
+        Self { name: name.to_owned(), program: program.to_owned(), args, makes: None }
+    }
+
+    /// The same, which makes the file `path`.
+    pub(crate) fn making(mut self, path: &Path) -> Self {
+        self.makes = Some(path.to_owned());
+        self
+    }
+
+    fn clear(&self) -> Result<()> {
+        let Some(path) = &self.makes else { return Ok(()) };
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Contender for Whole {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn first(&self) -> u64 {
+        1
+    }
+
+    fn run(&mut self, count: u64) -> Result<Duration> {
+        let mut took = Duration::ZERO;
+        for _ in 0..count {
+            self.clear()?;
+            let begin = Instant::now();
+            output(Command::new(&self.program).args(&self.args))?;
+            took += begin.elapsed();
+        }
+        self.clear()?;
+        Ok(took)
+    }
+}
+
+/// Make a file of `len` bytes in which pieces of data of `shortest` to `longest` bytes take turns with holes of as much. On the disk,
+/// and in the page cache, when this returns.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn sparse_file(path: &Path, len: u64, shortest: u64, longest: u64) -> Result<()> {
+    const BLOCK: u64 = 4096;
+    let context = || format!("cannot write {}", path.display());
+    let file = File::create(path).with_context(context)?;
+    file.set_len(len).with_context(context)?;
+    let mut data = vec![0; longest as usize];
+    let (mut at, mut state) = (0, 1u64);
+    let mut next = || {
+        // Numerical Recipes' generator: any will do.
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) & 0xffff_ffff;
+        (shortest + (state >> 8) % (longest - shortest + 1)) / BLOCK * BLOCK
+    };
+    while at < len {
+        let piece = next().max(BLOCK).min(len - at);
+        fill(&mut data[..piece as usize], at + 1);
+        file.write_all_at(&data[..piece as usize], at).with_context(context)?;
+        at += piece + next().max(BLOCK);
+    }
+    file.sync_all().with_context(context)
+}
