@@ -114,13 +114,7 @@ pub(crate) struct Bench {
 
 impl Bench {
     /// Requests of `size` bytes to `image`, in order, `depth` at once: reads, unless `args` say otherwise.
-    pub(crate) fn new(
-        name: &str,
-        program: &Path,
-        (size, depth): (usize, usize),
-        args: &[&str],
-        image: &OsStr,
-    ) -> Self {
+    pub(crate) fn new(name: &str, program: &Path, (size, depth): (usize, usize), args: &[&str], image: &OsStr) -> Self {
         let (size, depth) = (size.to_string(), depth.to_string());
         let mut all: Vec<OsString> = ["bench", "-s", &size, "-d", &depth].iter().map(OsString::from).collect();
         all.extend(args.iter().map(OsString::from));

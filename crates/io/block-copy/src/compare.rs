@@ -1,19 +1,25 @@
 //! Comparing two images: whether they read the same.
 //!
-//! Several pieces are read and compared at a time; the first difference is told all the same. Nobody writes meanwhile. Lengths,
-//! and what a difference in them means, are the caller's business: see [`first_data`] for the rest of the longer one.
+//! Several batches of pieces are read and compared at a time, where both images are files of the host each by a thread that may sleep;
+//! the first difference is told all the same. Nobody writes meanwhile. Lengths, and what a difference in them means, are the
+//! caller's business: see [`first_data`] for the rest of the longer one.
 
 use crate::error::CopyAct;
 use crate::flight::Flight;
 use crate::padded::{Padded, STATUSES_AHEAD};
 use block_common::{BlockStatus, BufPool, IoError, IoResult, StatusExtent, is_zero};
+use block_io::{Access, HostRange, Root, on_host_files};
 use std::ops::Range;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// The longest piece, in bytes: both of them stay in a processor's cache until they are compared.
 const CHUNK: u64 = 64 << 10;
-/// How many pieces are compared at a time.
-const DEPTH: usize = 16;
+/// Pieces that are compared together have this many bytes, or are this many.
+const BATCH: u64 = 1 << 20;
+const PIECES_MAX: usize = 64;
+/// How many batches are compared at a time.
+const DEPTH: usize = 4;
 
 /// Where two images first differ, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,6 +73,12 @@ impl Side {
         (Statuses { told, known }, work)
     }
 
+    /// What [`on_host_files`] wants to know of a range.
+    fn host_range(&self, range: &Range<u64>) -> Option<(Root, u64, u64, Access)> {
+        let root = self.image.as_ref()?.root().clone();
+        Some((root, range.start, range.end - range.start, Access::Read))
+    }
+
     /// What there is at `range`. `None` for zeroes.
     async fn data(&self, pool: &BufPool, range: Range<u64>, zero: bool) -> Result<Option<Data>, CompareError> {
         let (Some(image), false) = (&self.image, zero) else { return Ok(None) };
@@ -77,6 +89,93 @@ impl Side {
 }
 
 type Data = block_common::AlignedBuf;
+
+/// What is compared together: ranges, and whether the first and the second image are known to be zeroes there.
+type Batch = Vec<(Range<u64>, (bool, bool))>;
+
+/// What a batch has come to: the first sector in which the images differ.
+type Found = Result<Option<u64>, CompareError>;
+
+/// The images, and memory to read them into.
+#[derive(Clone, Debug)]
+struct Pair {
+    a: Side,
+    b: Side,
+    pool: BufPool,
+}
+
+impl Pair {
+    async fn compare(self, batch: Batch) -> Found {
+        let batch = Arc::new(batch);
+        match self.in_the_host(&batch).await {
+            Some(found) => found,
+            None => self.by_requests(&batch).await,
+        }
+    }
+
+    /// Compare on a thread that may sleep. `None` where the images are no files of the host.
+    async fn in_the_host(&self, batch: &Arc<Batch>) -> Option<Found> {
+        let all = batch.first()?.0.start..batch.last()?.0.end;
+        let sides = [&self.a, &self.b];
+        let ranges = sides.iter().filter_map(|side| side.host_range(&all)).collect();
+        let (pair, batch) = (self.clone(), batch.clone());
+        on_host_files(ranges, move |ranges| pair.compare_here(&batch, all.start, ranges)).await.ok()
+    }
+
+    fn compare_here(&self, batch: &Batch, start: u64, ranges: &[HostRange]) -> Found {
+        let mut ranges = ranges.iter();
+        let sides = [&self.a, &self.b];
+        let [a, b] = sides.map(|side| side.image.as_ref().and_then(|_| ranges.next()));
+        let mut memory = [(); 2].map(|()| self.pool.take(CHUNK as usize));
+        let [a_memory, b_memory] = &mut memory;
+        for (range, (a_zero, b_zero)) in batch {
+            let len = (range.end - range.start) as usize;
+            let a = read_here(&self.a, a.filter(|_| !a_zero), range.start, start, &mut a_memory[..len])?;
+            let b = read_here(&self.b, b.filter(|_| !b_zero), range.start, start, &mut b_memory[..len])?;
+            if let Some(sector) = first_difference(a, b) {
+                return Ok(Some(range.start + sector));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Compare by requests, all of which are on their way at once.
+    async fn by_requests(&self, batch: &Batch) -> Found {
+        let mut flight: Flight<'_, Found> = Flight::new();
+        for (range, (a_zero, b_zero)) in batch {
+            flight.push(async move {
+                let a = self.a.data(&self.pool, range.clone(), *a_zero).await?;
+                let b = self.b.data(&self.pool, range.clone(), *b_zero).await?;
+                Ok(first_difference(a.as_deref(), b.as_deref()).map(|sector| range.start + sector))
+            });
+        }
+        let (mut found, mut failed): (Option<u64>, Option<CompareError>) = (None, None);
+        while let Some(one) = flight.next().await {
+            match one {
+                Ok(at) => found = [found, at].into_iter().flatten().min(),
+                Err(error) if failed.is_none_or(|old| error.offset < old.offset) => failed = Some(error),
+                Err(_) => {}
+            }
+        }
+        match failed {
+            Some(error) if found.is_none_or(|at| error.offset < at) => Err(error),
+            _ => Ok(found),
+        }
+    }
+}
+
+/// Fill `memory` from `at` of an image, whose range begins at `start`. `None` for zeroes.
+fn read_here<'a>(
+    side: &Side,
+    range: Option<&HostRange>,
+    at: u64,
+    start: u64,
+    memory: &'a mut [u8],
+) -> Result<Option<&'a [u8]>, CompareError> {
+    let Some(range) = range else { return Ok(None) };
+    range.read_at(at - start, memory).map_err(side.failed(CopyAct::Read, at))?;
+    Ok(Some(memory))
+}
 
 /// The status of a side, as it comes.
 struct Statuses {
@@ -175,7 +274,7 @@ fn first_difference(a: Option<&[u8]>, b: Option<&[u8]>) -> Option<u64> {
 
 /// The pieces in flight, and what is known by now: the earliest of what they found.
 struct Search {
-    flight: Flight<'static, Result<(Option<u64>, u64), CompareError>>,
+    flight: Flight<'static, (Found, u64)>,
     /// Zeroes behind pieces that are in flight: they are told together with one of these.
     skipped: u64,
     found: Option<Difference>,
@@ -192,41 +291,57 @@ impl Search {
         strict: bool,
         advance: &impl Fn(u64),
     ) {
-        let pool = BufPool::new(4096, 4 * CHUNK as usize);
+        let pair = Pair { a: a.clone(), b: b.clone(), pool: BufPool::new(4096, 16 * CHUNK as usize) };
+        let mut batch = Batch::new();
+        let mut bytes = 0;
         let mut at = range.start;
         while at < range.end && self.goes_on() {
             let news = match (of_a.know().await, of_b.know().await) {
                 (Ok(news_a), Ok(news_b)) => news_a || news_b,
-                (Err(error), _) => return self.end(Err(a.failed(CopyAct::Status, at)(error))),
-                (_, Err(error)) => return self.end(Err(b.failed(CopyAct::Status, at)(error))),
+                (Err(error), _) => {
+                    self.end(Err(a.failed(CopyAct::Status, at)(error)));
+                    break;
+                }
+                (_, Err(error)) => {
+                    self.end(Err(b.failed(CopyAct::Status, at)(error)));
+                    break;
+                }
             };
             if strict && news && kind(of_a.known) != kind(of_b.known) {
-                return self.end(Ok(Difference::Status(at)));
+                self.end(Ok(Difference::Status(at)));
+                break;
             }
             let zero = (of_a.known.is_zero(), of_b.known.is_zero());
             let both_zero = zero.0 && zero.1;
             let len = of_a.known.len.min(of_b.known.len).min(if both_zero { u64::MAX } else { CHUNK });
             if both_zero {
                 self.skipped += len;
-                if self.flight.is_empty() {
+                if self.flight.is_empty() && batch.is_empty() {
                     self.tell(0, advance);
                 }
             } else {
-                if self.flight.len() >= DEPTH {
-                    self.one(advance).await;
+                batch.push((at..at + len, zero));
+                bytes += len;
+                if bytes >= BATCH || batch.len() >= PIECES_MAX {
+                    if self.flight.len() >= DEPTH {
+                        self.one(advance).await;
+                    }
+                    self.start(&pair, std::mem::take(&mut batch), std::mem::take(&mut bytes));
                 }
-                let (a, b, pool) = (a.clone(), b.clone(), pool.clone());
-                self.flight.push(async move {
-                    let range = at..at + len;
-                    let a = a.data(&pool, range.clone(), zero.0).await?;
-                    let b = b.data(&pool, range, zero.1).await?;
-                    Ok((first_difference(a.as_deref(), b.as_deref()).map(|sector| at + sector), len))
-                });
             }
             at += len;
             of_a.known.len -= len;
             of_b.known.len -= len;
         }
+        // What was found is behind it, if anything was.
+        if !batch.is_empty() {
+            self.start(&pair, batch, bytes);
+        }
+    }
+
+    fn start(&mut self, pair: &Pair, batch: Batch, bytes: u64) {
+        let pair = pair.clone();
+        self.flight.push(async move { (pair.compare(batch).await, bytes) });
     }
 
     fn goes_on(&self) -> bool {
@@ -237,9 +352,9 @@ impl Search {
     async fn one(&mut self, advance: &impl Fn(u64)) {
         match self.flight.next().await {
             None => {}
-            Some(Ok((None, len))) => self.tell(len, advance),
-            Some(Ok((Some(at), _))) => self.end(Ok(Difference::Content(at))),
-            Some(Err(error)) => self.end(Err(error)),
+            Some((Ok(None), len)) => self.tell(len, advance),
+            Some((Ok(Some(at)), _)) => self.end(Ok(Difference::Content(at))),
+            Some((Err(error), _)) => self.end(Err(error)),
         }
     }
 

@@ -9,8 +9,8 @@ use crate::flight::Flight;
 use crate::padded::{Padded, STATUSES_AHEAD};
 use crate::rate::RateLimit;
 use crate::zeroes::runs;
-use block_common::{BufPool, IoBuf, IoError, RequestFlags};
-use block_io::Root;
+use block_common::{AlignedBuf, BufPool, IoBuf, IoError, RequestFlags};
+use block_io::{Access, HostRange, Root, on_host_files};
 use std::fmt;
 use std::future::poll_fn;
 use std::ops::Range;
@@ -18,7 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Instant;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+/// How many pieces are copied by threads that may sleep at a time: more than processors, fewer than fill their caches.
+const HOSTED_MAX: usize = 4;
 
 /// How to copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,12 +103,13 @@ pub async fn sparse_copy(
         options,
         note: Box::new(note),
         offloads: AtomicBool::new(options.offload),
+        hosted: Semaphore::new(HOSTED_MAX),
     });
-    let mut run = Run { flight: Flight::new(), rate: RateLimit::default(), number: 0, depth: options.depth.max(1) };
-    run.rate.set_speed(options.speed);
+    let mut flow = Flow { flight: Flight::new(), rate: RateLimit::default(), number: 0, depth: options.depth.max(1) };
+    flow.rate.set_speed(options.speed);
     let (extents, asking) = Extents::new(sources, options.sparse == 0);
-    let (copied, ()) = tokio::join!(run.start_all(&copier, extents), asking);
-    let ended = run.end_all().await;
+    let (copied, ()) = tokio::join!(flow.start_all(&copier, extents), asking);
+    let ended = flow.end_all().await;
     copied.and(ended)
 }
 
@@ -221,6 +225,11 @@ impl Piece {
         self.extents.push(extent);
     }
 
+    /// How many bytes of it are not known to be zeroes.
+    fn data(&self) -> u64 {
+        self.extents.iter().filter(|extent| !extent.zero).map(|extent| extent.len).sum()
+    }
+
     fn is_full(&self) -> bool {
         self.len >= SparseOptions::CHUNK || self.extents.len() >= Self::EXTENTS_MAX
     }
@@ -234,8 +243,8 @@ impl Piece {
         })
     }
 
-    /// What belongs into the target, in order: an offset of the whole, a length, and where the data is. `None` for zeroes.
-    fn runs(&self, data: &[u8], sparse: u64) -> Vec<(u64, u64, Option<usize>)> {
+    /// What belongs into the target, in order.
+    fn runs(&self, data: &[u8], sparse: u64) -> Vec<Run> {
         let mut places = self.places();
         let mut all = Vec::new();
         for extent in &self.extents {
@@ -257,6 +266,18 @@ impl Piece {
     }
 }
 
+/// Part of a piece that is one kind of thing: its offset in the whole, its length, and where it is in the buffer. `None` for zeroes.
+type Run = (u64, u64, Option<usize>);
+
+/// What has become of a piece that was to be copied in the host.
+enum Hosted {
+    Copied,
+    /// It is read, but cannot be written yet, or not by that thread.
+    Read(AlignedBuf, Vec<Run>),
+    /// It has to be copied by requests.
+    No,
+}
+
 /// What is done to the target.
 enum Act {
     /// So many bytes at an offset.
@@ -275,11 +296,13 @@ struct Copier {
     note: Box<dyn Fn(SparseNote) + Send + Sync>,
     /// Whether the host is still asked to copy.
     offloads: AtomicBool,
+    /// For pieces that are copied by a thread that may sleep.
+    hosted: Semaphore,
 }
 
 impl Copier {
     /// Copy the piece of this number.
-    async fn piece(&self, number: u64, piece: Piece) -> Result<(), CopyError> {
+    async fn piece(self: &Arc<Self>, number: u64, piece: Piece) -> Result<(), CopyError> {
         let copied = self.copy(number, piece).await;
         // After a failure as well: nobody shall wait for ever.
         self.pass_turn(number);
@@ -295,7 +318,7 @@ impl Copier {
         });
     }
 
-    async fn copy(&self, number: u64, piece: Piece) -> Result<(), CopyError> {
+    async fn copy(self: &Arc<Self>, number: u64, piece: Piece) -> Result<(), CopyError> {
         if self.offloads.load(Ordering::Relaxed)
             && let [extent] = piece.extents.as_slice()
             && !extent.zero
@@ -304,8 +327,19 @@ impl Copier {
             (self.note)(SparseNote::Copied(extent.len));
             return Ok(());
         }
-        let buf = self.fill(&piece).await?;
-        let acts = self.acts(&piece, buf);
+        let piece = Arc::new(piece);
+        let (buf, runs) = match self.in_the_host(number, &piece).await? {
+            Hosted::Copied => {
+                self.copied(&piece);
+                return Ok(());
+            }
+            Hosted::Read(data, runs) => (data.into_io(), runs),
+            Hosted::No => {
+                let buf = self.fill(&piece).await?;
+                self.runs(&piece, buf)
+            }
+        };
+        let acts = self.acts(buf, runs);
         self.turn(number).await;
         let last = acts.len().saturating_sub(1);
         for (index, act) in acts.into_iter().enumerate() {
@@ -321,11 +355,75 @@ impl Copier {
             }
             carried_out.await?;
         }
-        let data = piece.extents.iter().filter(|extent| !extent.zero).map(|extent| extent.len).sum();
+        self.copied(&piece);
+        Ok(())
+    }
+
+    fn copied(&self, piece: &Piece) {
+        let data = piece.data();
         if data > 0 {
             (self.note)(SparseNote::Copied(data));
         }
-        Ok(())
+    }
+
+    /// Copy a piece on a thread that may sleep, where both ends are files of the host. That needs half of the time: what was read is still in that
+    /// processor's cache when it is written.
+    async fn in_the_host(self: &Arc<Self>, number: u64, piece: &Arc<Piece>) -> Result<Hosted, CopyError> {
+        let (Some(first), Some(last)) = (piece.extents.first(), piece.extents.last()) else { return Ok(Hosted::No) };
+        // All of it comes from one source if it begins at one place of the whole.
+        let is_one = first.to - first.from == last.to - last.from;
+        if !is_one || self.options.salvage || !self.options.flags.is_empty() {
+            return Ok(Hosted::No);
+        }
+        let len = last.to + last.len - first.to;
+        let source = (first.source.root().clone(), first.from, len, Access::Read);
+        let target = (self.target.clone(), first.to, len, Access::Write);
+        let (copier, piece, start) = (self.clone(), piece.clone(), first.to);
+        // Not to be closed, so there is always a permit to wait for.
+        let _permit = self.hosted.acquire().await;
+        let work = move |ranges: &[HostRange]| match ranges {
+            [source, target] => copier.copy_here(number, &piece, start, (source, target)),
+            _ => Ok(Hosted::No),
+        };
+        match on_host_files(vec![source, target], work).await {
+            Ok(copied) => copied,
+            // Whatever it is, requests find out.
+            Err(_) => Ok(Hosted::No),
+        }
+    }
+
+    /// The work of [`Copier::in_the_host`] on a piece that begins at `start` of the whole.
+    fn copy_here(
+        &self,
+        number: u64,
+        piece: &Piece,
+        start: u64,
+        (source, target): (&HostRange, &HostRange),
+    ) -> Result<Hosted, CopyError> {
+        let mut data = self.pool.take(piece.len as usize);
+        for (extent, place) in piece.places() {
+            if extent.zero {
+                data[place].fill(0);
+            } else {
+                let read = source.read_at(extent.to - start, &mut data[place]);
+                read.map_err(CopyError::at(CopyAct::Read, extent.to))?;
+            }
+        }
+        let runs = piece.runs(&data, self.options.sparse);
+        let has_zeroes = !self.options.target_is_zero && runs.iter().any(|(.., place)| place.is_none());
+        if has_zeroes || (self.options.in_order && *self.turns.borrow() < number) {
+            return Ok(Hosted::Read(data, runs));
+        }
+        let last = runs.iter().rposition(|(.., place)| place.is_some());
+        for (index, (at, len, place)) in runs.into_iter().enumerate() {
+            let Some(place) = place else { continue };
+            if Some(index) == last {
+                self.pass_turn(number);
+            }
+            let written = target.write_at(at - start, &data[place..place + len as usize]);
+            written.map_err(CopyError::at(CopyAct::Write, at))?;
+        }
+        Ok(Hosted::Copied)
     }
 
     /// A buffer with what a piece has in it.
@@ -347,13 +445,23 @@ impl Copier {
         filled.map(|()| buf)
     }
 
-    /// What is to be done to the target for a piece whose data is in `buf`.
-    fn acts(&self, piece: &Piece, buf: IoBuf) -> Vec<Act> {
+    /// What there is in the buffer of a piece.
+    fn runs(&self, piece: &Piece, buf: IoBuf) -> (IoBuf, Vec<Run>) {
         let sparse = self.options.sparse;
-        let (runs, buf) = match buf.into_aligned() {
-            Ok(data) => (piece.runs(&data, sparse), data.into_io()),
-            Err(buf) => (piece.runs(&buf.to_aligned(1), sparse), buf),
-        };
+        match buf.into_aligned() {
+            Ok(data) => {
+                let runs = piece.runs(&data, sparse);
+                (data.into_io(), runs)
+            }
+            Err(buf) => {
+                let runs = piece.runs(&buf.to_aligned(1), sparse);
+                (buf, runs)
+            }
+        }
+    }
+
+    /// What is to be done to the target for these runs, whose data is in `buf`.
+    fn acts(&self, buf: IoBuf, runs: Vec<Run>) -> Vec<Act> {
         let mut acts = Vec::new();
         for (at, len, place) in runs {
             match (place, acts.last_mut()) {
@@ -437,14 +545,14 @@ impl fmt::Debug for Copier {
 }
 
 /// The pieces in flight.
-struct Run {
+struct Flow {
     flight: Flight<'static, Result<(), CopyError>>,
     rate: RateLimit,
     number: u64,
     depth: usize,
 }
 
-impl Run {
+impl Flow {
     /// Start a piece whenever there is room for it, until there are no more.
     async fn start_all(&mut self, copier: &Arc<Copier>, mut extents: Extents) -> Result<(), CopyError> {
         let options = copier.options;
@@ -483,7 +591,7 @@ impl Run {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        let data: u64 = piece.extents.iter().filter(|extent| !extent.zero).map(|extent| extent.len).sum();
+        let data = piece.data();
         if data > 0 {
             self.rate.charge(Instant::now(), data);
         }

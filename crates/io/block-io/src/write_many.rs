@@ -1,9 +1,9 @@
 //! Many writes as one: where all of them go to one buffered file, one thread carries them out, one system call behind the other, which
 //! costs a fraction of what as many requests do. Everywhere else they are ordinary requests, all started at once.
 
-use crate::copy_range::End;
 use crate::driver::Access;
 use crate::file::{FileOpKind, run_blocking};
+use crate::host_range::Held;
 use crate::pipeline;
 use crate::request::{Request, RequestKind};
 use crate::root::{Root, refused};
@@ -17,7 +17,8 @@ pub(crate) type Failed = (usize, IoError);
 pub(crate) async fn write_many(root: &Root, writes: Vec<(u64, IoBuf)>, flags: RequestFlags) -> Result<(), Failed> {
     if writes.len() > 1 && flags.is_empty() {
         let pin = root.gate().enter_when_open().await.map_err(|why| (0, refused(why)))?;
-        if let Some(end) = covering(&writes).and_then(|range| End::new(pin, Access::Write, range).ok().zip(Some(range)))
+        if let Some(end) =
+            covering(&writes).and_then(|range| Held::new(pin, Access::Write, range).ok().zip(Some(range)))
         {
             return in_the_host(end, writes).await;
         }
@@ -39,7 +40,7 @@ fn covering(writes: &[(u64, IoBuf)]) -> Option<GuestRange> {
     GuestRange::new(start, ends?.into_iter().max()? - start).ok()
 }
 
-async fn in_the_host((end, range): (End, GuestRange), writes: Vec<(u64, IoBuf)>) -> Result<(), Failed> {
+async fn in_the_host((end, range): (Held, GuestRange), writes: Vec<(u64, IoBuf)>) -> Result<(), Failed> {
     let (fd, at) = (end.fd.clone(), end.offset);
     let lens: Vec<u64> = writes.iter().map(|(_, buf)| buf.len() as u64).collect();
     let work = move || {
