@@ -3,7 +3,7 @@
 use crate::common::{create, dir, filled, graph, open, open_or_skip, options, read};
 use block_common::{BlockStatus, HostOffset, IoError, Perm, Preallocation, RequestFlags};
 use block_file_posix::FilePosixOptions;
-use block_io::{Driver, RequestKind, ring_available};
+use block_io::{Access, Driver, RequestKind, on_host_files, ring_available};
 use block_testkit::bed::{Way, block_on, skipped, toy_cow, toy_filter, yield_now};
 use block_testkit::conformance::{ConformanceOptions, run_everywhere};
 use block_testkit::model::{self, ModelOptions};
@@ -246,6 +246,50 @@ fn many_writes_are_as_many_requests() {
         opened.close();
         assert!(std::fs::read(path).expect("the file")[512..] == model[512..]);
     });
+}
+
+/// Work on a host file is a request while it lasts, keeps to its range, and is done for those alone who may.
+#[test]
+fn drain_4_work_on_a_host_file_is_in_flight() {
+    let dir = dir();
+    let path = dir.path().join("image");
+    create(&path, 1 << 20);
+    let (engine, _) = open(options(&path, false)).expect("opened");
+    let mut opened = graph(Way::ALL[0], engine);
+    let reader = opened.graph.root("reader", &opened.node, Perm::CONSISTENT_READ);
+    let (tell, told) = std::sync::mpsc::channel();
+    let (let_go, go) = std::sync::mpsc::channel();
+    let ranges = vec![(opened.root.clone(), 4096, 4096, Access::Write), (reader.clone(), 0, 8192, Access::Read)];
+    let work = on_host_files(ranges, move |ranges| {
+        tell.send(()).expect("somebody waits");
+        go.recv().expect("somebody lets go");
+        let mut back = [0; 8192];
+        let answers = [
+            ranges[0].write_at(0, &[7; 4096]),
+            ranges[0].write_at(4095, &[8; 2]),
+            ranges[0].read_at(u64::MAX, &mut [0; 2]),
+            ranges[1].write_at(0, &[9; 1]),
+            ranges[1].read_at(0, &mut back),
+        ];
+        (answers, back)
+    });
+    let working = std::thread::spawn(move || block_on(work));
+    told.recv().expect("it begins");
+    assert_eq!((opened.root.in_flight(), reader.in_flight()), (1, 1));
+    let_go.send(()).expect("it waits");
+    let (answers, back) = working.join().expect("no panic").expect("both are files");
+    let outside = Err(IoError::OUT_OF_BOUNDS);
+    assert_eq!(answers, [Ok(()), outside, outside, Err(IoError::NOT_PERMITTED), Ok(())]);
+    assert!(back[..4096] == [0; 4096] && back[4096..] == [7; 4096]);
+    assert_eq!((opened.root.in_flight(), reader.in_flight()), (0, 0));
+    assert_eq!((opened.root.count(RequestKind::Write).bytes, reader.count(RequestKind::Read).bytes), (4096, 8192));
+    let refused = |root: &block_io::Root, len, access| {
+        block_on(on_host_files(vec![(root.clone(), 0, len, access)], |_| ())).expect_err("refused")
+    };
+    assert_eq!(refused(&reader, 512, Access::Write), IoError::NOT_PERMITTED);
+    assert_eq!(refused(&reader, 2 << 20, Access::Read), IoError::UNSUPPORTED);
+    assert_eq!(refused(&reader, u64::MAX, Access::Read), IoError::OUT_OF_BOUNDS);
+    opened.close();
 }
 
 /// What the host refuses is told of the first of many writes.
