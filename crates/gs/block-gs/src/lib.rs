@@ -21,11 +21,13 @@ mod perm;
 mod drain;
 mod mutation;
 
+mod blocker;
 mod change;
 mod close;
 mod open;
 mod root;
 
+pub use blocker::OpBlocker;
 pub use change::{NodeInfo, Replacement};
 pub use drain::DrainGuard;
 pub use driver::{DriverType, EngineControl, NoControl, Opened, filter_perm, format_perm};
