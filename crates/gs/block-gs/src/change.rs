@@ -1,4 +1,4 @@
-//! Changing the graph: replacing children and nodes, inserting and dropping filters, freezing edges, and looking at it.
+//! Changing the graph: replacing children and nodes, freezing edges, and looking at it.
 
 use crate::drain::DrainGuard;
 use crate::error::{GraphError, GraphResult};
@@ -60,7 +60,7 @@ impl GlobalState {
         let at = self.0.graph.borrow().edge_at(parent, edge)?;
         let section = guard.target(self).ok_or_else(|| GraphError::NotDrained(parent.name().into()))?;
         let changes = [Change { end: ParentEnd::Node(parent.id(), at), child: child.cloned() }];
-        let old = self.0.graph.borrow_mut().repoint(&changes, section)?;
+        let old = self.0.graph.borrow_mut().repoint(&changes, &[section])?;
         drop(old);
         Ok(())
     }
@@ -70,13 +70,10 @@ impl GlobalState {
     /// # Errors
     /// As [`GlobalState::replace_child`].
     #[doc(alias = "bdrv_replace_node")]
-    #[doc(alias = "bdrv_append")]
-    #[doc(alias = "bdrv_insert_node")]
-    #[doc(alias = "bdrv_drop_filter")]
     pub fn replace_node(&self, guard: &DrainGuard, from: &NodeRef, to: &NodeRef) -> GraphResult<()> {
         let changes = self.0.graph.borrow().replacement(from, to)?;
         let section = guard.target(self).ok_or_else(|| GraphError::NotDrained(from.name().into()))?;
-        let old = self.0.graph.borrow_mut().repoint(&changes, section)?;
+        let old = self.0.graph.borrow_mut().repoint(&changes, &[section])?;
         drop(old);
         Ok(())
     }
@@ -104,7 +101,7 @@ impl GlobalState {
             let mut graph = self.0.graph.borrow_mut();
             let still = ends.into_iter().filter(|end| graph.child_at(*end) == Some(to.id()));
             let changes: Vec<_> = still.map(|end| Change { end, child: Some(from.clone()) }).collect();
-            graph.repoint(&changes, section)?
+            graph.repoint(&changes, &[section])?
         };
         drop(old);
         Ok(())
@@ -249,7 +246,7 @@ impl Graph {
     }
 
     /// The changes that give `from`'s users to `to`.
-    fn replacement(&self, from: &NodeRef, to: &NodeRef) -> GraphResult<Vec<Change>> {
+    pub(crate) fn replacement(&self, from: &NodeRef, to: &NodeRef) -> GraphResult<Vec<Change>> {
         let users = self.node(from)?.parents.iter().copied();
         let outside = users.filter(|end| match end {
             ParentEnd::Node(id, _) => !self.reaches(to.id(), *id),

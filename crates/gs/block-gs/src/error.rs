@@ -87,6 +87,25 @@ pub enum GraphError {
         /// The child.
         child: String,
     },
+    /// The user that was meant does not use the node.
+    #[error("'{user}' does not use node '{node}'")]
+    NotUsedBy {
+        /// The node.
+        node: String,
+        /// The node or root that does not use it.
+        user: String,
+    },
+    /// The edge leads somewhere already.
+    #[error("Node '{parent}' has a '{edge}' child already")]
+    HasChild {
+        /// The parent.
+        parent: String,
+        /// The edge's name.
+        edge: String,
+    },
+    /// Data of this node is not just what is below it.
+    #[error("Node '{0}' is not a filter")]
+    NotAFilter(String),
     /// There is no such edge.
     #[error("Node '{parent}' has no child '{edge}'")]
     NoSuchEdge {

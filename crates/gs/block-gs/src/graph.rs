@@ -486,6 +486,11 @@ impl Graph {
         heights.get(&id).copied().unwrap_or(1)
     }
 
+    /// Whether a node between `id` and its users would make a way too long.
+    pub(crate) fn is_too_deep_with_one_more(&self, id: Id) -> bool {
+        self.height(id) + self.depth(id) > DEPTH_MAX
+    }
+
     /// The depths of `id` and of what is above it, after an edge of it was repointed.
     fn refresh_depths(&mut self, id: Id) {
         for above in self.parents_first(&self.above(DrainTarget::Node(id)).0).into_iter().rev() {
@@ -497,9 +502,14 @@ impl Graph {
         }
     }
 
-    /// Repoint edges, all or none: every parent must be drained by `section`, no edge frozen, no cycle made, no permission in conflict.
-    pub(crate) fn repoint(&mut self, changes: &[Change], section: DrainTarget) -> GraphResult<Vec<NodeRef>> {
-        let covered = self.above(section);
+    /// Repoint edges, all or none: every parent must be drained by one of `sections`, no edge frozen, no cycle made, no permission in conflict.
+    pub(crate) fn repoint(&mut self, changes: &[Change], sections: &[DrainTarget]) -> GraphResult<Vec<NodeRef>> {
+        let mut covered = (BTreeSet::new(), BTreeSet::new());
+        for section in sections {
+            let (nodes, roots) = self.above(*section);
+            covered.0.extend(nodes);
+            covered.1.extend(roots);
+        }
         for change in changes {
             self.check_repoint(change, &covered)?;
         }

@@ -21,12 +21,14 @@ mod perm;
 mod drain;
 mod mutation;
 
+mod above;
 mod blocker;
 mod change;
 mod close;
 mod open;
 mod root;
 
+pub use above::Users;
 pub use blocker::OpBlocker;
 pub use change::{NodeInfo, Replacement};
 pub use drain::DrainGuard;
