@@ -10,14 +10,12 @@ use async_trait::async_trait;
 use block_backend_io::{UpcallsOut, upcalls};
 use block_common::options::DriverKind;
 use block_common::{ChildName, ChildRole, NodeName, OpType, OptionReader, Perm, PermPair};
-use block_copy::{
-    DirtyBitmap, MirrorAnswer, MirrorOptions, MirrorParts, MirrorQuestion, MirrorTop, MirrorTopControl, mirror,
-};
+use block_copy::{MirrorAnswer, MirrorOptions, MirrorParts, MirrorQuestion, MirrorTop, MirrorTopControl, mirror};
 use block_gs::{
     DrainGuard, DriverType, EngineControl, GlobalState, GraphError, GraphResult, NodeRef, OpBlocker, OpenContext,
     Opened, Replacement, RootRef, filter_perm,
 };
-use block_io::IoThreadHandle;
+use block_io::{DirtyBitmap, IoThreadHandle};
 use std::any::Any;
 use std::cell::Cell;
 use std::fmt;

@@ -30,12 +30,14 @@ mod queue;
 mod thread;
 mod track;
 
+mod bitmap;
 mod static_graph;
 mod status;
 
 #[cfg(all(test, loom))]
 mod model;
 
+pub use bitmap::DirtyBitmap;
 pub use context::ring_available;
 pub use driver::{Access, Driver, Mapping, NowRequest};
 pub use edge::{Edge, EdgeWriter};

@@ -3,8 +3,8 @@
 //! Setting is what writers do, before a write starts and once more when it is over; clearing is what one copier does, before it
 //! reads. So a bit that is clear means that the copier's read came after the write (rule req-4). Nothing here is persistent.
 
+use crate::node::WriteObserver;
 use block_common::GuestRange;
-use block_io::WriteObserver;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
