@@ -158,7 +158,7 @@ impl GlobalState {
     pub async fn set_detour(&self, node: &NodeRef, on: bool) -> GraphResult<()> {
         let idle = {
             let mut graph = self.0.graph.borrow_mut();
-            let found = graph.nodes.get_mut(&node.id()).ok_or_else(|| GraphError::NotFound(node.name().into()))?;
+            let found = graph.node_mut(node)?;
             found.control.set_detour(on);
             found.control.settled()
         };
@@ -172,11 +172,10 @@ impl GlobalState {
     ///
     /// # Errors
     /// [`GraphError::NotFound`] when the node is gone.
-    #[doc(alias = "bdrv_create_dirty_bitmap")]
     pub async fn observe(&self, node: &NodeRef, observer: Arc<dyn WriteObserver>) -> GraphResult<()> {
         let settled = {
             let mut graph = self.0.graph.borrow_mut();
-            let found = graph.nodes.get_mut(&node.id()).ok_or_else(|| GraphError::NotFound(node.name().into()))?;
+            let found = graph.node_mut(node)?;
             found.control.observe(observer);
             found.control.settled()
         };

@@ -3,6 +3,7 @@
 //! Plain data, borrowed in synchronous code only. What waits is in `drain`, `open` and `close`; what may be changed, and by whom, is said
 //! there and in `perm`. Engines, requests and threads are not here.
 
+use crate::bitmap::BitmapRef;
 use crate::driver::{DriverType, EngineControl};
 use crate::error::{GraphError, GraphResult};
 use crate::perm::{Change, Plan};
@@ -61,6 +62,7 @@ pub(crate) struct GsNode {
     /// What its users need and share together, as the driver was told last.
     pub(crate) asked: PermPair,
     pub(crate) options: Dict,
+    pub(crate) bitmaps: BTreeMap<String, BitmapRef>,
     /// The monitor's own reference, for nodes that were added by name.
     pub(crate) monitor: Option<NodeRef>,
     /// The reaper is at it: it stays quiesced.
@@ -232,6 +234,7 @@ impl NewNode {
             force_share,
             asked: PermPair::NONE,
             options,
+            bitmaps: BTreeMap::new(),
             monitor: None,
             closing: false,
             depth: 1,
@@ -264,6 +267,10 @@ impl Graph {
 
     pub(crate) fn node(&self, node: &NodeRef) -> GraphResult<&GsNode> {
         self.nodes.get(&node.id()).ok_or_else(|| GraphError::NotFound(node.name().into()))
+    }
+
+    pub(crate) fn node_mut(&mut self, node: &NodeRef) -> GraphResult<&mut GsNode> {
+        self.nodes.get_mut(&node.id()).ok_or_else(|| GraphError::NotFound(node.name().into()))
     }
 
     /// A node by its name.

@@ -22,6 +22,7 @@ mod drain;
 mod mutation;
 
 mod above;
+mod bitmap;
 mod blocker;
 mod change;
 mod close;
@@ -29,6 +30,7 @@ mod open;
 mod root;
 
 pub use above::Users;
+pub use bitmap::{BitmapError, BitmapInfo, BitmapLock, BitmapOptions, BitmapRef, BitmapResult};
 pub use blocker::OpBlocker;
 pub use change::{NodeInfo, Replacement};
 pub use drain::DrainGuard;

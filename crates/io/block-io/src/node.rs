@@ -58,13 +58,27 @@ pub(crate) struct NodeBody {
     observers: RwLock<Vec<Arc<dyn WriteObserver>>>,
 }
 
+/// In which way a node's content is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// Data or zeroes are written.
+    Write,
+    /// Content is given up.
+    Discard,
+    /// The end moves over it.
+    Resize,
+}
+
 /// Somebody who is told of each change of a node's content: a dirty bitmap, a threshold. Called on I/O threads, and not to wait.
 #[doc(alias = "bdrv_set_dirty")]
 pub trait WriteObserver: Send + Sync + 'static {
-    /// `range` is about to be changed.
-    fn before(&self, range: GuestRange);
+    /// `range` is about to be changed. It may end past the node's end, which moves then.
+    fn before(&self, kind: ChangeKind, range: GuestRange);
     /// The change of `range` is over, well or not.
-    fn after(&self, range: GuestRange);
+    fn after(&self, kind: ChangeKind, range: GuestRange);
+    /// A change of the length is over, well or not: the node has `len` bytes. Nobody is at work past the smaller of the old length and the new
+    /// one while this is told.
+    fn resized(&self, _len: u64) {}
 }
 
 impl NodeBody {
