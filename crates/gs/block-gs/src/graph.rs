@@ -7,6 +7,7 @@ use crate::bitmap::BitmapRef;
 use crate::driver::{DriverType, EngineControl};
 use crate::error::{GraphError, GraphResult};
 use crate::perm::{Change, Plan};
+use crate::threshold::Threshold;
 use block_common::options::Dict;
 use block_common::{ChildName, ChildRole, NodeName, ParentKind, PermPair};
 use block_io::{EdgeWriter, IoNode, NodeControl, NodeTarget, RootControl};
@@ -14,6 +15,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
@@ -63,6 +65,7 @@ pub(crate) struct GsNode {
     pub(crate) asked: PermPair,
     pub(crate) options: Dict,
     pub(crate) bitmaps: BTreeMap<String, BitmapRef>,
+    pub(crate) threshold: Option<Arc<Threshold>>,
     /// The monitor's own reference, for nodes that were added by name.
     pub(crate) monitor: Option<NodeRef>,
     /// The reaper is at it: it stays quiesced.
@@ -235,6 +238,7 @@ impl NewNode {
             asked: PermPair::NONE,
             options,
             bitmaps: BTreeMap::new(),
+            threshold: None,
             monitor: None,
             closing: false,
             depth: 1,

@@ -28,6 +28,7 @@ mod change;
 mod close;
 mod open;
 mod root;
+mod threshold;
 
 pub use above::Users;
 pub use bitmap::{BitmapError, BitmapInfo, BitmapLock, BitmapOptions, BitmapRef, BitmapResult};
