@@ -64,6 +64,8 @@ pub(crate) struct GsNode {
     /// What its users need and share together, as the driver was told last.
     pub(crate) asked: PermPair,
     pub(crate) options: Dict,
+    /// What its edges ask for beside what its driver says.
+    pub(crate) perm_more: PermPair,
     pub(crate) bitmaps: BTreeMap<String, BitmapRef>,
     pub(crate) threshold: Option<Arc<Threshold>>,
     /// The monitor's own reference, for nodes that were added by name.
@@ -227,6 +229,7 @@ impl NewNode {
     pub(crate) fn complete(self) -> Box<GsNode> {
         let Self { name, driver, control, engine_control, edges, read_only, force_share, options } = self;
         Box::new(GsNode {
+            perm_more: engine_control.child_perm_more(),
             name,
             driver,
             control,
