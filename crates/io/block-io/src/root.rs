@@ -132,7 +132,6 @@ impl Root {
     /// As [`Root::length`].
     #[doc(alias = "blk_get_request_alignment")]
     #[doc(alias = "blk_get_max_transfer")]
-    #[doc(alias = "blk_get_max_iov")]
     pub fn limits(&self) -> IoResult<Limits> {
         Ok(self.look()?.limits())
     }
