@@ -5,8 +5,8 @@ use crate::error::{GraphError, GraphResult};
 use crate::graph::{Graph, NodeRef, ParentEnd, frozen};
 use crate::perm::{Change, describe};
 use crate::state::GlobalState;
-use block_common::PermPair;
 use block_common::options::Dict;
+use block_common::{ChildRole, PermPair};
 use block_io::{GateState, WriteObserver};
 use std::sync::Arc;
 
@@ -129,11 +129,33 @@ impl GlobalState {
     /// # Errors
     /// [`GraphError::NoSuchEdge`].
     #[doc(alias = "bdrv_cow_child")]
-    #[doc(alias = "bdrv_primary_child")]
     pub fn child(&self, parent: &NodeRef, edge: &str) -> GraphResult<Option<NodeRef>> {
         let graph = self.0.graph.borrow();
         let at = graph.edge_at(parent, edge)?;
         Ok(graph.node(parent)?.edges[at].child.clone())
+    }
+
+    /// The child that stands for `parent`: what a filter filters, the image of a format. `None` where there is none.
+    ///
+    /// # Errors
+    /// [`GraphError::NotFound`] when the node is gone.
+    #[doc(alias = "bdrv_primary_child")]
+    #[doc(alias = "bdrv_primary_bs")]
+    pub fn primary_child(&self, parent: &NodeRef) -> GraphResult<Option<NodeRef>> {
+        let graph = self.0.graph.borrow();
+        let primary = graph.node(parent)?.edges.iter().find(|edge| edge.role.contains(ChildRole::PRIMARY));
+        Ok(primary.and_then(|edge| edge.child.clone()))
+    }
+
+    /// `node`, or the first node below it that is no filter. A filter that leads nowhere is itself the last one.
+    #[doc(alias = "bdrv_skip_filters")]
+    pub fn skip_filters(&self, node: &NodeRef) -> NodeRef {
+        let graph = self.0.graph.borrow();
+        let mut at = node.clone();
+        while let Some(child) = graph.nodes.get(&at.id()).and_then(|node| node.filtered()) {
+            at = child.clone();
+        }
+        at
     }
 
     /// Run `with` on the node's control half, downcast to the driver's own type. It may use the graph, but not this control again; a

@@ -82,6 +82,12 @@ impl GsNode {
     pub(crate) fn is_alive(&self) -> bool {
         self.token.strong_count() > 0
     }
+
+    /// What it filters, if it is a filter that leads somewhere.
+    pub(crate) fn filtered(&self) -> Option<&NodeRef> {
+        let edge = self.edges.iter().find(|edge| edge.role.contains(ChildRole::FILTERED))?;
+        edge.child.as_ref().filter(|_| self.driver.is_filter())
+    }
 }
 
 pub(crate) struct GsRoot {
@@ -614,10 +620,7 @@ impl Graph {
     /// A filter gets new users: what is below it may have grown or shrunk since it was opened.
     fn follow_length(&self, id: Id) {
         // Down to what is no filter, and up again.
-        let below = |id: &Id| {
-            let node = self.nodes.get(id).filter(|node| node.driver.is_filter())?;
-            node.edges.iter().find(|edge| edge.role.contains(ChildRole::FILTERED))?.child.as_ref().map(NodeRef::id)
-        };
+        let below = |id: &Id| self.nodes.get(id)?.filtered().map(NodeRef::id);
         let chain: Vec<_> = std::iter::successors(Some(id), below).collect();
         for pair in chain.windows(2).rev() {
             if let (Some(filter), Some(child)) = (self.nodes.get(&pair[0]), self.nodes.get(&pair[1])) {

@@ -22,6 +22,7 @@ mod drain;
 mod mutation;
 
 mod above;
+mod ask;
 mod bitmap;
 mod blocker;
 mod change;

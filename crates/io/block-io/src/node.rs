@@ -6,7 +6,7 @@
 
 use crate::driver::Driver;
 use crate::edge::{self, Edge, EdgeWriter, ParentGate};
-use crate::flush::Flushing;
+use crate::flush::{self, Flushing};
 use crate::gate::{GateState, Gated, Pin, Refused};
 use crate::pipeline;
 use crate::status::StatusCache;
@@ -551,6 +551,22 @@ impl NodeControl {
     /// The engine's error.
     pub async fn refresh_length(req: &Req) -> IoResult<u64> {
         pipeline::refresh_length(req).await
+    }
+
+    /// Bring what was written to stable storage. To be awaited on an I/O thread.
+    ///
+    /// # Errors
+    /// The engine's error.
+    pub async fn flush(req: &Req) -> IoResult<()> {
+        flush::flush(req).await
+    }
+
+    /// How many bytes of storage the host has given the node. To be awaited on an I/O thread.
+    ///
+    /// # Errors
+    /// As [`Driver::allocated_size`].
+    pub async fn allocated_size(req: &Req) -> IoResult<u64> {
+        req.node.engine()?.allocated_size(req).await
     }
 
     /// Flush and close the engine. To be awaited on an I/O thread, with nothing else in flight.
