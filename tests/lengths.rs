@@ -1,11 +1,13 @@
-//! Lengths of nodes that lie above one that grows and shrinks through somebody else's hands.
+//! Lengths of nodes that lie above one that grows and shrinks through somebody else's hands, and of bitmaps on it.
 
 mod support;
 
-use block_common::{AlignedBuf, IoError, ParentKind, Perm, PermPair, Preallocation};
-use block_testkit::{MemOptions, MemStorage};
+use block_common::{AlignedBuf, IoError, ParentKind, Perm, PermPair, Preallocation, RequestFlags};
+use block_gs::BitmapOptions;
+use block_testkit::{MemOpKind, MemOptions, MemStorage};
 use support::{Layer, open};
 
+const GRAIN: u64 = 64 << 10;
 const MIB: u64 = 1 << 20;
 
 fn perm() -> PermPair {
@@ -64,6 +66,49 @@ fn a_request_past_the_end_asks_where_the_end_is() {
         assert_eq!(read(MIB).await.0, Err(IoError::OUT_OF_BOUNDS));
         assert_eq!(read(MIB - 4096).await.0, Ok(()));
         drop((above, beside, filter, disk));
+        gs.close_all().await.expect("closes");
+    });
+}
+
+/// Scenario: a disk with two bitmaps, one of which records, shrinks and grows, and fails to grow. The bitmaps are as long as the disk
+/// whatever happens, and what came and went is dirty in the one that records.
+#[test]
+fn trunc_1_bitmaps_follow_the_length() {
+    let layer = Layer::new();
+    let storage = MemStorage::new(MemOptions::new(MIB));
+    layer.add_storage("disk", &storage);
+    layer.main.run(async {
+        let gs = &layer.gs;
+        let disk = open(gs, "mem,storage=disk,node-name=disk").await.expect("opens");
+        let writing = PermPair::new(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE, Perm::all());
+        let root = gs.new_root("export0", ParentKind::Export, writing, &gs.main_io());
+        gs.attach_root(&root, Some(&disk)).await.expect("attaches");
+        let on = gs.add_bitmap(&disk, BitmapOptions::new("on")).await.expect("is new");
+        let off = BitmapOptions { disabled: true, ..BitmapOptions::new("off") };
+        gs.add_bitmap(&disk, off).await.expect("is new");
+        // The dirty chunks of 64 KiB, and how long it is.
+        let look = |name: &str| {
+            // One is told; the other is brought up to date when somebody asks for it.
+            let bitmap = if name == "on" { on.clone() } else { gs.bitmap(&disk, name).expect("there") };
+            bitmap.bits().with(|bits| {
+                let dirty: Vec<_> = (0..bits.chunks()).filter(|chunk| bits.is_dirty(*chunk)).collect();
+                (dirty, bits.length())
+            })
+        };
+        let write = |at| root.io().write(at, AlignedBuf::zeroed(512, 512).into_io(), RequestFlags::empty());
+        let truncate = |len| root.io().truncate(len, Preallocation::Off);
+        write(15 * GRAIN).await.0.expect("writes");
+        gs.merge_bitmaps(&disk, "off", &[(&disk, "on")]).expect("of one size");
+        assert_eq!((look("on"), look("off")), ((vec![15], MIB), (vec![15], MIB)));
+        truncate(14 * GRAIN + 100).await.expect("shrinks");
+        assert_eq!((look("on"), look("off")), ((vec![14], 14 * GRAIN + 100), (vec![], 14 * GRAIN + 100)));
+        truncate(MIB).await.expect("grows");
+        assert_eq!((look("on"), look("off")), ((vec![14, 15], MIB), (vec![], MIB)));
+        gs.clear_bitmap(&disk, "on").expect("there");
+        storage.fail_nth(Some(MemOpKind::Truncate), 0, IoError::host(28));
+        assert_eq!(truncate(2 * MIB).await, Err(IoError::host(28)));
+        assert_eq!(look("on"), (vec![], MIB));
+        drop((root, disk));
         gs.close_all().await.expect("closes");
     });
 }

@@ -3,8 +3,7 @@
 mod support;
 
 use block_common::{AlignedBuf, ParentKind, Perm, PermPair, RequestFlags};
-use block_copy::DirtyBitmap;
-use block_io::{Request, WriteObserver};
+use block_io::{DirtyBitmap, Request, WriteObserver};
 use block_testkit::{MemOptions, MemStorage, Rng};
 use std::sync::Arc;
 use support::{Layer, open};

@@ -218,9 +218,7 @@ impl Churn {
         let filter = self.places[place].filters.remove(index);
         let below = self.places[place].at(index).clone();
         self.watch.begin(format!("drop a filter: {} above {}", filter.name(), below.name()));
-        let section = self.gs.drain(&filter).await;
-        self.gs.replace_node(&section, &filter, &below).expect("drops");
-        drop(section);
+        self.gs.drop_filter(&filter).await.expect("drops");
         self.watch.begin("close a filter");
         self.gs.close(filter).await.expect("closes");
         self.report.dropped += 1;

@@ -13,7 +13,8 @@ use block_common::options::{Dialect, Dict, Value};
 use block_copy::Padded;
 use block_gs::{GlobalState, NodeInfo, NodeRef};
 use clap::Parser;
-use std::os::unix::fs::MetadataExt;
+use std::future::Future;
+use std::pin::Pin;
 use tree::Node;
 
 /// Show what an image is.
@@ -51,7 +52,7 @@ impl Command for Args {
         with_block_layer(|gs| async move {
             let backend = image.open(&gs).await?;
             let gone = || Failure::message(format!("Could not open '{}'", image.name));
-            let node = node(&gs, &backend.node().ok_or_else(gone)?)?;
+            let node = node(&gs, backend.node().ok_or_else(gone)?).await?;
             print(&match output {
                 OutputFormat::Human => node.to_text(),
                 // No format of this build has backing files: a chain is one image.
@@ -62,41 +63,30 @@ impl Command for Args {
 }
 
 /// What there is to tell of a node and of those below it.
-fn node(gs: &GlobalState, node_ref: &NodeRef) -> Result<Node, Failure> {
-    let info = gs.node_info(node_ref).map_err(Failure::message)?;
-    let mut children = Vec::new();
-    for (name, child, _) in &info.children {
-        if let Some(child) = child {
-            let child = gs.find_node(child).map_err(Failure::message)?;
-            children.push((name.clone(), node(gs, &child)?));
+fn node(gs: &GlobalState, node_ref: NodeRef) -> Pin<Box<dyn Future<Output = Result<Node, Failure>> + '_>> {
+    Box::pin(async move {
+        let info = gs.node_info(&node_ref).map_err(Failure::message)?;
+        let mut children = Vec::new();
+        for (name, child, _) in &info.children {
+            if let Some(child) = child {
+                let child = gs.find_node(child).map_err(Failure::message)?;
+                children.push((name.clone(), node(gs, child).await?));
+            }
         }
-    }
-    let is_protocol = children.is_empty();
-    let disk_size = match children.first() {
-        Some((_, file)) => file.disk_size,
-        None => disk_size(&info),
-    };
-    Ok(Node {
-        file_name: file_name(gs, node_ref)?,
-        driver: info.driver,
-        is_protocol,
-        length: info.length.next_multiple_of(Padded::SECTOR),
-        disk_size,
-        has_flags: match children.first() {
-            Some((_, file)) => file.has_flags,
-            None => info.driver == "file",
-        },
-        children,
+        Ok(Node {
+            file_name: file_name(gs, &node_ref)?,
+            driver: info.driver,
+            is_protocol: children.is_empty(),
+            length: info.length.next_multiple_of(Padded::SECTOR),
+            // Where nobody can tell, nothing is.
+            disk_size: gs.allocated_size(&node_ref).await.unwrap_or(0),
+            has_flags: match children.first() {
+                Some((_, file)) => file.has_flags,
+                None => info.driver == "file",
+            },
+            children,
+        })
     })
-}
-
-/// How many bytes the host has allocated. A file that is gone by now has none.
-fn disk_size(info: &NodeInfo) -> u64 {
-    match info.options.lookup("filename") {
-        // A block of `stat` is 512 bytes everywhere.
-        Some(Value::Str(path)) => std::fs::metadata(path).map_or(0, |stat| stat.blocks() * 512),
-        _ => 0,
-    }
 }
 
 /// The name under which the field's tools would open the same: a plain one if nothing but a file's name is needed.

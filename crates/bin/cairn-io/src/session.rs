@@ -435,7 +435,7 @@ impl Session {
             if let Ok(control) = self.gs.with_control(&node, |control: &mut BlkdebugControl| control.clone()) {
                 return Some(control);
             }
-            node = self.gs.child(&node, "file").ok().flatten()?;
+            node = self.gs.primary_child(&node).ok().flatten()?;
         }
     }
 

@@ -9,8 +9,6 @@ pub struct Limits {
     pub memory_alignment: u32,
     /// The longest read or write.
     pub transfer_max: u32,
-    /// The most segments of a buffer.
-    pub segments_max: u32,
     /// The longest zero write.
     pub zero_max: u64,
     /// Zero writes are cheap at multiples of this; any number.
@@ -29,7 +27,6 @@ impl Limits {
         request_alignment: 1,
         memory_alignment: 1,
         transfer_max: 0,
-        segments_max: 0,
         zero_max: 0,
         zero_alignment: 1,
         discard_max: 0,

@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use block_backend_io::{BackendControl, BackendEvent, BackendEvents, BackendIo, BackendSettings};
-use block_common::{ParentKind, PermPair};
-use block_gs::{DrainGuard, Event, GlobalState, GraphError, NodeRef, RootRef};
+use block_common::{OpType, ParentKind, PermPair};
+use block_gs::{DrainGuard, Event, GlobalState, GraphError, NodeRef, OpBlocker, RootRef};
 use block_io::IoThreadHandle;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -173,19 +173,43 @@ impl Backend {
     /// Put another medium in place of the one that is there, if any.
     ///
     /// # Errors
-    /// A permission conflict with the node's other users; the old medium stays then.
+    /// A permission conflict with the node's other users, or [`GraphError::OpBlocked`] for a medium that must not be changed; the old one
+    /// stays then.
     #[doc(alias = "blk_replace_bs")]
     pub async fn replace(&self, node: &NodeRef) -> Result<(), BackendError> {
-        Ok(self.0.gs.attach_root(self.0.root(), Some(node)).await?)
+        self.exchange(Some(node), OpType::Change).await
     }
 
     /// Take the medium out. Requests in flight finish first, later ones find none.
     ///
     /// # Errors
-    /// The block layer is gone.
+    /// The block layer is gone, or [`GraphError::OpBlocked`] for a medium that must not be ejected.
     #[doc(alias = "blk_remove_bs")]
     pub async fn remove(&self) -> Result<(), BackendError> {
-        Ok(self.0.gs.attach_root(self.0.root(), None).await?)
+        self.exchange(None, OpType::Eject).await
+    }
+
+    async fn exchange(&self, node: Option<&NodeRef>, op: OpType) -> Result<(), BackendError> {
+        self.check_op(op)?;
+        let gs = &self.0.gs;
+        // Not only before the wait: a job may have begun meanwhile.
+        let allows = |there: Option<&NodeRef>| there.map_or(Ok(()), |there| gs.check_op(there, op));
+        Ok(gs.attach_root_if(self.0.root(), node, allows).await?)
+    }
+
+    /// Whether `op` may begin on the medium. Nothing is blocked where there is none.
+    ///
+    /// # Errors
+    /// [`GraphError::OpBlocked`].
+    #[doc(alias = "blk_op_is_blocked")]
+    pub fn check_op(&self, op: OpType) -> Result<(), BackendError> {
+        Ok(self.node().map_or(Ok(()), |medium| self.0.gs.check_op(&medium, op))?)
+    }
+
+    /// Block every operation on the medium that is there now but those in `except`: see [`GlobalState::block_all_ops`]. `None` where there is none.
+    #[doc(alias = "blk_op_block_all")]
+    pub fn block_all_ops(&self, except: &[OpType], reason: impl Into<String>) -> Option<OpBlocker> {
+        self.node().map(|medium| self.0.gs.block_all_ops(&medium, except, reason))
     }
 
     /// Let go of the medium and of the name, and wait until the requests in flight are over. Dropping the last clone does the same in

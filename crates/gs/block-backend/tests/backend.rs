@@ -5,7 +5,7 @@ mod common;
 
 use block_backend::{Backend, BackendError, BackendOptions};
 use block_backend_io::{BackendIo, BackendSettings, ErrorAction};
-use block_common::{IoError, OnError, Perm, PermPair, RequestFlags};
+use block_common::{IoError, OnError, OpType, Perm, PermPair, RequestFlags};
 use block_gs::{Event, GlobalState, GraphError};
 use block_io::RequestKind;
 use common::{World, buffer, loose, poll_once};
@@ -338,5 +338,41 @@ fn what_the_guest_sees_is_kept_by_its_half() {
         io.set_guest_block_size(4096);
         let clone = io.clone();
         assert_eq!((clone.write_cache(), clone.guest_block_size()), (false, 4096));
+    });
+}
+
+#[test]
+fn a_medium_that_is_blocked_stays() {
+    let world = World::new();
+    world.run_and_close(async {
+        let a = world.add(r#"{"driver": "leaf", "node-name": "a"}"#).await;
+        let b = world.add(r#"{"driver": "leaf", "node-name": "b"}"#).await;
+        let drive = backend(&world, "drive0");
+        assert!(drive.block_all_ops(&[], "nothing to block").is_none());
+        drive.check_op(OpType::Eject).expect("there is no medium");
+        drive.insert(&a).await.expect("it is empty");
+        let blocker = drive.block_all_ops(&[OpType::Resize], "a job").expect("there is a medium");
+        drive.check_op(OpType::Resize).expect("an exception");
+        assert_eq!(text(drive.check_op(OpType::Change)), "Node 'a' is busy: a job (operation 'change')");
+        assert_eq!(text(drive.remove().await), "Node 'a' is busy: a job (operation 'eject')");
+        assert_eq!(text(drive.replace(&b).await), "Node 'a' is busy: a job (operation 'change')");
+        assert!(drive.node().is_some_and(|node| node.same(&a)));
+        drop(blocker);
+        drive.replace(&b).await.expect("nothing is blocked");
+        // Asked again when the wait for requests is over.
+        let leaf = world.leaf("b");
+        leaf.hold(true);
+        let io = drive.io();
+        let (slow, mut removal) = (read(&io), Box::pin(drive.remove()));
+        let mut slow = Box::pin(slow);
+        assert!(poll_once(&mut slow).await.is_none());
+        world.until("the read is there", || leaf.in_flight() == 1).await;
+        assert!(poll_once(&mut removal).await.is_none());
+        let blocker = world.gs.block_op(&b, OpType::Eject, "a late job");
+        leaf.hold(false);
+        assert_eq!(text(removal.await), "Node 'b' is busy: a late job (operation 'eject')");
+        assert_eq!(slow.await, Ok(()));
+        drop(blocker);
+        drive.remove().await.expect("nothing is blocked");
     });
 }

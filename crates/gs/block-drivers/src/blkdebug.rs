@@ -1,4 +1,4 @@
-//! `blkdebug`: child `image`, limits, and rules from options and from a file.
+//! `blkdebug`: child `image`, limits, permissions, and rules from options and from a file.
 //!
 //! The file has a group for each rule, in the syntax of git's configuration:
 //!
@@ -11,7 +11,9 @@
 use async_trait::async_trait;
 use block_blkdebug::{Blkdebug, BlkdebugControl, BlkdebugLimits, InjectError, IoKind, Rule, SetState};
 use block_common::options::{Dialect, DriverKind};
-use block_common::{ChildName, ChildRole, DebugEvent, Errno, OptionReader, Options, OptionsError, PermPair, QapiEnum};
+use block_common::{
+    ChildName, ChildRole, DebugEvent, Errno, OptionReader, Options, OptionsError, Perm, PermPair, QapiEnum,
+};
 use block_gs::{DriverType, EngineControl, GraphError, GraphResult, OpenContext, Opened, filter_perm};
 use std::any::Any;
 
@@ -22,11 +24,19 @@ const IMAGE: ChildName = ChildName::from_static("image");
 pub struct BlkdebugType;
 
 /// Its nodes' control is a [`BlkdebugControl`].
-struct Control(BlkdebugControl);
+struct Control {
+    engine: BlkdebugControl,
+    /// What is taken of the image, and not shared, whoever uses the node.
+    perm: PermPair,
+}
 
 impl EngineControl for Control {
     fn as_any(&mut self) -> &mut dyn Any {
-        &mut self.0
+        &mut self.engine
+    }
+
+    fn child_perm_more(&self) -> PermPair {
+        self.perm
     }
 }
 
@@ -45,11 +55,6 @@ impl DriverType for BlkdebugType {
     }
 
     async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened> {
-        for key in ["take-child-perms", "unshare-child-perms"] {
-            if options.take(key).is_some() {
-                return Err(GraphError::NotBuilt(format!("blkdebug's option '{key}'")));
-            }
-        }
         let mut rules = Vec::new();
         if let Some(path) = options.take_str("config")?.filter(|path| !path.is_empty()) {
             rules.extend(read_config(context, path).await?);
@@ -65,6 +70,7 @@ impl DriverType for BlkdebugType {
             opt_discard: options.take_size("opt-discard")?,
             max_discard: options.take_size("max-discard")?,
         };
+        let (taken, unshared) = (perms(options, "take-child-perms")?, perms(options, "unshare-child-perms")?);
         let image = context.require_child(options, IMAGE, ChildRole::FILTERED_PRIMARY).await?;
         let open = |req| async move {
             let below = image.limits(&req)?;
@@ -72,13 +78,23 @@ impl DriverType for BlkdebugType {
         };
         let opened = context.run("Could not open the blkdebug node", open).await?;
         let (engine, control) = opened.map_err(|error| GraphError::Open(error.to_string()))?;
+        let control = Control { engine: control, perm: PermPair::new(taken, !unshared) };
         let read_only = context.common().read_only;
-        Ok(Opened { engine: Box::new(engine), control: Box::new(Control(control)), read_only })
+        Ok(Opened { engine: Box::new(engine), control: Box::new(control), read_only })
     }
 
     fn child_perm(&self, _role: ChildRole, above: PermPair, _read_only: bool) -> PermPair {
         filter_perm(above)
     }
+}
+
+/// A list of permissions; none without it.
+fn perms(options: &mut OptionReader, key: &str) -> GraphResult<Perm> {
+    let perms = options.take_list(key, |item| {
+        let (key, value) = (item.key(), item.into_str()?);
+        Perm::from_qapi_name(&value).ok_or(OptionsError::BadValue { key, value })
+    })?;
+    Ok(perms.into_iter().flatten().collect())
 }
 
 fn value<T: QapiEnum>(rule: &mut OptionReader, key: &str) -> GraphResult<Option<T>> {

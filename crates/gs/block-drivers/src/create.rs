@@ -273,6 +273,8 @@ impl NewImage {
     /// # Errors
     /// A file that could not get its size stays behind, empty.
     #[doc(alias = "bdrv_create")]
+    #[doc(alias = "bdrv_co_create")]
+    #[doc(alias = "bdrv_co_create_opts")]
     pub async fn create(&self, gs: &GlobalState) -> Result<(), CreateError> {
         let size = self.size.ok_or(CreateError::NoSize)?;
         let preallocation = match self.options.lookup("preallocation").map(text) {

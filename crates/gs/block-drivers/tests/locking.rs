@@ -183,3 +183,37 @@ fn perm_3_auto_read_only_opens_for_writing_when_somebody_writes() {
         assert_eq!(report(file(gs, &this, "").await), told);
     });
 }
+
+#[test]
+fn perm_1_what_blkdebug_is_told_to_take_counts_as_any_users_permissions() {
+    let bench = Bench::new();
+    bench.run(async {
+        let gs = &bench.one;
+        let image = gs.open(Options::parse_blockdev("null-co,node-name=image").expect("options")).await.expect("opened");
+        let open = async |more: &str| {
+            let text = format!("blkdebug,node-name=debug,image=image{more}");
+            gs.open(Options::parse_blockdev(&text).expect("options")).await
+        };
+        let user = attach(gs, &image, PermPair::new(READ | WRITE, READ | WRITE | Perm::WRITE_UNCHANGED)).await;
+        let user = user.expect("nobody is there");
+        // Others may not resize while the user is there, and the user writes.
+        let conflict = |perm: &str, by: &str, keeper: &str| {
+            format!("Permission conflict on node 'image': permissions '{perm}' are both required by {by} and unshared by {keeper}.")
+        };
+        let (node, root) = ("node 'debug' (uses node 'image' as 'image' child)", "block device 'root' (uses node 'image' as 'root' child)");
+        assert_eq!(report(open(",take-child-perms.0=resize").await), conflict("resize", node, root));
+        assert_eq!(report(open(",unshare-child-perms.0=write").await), conflict("write", root, node));
+        let wrong = report(open(",take-child-perms.0=bogus").await);
+        assert_eq!(wrong, "Parameter 'take-child-perms.0' does not accept value 'bogus'");
+        let debug = open(",take-child-perms.0=write,unshare-child-perms.0=resize").await.expect("nobody is in the way");
+        let perm = |gs: &GlobalState| gs.node_info(&debug).expect("there").children[0].2;
+        assert_eq!(perm(gs), PermPair::new(WRITE, !Perm::RESIZE));
+        // Its users' permissions come on top.
+        let above = attach(gs, &debug, PermPair::new(READ, !Perm::WRITE_UNCHANGED)).await.expect("nobody is in the way");
+        assert_eq!(perm(gs), PermPair::new(READ | WRITE, !(Perm::RESIZE | Perm::WRITE_UNCHANGED)));
+        drop(above);
+        gs.settle().await.expect("closed");
+        assert_eq!(perm(gs), PermPair::new(WRITE, !Perm::RESIZE));
+        drop((debug, user));
+    });
+}

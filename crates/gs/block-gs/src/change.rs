@@ -1,12 +1,12 @@
-//! Changing the graph: replacing children and nodes, inserting and dropping filters, freezing edges, and looking at it.
+//! Changing the graph: replacing children and nodes, freezing edges, and looking at it.
 
 use crate::drain::DrainGuard;
 use crate::error::{GraphError, GraphResult};
 use crate::graph::{Graph, NodeRef, ParentEnd, frozen};
 use crate::perm::{Change, describe};
 use crate::state::GlobalState;
-use block_common::PermPair;
 use block_common::options::Dict;
+use block_common::{ChildRole, PermPair};
 use block_io::{GateState, WriteObserver};
 use std::sync::Arc;
 
@@ -60,7 +60,7 @@ impl GlobalState {
         let at = self.0.graph.borrow().edge_at(parent, edge)?;
         let section = guard.target(self).ok_or_else(|| GraphError::NotDrained(parent.name().into()))?;
         let changes = [Change { end: ParentEnd::Node(parent.id(), at), child: child.cloned() }];
-        let old = self.0.graph.borrow_mut().repoint(&changes, section)?;
+        let old = self.0.graph.borrow_mut().repoint(&changes, &[section])?;
         drop(old);
         Ok(())
     }
@@ -70,13 +70,10 @@ impl GlobalState {
     /// # Errors
     /// As [`GlobalState::replace_child`].
     #[doc(alias = "bdrv_replace_node")]
-    #[doc(alias = "bdrv_append")]
-    #[doc(alias = "bdrv_insert_node")]
-    #[doc(alias = "bdrv_drop_filter")]
     pub fn replace_node(&self, guard: &DrainGuard, from: &NodeRef, to: &NodeRef) -> GraphResult<()> {
         let changes = self.0.graph.borrow().replacement(from, to)?;
         let section = guard.target(self).ok_or_else(|| GraphError::NotDrained(from.name().into()))?;
-        let old = self.0.graph.borrow_mut().repoint(&changes, section)?;
+        let old = self.0.graph.borrow_mut().repoint(&changes, &[section])?;
         drop(old);
         Ok(())
     }
@@ -104,7 +101,7 @@ impl GlobalState {
             let mut graph = self.0.graph.borrow_mut();
             let still = ends.into_iter().filter(|end| graph.child_at(*end) == Some(to.id()));
             let changes: Vec<_> = still.map(|end| Change { end, child: Some(from.clone()) }).collect();
-            graph.repoint(&changes, section)?
+            graph.repoint(&changes, &[section])?
         };
         drop(old);
         Ok(())
@@ -132,11 +129,33 @@ impl GlobalState {
     /// # Errors
     /// [`GraphError::NoSuchEdge`].
     #[doc(alias = "bdrv_cow_child")]
-    #[doc(alias = "bdrv_primary_child")]
     pub fn child(&self, parent: &NodeRef, edge: &str) -> GraphResult<Option<NodeRef>> {
         let graph = self.0.graph.borrow();
         let at = graph.edge_at(parent, edge)?;
         Ok(graph.node(parent)?.edges[at].child.clone())
+    }
+
+    /// The child that stands for `parent`: what a filter filters, the image of a format. `None` where there is none.
+    ///
+    /// # Errors
+    /// [`GraphError::NotFound`] when the node is gone.
+    #[doc(alias = "bdrv_primary_child")]
+    #[doc(alias = "bdrv_primary_bs")]
+    pub fn primary_child(&self, parent: &NodeRef) -> GraphResult<Option<NodeRef>> {
+        let graph = self.0.graph.borrow();
+        let primary = graph.node(parent)?.edges.iter().find(|edge| edge.role.contains(ChildRole::PRIMARY));
+        Ok(primary.and_then(|edge| edge.child.clone()))
+    }
+
+    /// `node`, or the first node below it that is no filter. A filter that leads nowhere is itself the last one.
+    #[doc(alias = "bdrv_skip_filters")]
+    pub fn skip_filters(&self, node: &NodeRef) -> NodeRef {
+        let graph = self.0.graph.borrow();
+        let mut at = node.clone();
+        while let Some(child) = graph.nodes.get(&at.id()).and_then(|node| node.filtered()) {
+            at = child.clone();
+        }
+        at
     }
 
     /// Run `with` on the node's control half, downcast to the driver's own type. It may use the graph, but not this control again; a
@@ -161,7 +180,7 @@ impl GlobalState {
     pub async fn set_detour(&self, node: &NodeRef, on: bool) -> GraphResult<()> {
         let idle = {
             let mut graph = self.0.graph.borrow_mut();
-            let found = graph.nodes.get_mut(&node.id()).ok_or_else(|| GraphError::NotFound(node.name().into()))?;
+            let found = graph.node_mut(node)?;
             found.control.set_detour(on);
             found.control.settled()
         };
@@ -175,11 +194,10 @@ impl GlobalState {
     ///
     /// # Errors
     /// [`GraphError::NotFound`] when the node is gone.
-    #[doc(alias = "bdrv_create_dirty_bitmap")]
     pub async fn observe(&self, node: &NodeRef, observer: Arc<dyn WriteObserver>) -> GraphResult<()> {
         let settled = {
             let mut graph = self.0.graph.borrow_mut();
-            let found = graph.nodes.get_mut(&node.id()).ok_or_else(|| GraphError::NotFound(node.name().into()))?;
+            let found = graph.node_mut(node)?;
             found.control.observe(observer);
             found.control.settled()
         };
@@ -249,7 +267,7 @@ impl Graph {
     }
 
     /// The changes that give `from`'s users to `to`.
-    fn replacement(&self, from: &NodeRef, to: &NodeRef) -> GraphResult<Vec<Change>> {
+    pub(crate) fn replacement(&self, from: &NodeRef, to: &NodeRef) -> GraphResult<Vec<Change>> {
         let users = self.node(from)?.parents.iter().copied();
         let outside = users.filter(|end| match end {
             ParentEnd::Node(id, _) => !self.reaches(to.id(), *id),

@@ -105,6 +105,16 @@ impl DrainGuard {
         }
     }
 
+    /// Whether there is nothing to wait for at this moment.
+    pub(crate) fn is_settled(&self) -> bool {
+        let graph = self.gs.0.graph.borrow();
+        graph.busy(self.id).is_empty() && !graph.is_section_acted_on(self.id)
+    }
+
+    pub(crate) fn id(&self) -> Id {
+        self.id
+    }
+
     /// Whether the section covers `node`: it is drained, or lies above what is.
     pub fn covers(&self, node: &NodeRef) -> bool {
         let graph = self.gs.0.graph.borrow();

@@ -88,6 +88,12 @@ pub trait EngineControl: Any {
     /// For downcasting.
     fn as_any(&mut self) -> &mut dyn Any;
 
+    /// What each edge of the node asks of its child, and does not share, beside what the driver says of all its nodes. Asked once, when the node
+    /// is complete.
+    fn child_perm_more(&self) -> PermPair {
+        PermPair::NONE
+    }
+
     /// The node's users are going to need and share `perm` together. Get hold of what that takes, and let go of nothing yet.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! What goes wrong on the control path: errors with a name and a reason.
 
 use crate::graph::DEPTH_MAX;
-use block_common::{IoError, NodeNameError, OptionsError, Perm};
+use block_common::{IoError, NodeNameError, OpType, OptionsError, Perm};
 
 /// Why a change of the graph, or a look at it, failed. The graph is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +87,25 @@ pub enum GraphError {
         /// The child.
         child: String,
     },
+    /// The user that was meant does not use the node.
+    #[error("'{user}' does not use node '{node}'")]
+    NotUsedBy {
+        /// The node.
+        node: String,
+        /// The node or root that does not use it.
+        user: String,
+    },
+    /// The edge leads somewhere already.
+    #[error("Node '{parent}' has a '{edge}' child already")]
+    HasChild {
+        /// The parent.
+        parent: String,
+        /// The edge's name.
+        edge: String,
+    },
+    /// Data of this node is not just what is below it.
+    #[error("Node '{0}' is not a filter")]
+    NotAFilter(String),
     /// There is no such edge.
     #[error("Node '{parent}' has no child '{edge}'")]
     NoSuchEdge {
@@ -98,6 +117,16 @@ pub enum GraphError {
     /// The node is still used.
     #[error("Block device {0} is in use")]
     InUse(String),
+    /// A user of the node has blocked the operation.
+    #[error("Node '{node}' is busy: {reason} (operation '{op}')")]
+    OpBlocked {
+        /// The node.
+        node: String,
+        /// What was to be done.
+        op: OpType,
+        /// Why not.
+        reason: String,
+    },
     /// Somebody still refers to these nodes, by their names, after everything should have been closed.
     #[error("nodes are left open: {}", .0.join(", "))]
     LeftOpen(Vec<String>),

@@ -3,9 +3,11 @@
 //! Plain data, borrowed in synchronous code only. What waits is in `drain`, `open` and `close`; what may be changed, and by whom, is said
 //! there and in `perm`. Engines, requests and threads are not here.
 
+use crate::bitmap::BitmapRef;
 use crate::driver::{DriverType, EngineControl};
 use crate::error::{GraphError, GraphResult};
 use crate::perm::{Change, Plan};
+use crate::threshold::Threshold;
 use block_common::options::Dict;
 use block_common::{ChildName, ChildRole, NodeName, ParentKind, PermPair};
 use block_io::{EdgeWriter, IoNode, NodeControl, NodeTarget, RootControl};
@@ -13,6 +15,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
@@ -61,6 +64,10 @@ pub(crate) struct GsNode {
     /// What its users need and share together, as the driver was told last.
     pub(crate) asked: PermPair,
     pub(crate) options: Dict,
+    /// What its edges ask for beside what its driver says.
+    pub(crate) perm_more: PermPair,
+    pub(crate) bitmaps: BTreeMap<String, BitmapRef>,
+    pub(crate) threshold: Option<Arc<Threshold>>,
     /// The monitor's own reference, for nodes that were added by name.
     pub(crate) monitor: Option<NodeRef>,
     /// The reaper is at it: it stays quiesced.
@@ -74,6 +81,12 @@ impl GsNode {
     /// Whether somebody refers to it. Otherwise it is on its way out.
     pub(crate) fn is_alive(&self) -> bool {
         self.token.strong_count() > 0
+    }
+
+    /// What it filters, if it is a filter that leads somewhere.
+    pub(crate) fn filtered(&self) -> Option<&NodeRef> {
+        let edge = self.edges.iter().find(|edge| edge.role.contains(ChildRole::FILTERED))?;
+        edge.child.as_ref().filter(|_| self.driver.is_filter())
     }
 }
 
@@ -222,6 +235,7 @@ impl NewNode {
     pub(crate) fn complete(self) -> Box<GsNode> {
         let Self { name, driver, control, engine_control, edges, read_only, force_share, options } = self;
         Box::new(GsNode {
+            perm_more: engine_control.child_perm_more(),
             name,
             driver,
             control,
@@ -232,6 +246,8 @@ impl NewNode {
             force_share,
             asked: PermPair::NONE,
             options,
+            bitmaps: BTreeMap::new(),
+            threshold: None,
             monitor: None,
             closing: false,
             depth: 1,
@@ -264,6 +280,10 @@ impl Graph {
 
     pub(crate) fn node(&self, node: &NodeRef) -> GraphResult<&GsNode> {
         self.nodes.get(&node.id()).ok_or_else(|| GraphError::NotFound(node.name().into()))
+    }
+
+    pub(crate) fn node_mut(&mut self, node: &NodeRef) -> GraphResult<&mut GsNode> {
+        self.nodes.get_mut(&node.id()).ok_or_else(|| GraphError::NotFound(node.name().into()))
     }
 
     /// A node by its name.
@@ -486,6 +506,11 @@ impl Graph {
         heights.get(&id).copied().unwrap_or(1)
     }
 
+    /// Whether a node between `id` and its users would make a way too long.
+    pub(crate) fn is_too_deep_with_one_more(&self, id: Id) -> bool {
+        self.height(id) + self.depth(id) > DEPTH_MAX
+    }
+
     /// The depths of `id` and of what is above it, after an edge of it was repointed.
     fn refresh_depths(&mut self, id: Id) {
         for above in self.parents_first(&self.above(DrainTarget::Node(id)).0).into_iter().rev() {
@@ -497,9 +522,14 @@ impl Graph {
         }
     }
 
-    /// Repoint edges, all or none: every parent must be drained by `section`, no edge frozen, no cycle made, no permission in conflict.
-    pub(crate) fn repoint(&mut self, changes: &[Change], section: DrainTarget) -> GraphResult<Vec<NodeRef>> {
-        let covered = self.above(section);
+    /// Repoint edges, all or none: every parent must be drained by one of `sections`, no edge frozen, no cycle made, no permission in conflict.
+    pub(crate) fn repoint(&mut self, changes: &[Change], sections: &[DrainTarget]) -> GraphResult<Vec<NodeRef>> {
+        let mut covered = (BTreeSet::new(), BTreeSet::new());
+        for section in sections {
+            let (nodes, roots) = self.above(*section);
+            covered.0.extend(nodes);
+            covered.1.extend(roots);
+        }
         for change in changes {
             self.check_repoint(change, &covered)?;
         }
@@ -590,10 +620,7 @@ impl Graph {
     /// A filter gets new users: what is below it may have grown or shrunk since it was opened.
     fn follow_length(&self, id: Id) {
         // Down to what is no filter, and up again.
-        let below = |id: &Id| {
-            let node = self.nodes.get(id).filter(|node| node.driver.is_filter())?;
-            node.edges.iter().find(|edge| edge.role.contains(ChildRole::FILTERED))?.child.as_ref().map(NodeRef::id)
-        };
+        let below = |id: &Id| self.nodes.get(id)?.filtered().map(NodeRef::id);
         let chain: Vec<_> = std::iter::successors(Some(id), below).collect();
         for pair in chain.windows(2).rev() {
             if let (Some(filter), Some(child)) = (self.nodes.get(&pair[0]), self.nodes.get(&pair[1])) {

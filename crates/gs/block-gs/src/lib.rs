@@ -21,11 +21,19 @@ mod perm;
 mod drain;
 mod mutation;
 
+mod above;
+mod ask;
+mod bitmap;
+mod blocker;
 mod change;
 mod close;
 mod open;
 mod root;
+mod threshold;
 
+pub use above::Users;
+pub use bitmap::{BitmapError, BitmapInfo, BitmapLock, BitmapOptions, BitmapRef, BitmapResult};
+pub use blocker::OpBlocker;
 pub use change::{NodeInfo, Replacement};
 pub use drain::DrainGuard;
 pub use driver::{DriverType, EngineControl, NoControl, Opened, filter_perm, format_perm};

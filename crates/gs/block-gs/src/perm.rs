@@ -200,7 +200,7 @@ impl Future<'_> {
         let mut touched = Vec::new();
         for (at, edge) in node.edges.iter().enumerate() {
             let end = ParentEnd::Node(id, at);
-            let mut perm = node.driver.child_perm(edge.role, above, node.read_only);
+            let mut perm = node.driver.child_perm(edge.role, above, node.read_only).combine(node.perm_more);
             if self.child(end).and_then(|child| self.graph.nodes.get(&child)).is_some_and(|child| child.force_share) {
                 perm.shared = Perm::all();
             }

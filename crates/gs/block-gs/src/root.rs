@@ -125,7 +125,7 @@ impl GlobalState {
                 return Err(GraphError::ShuttingDown.into());
             }
             allows(self.root_node(root).as_ref())?;
-            let repointed = self.0.graph.borrow_mut().repoint(&changes, section);
+            let repointed = self.0.graph.borrow_mut().repoint(&changes, &[section]);
             match repointed {
                 Err(error) if self.0.graph.borrow().may_pass(&error, node) => changed.await,
                 other => break other?,

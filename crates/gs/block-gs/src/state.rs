@@ -3,6 +3,7 @@
 //! It is neither `Send` nor `Sync`, is made from a main loop, and there is no static: two of them in one process are two
 //! independent block layers.
 
+use crate::blocker::Blockers;
 use crate::close::reaper;
 use crate::driver::DriverType;
 use crate::error::{GraphError, GraphResult};
@@ -37,6 +38,7 @@ pub(crate) struct Inner {
     pub(crate) main: MainHandle,
     pub(crate) graph: RefCell<Graph>,
     pub(crate) tickets: Tickets,
+    pub(crate) blockers: Blockers,
     events: EventSender,
     events_out: Cell<Option<Events>>,
     drivers: RefCell<BTreeMap<&'static str, Rc<dyn DriverType>>>,
@@ -67,6 +69,7 @@ impl GlobalState {
             main: main.handle(),
             graph: RefCell::default(),
             tickets: Tickets::default(),
+            blockers: Blockers::default(),
             events,
             events_out: Cell::new(Some(events_out)),
             drivers: RefCell::default(),

@@ -41,6 +41,8 @@ fn measure(what: &str, count: usize, json: impl Fn(usize) -> String) {
         world.gs.replace_node(&guard, &bottom, &filter).expect("it is drained");
         drop(guard);
         lap("insert a filter at the bottom");
+        world.gs.drop_filter(&filter).await.expect("nothing is in the way");
+        lap("drop it again");
     });
     world.run(async { world.gs.close_all().await }).expect("everything closes");
     lap("close");

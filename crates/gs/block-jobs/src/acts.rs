@@ -34,9 +34,9 @@ use crate::JobError;
 use crate::error::JobResult;
 use crate::job::JobRef;
 use crate::status::JobType;
-use block_common::{ParentKind, PermPair};
+use block_common::{OpType, ParentKind, PermPair};
 use block_copy::{JobControl, RunError};
-use block_gs::{GlobalState, NodeRef, RootRef};
+use block_gs::{GlobalState, NodeRef, OpBlocker, RootRef};
 use block_io::IoThreadHandle;
 use std::fmt;
 use std::future::Future;
@@ -130,6 +130,21 @@ impl JobSetup {
     /// The job's id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Make sure that `op` may begin on `node`, and keep every operation that could get in the job's way from beginning there.
+    ///
+    /// # Errors
+    /// [`GraphError::OpBlocked`](block_gs::GraphError::OpBlocked) when somebody else keeps this one.
+    pub fn claim(&self, node: &NodeRef, op: OpType) -> JobResult<OpBlocker> {
+        self.gs.check_op(node, op)?;
+        Ok(self.block_ops(node))
+    }
+
+    /// As [`JobSetup::claim`], for a node of the job's own.
+    pub fn block_ops(&self, node: &NodeRef) -> OpBlocker {
+        // Nodes have no thread: moving their users is nothing to a job.
+        self.gs.block_all_ops(node, &[OpType::Dataplane], format!("block device is in use by block job: {}", self.id))
     }
 
     /// An entry to `node` for the body, with permissions of the job's own. The job gives it back with [`GlobalState::close_root`].

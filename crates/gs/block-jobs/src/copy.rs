@@ -9,15 +9,13 @@ use crate::status::JobType;
 use async_trait::async_trait;
 use block_backend_io::{UpcallsOut, upcalls};
 use block_common::options::DriverKind;
-use block_common::{ChildName, ChildRole, NodeName, OptionReader, Perm, PermPair};
-use block_copy::{
-    DirtyBitmap, MirrorAnswer, MirrorOptions, MirrorParts, MirrorQuestion, MirrorTop, MirrorTopControl, mirror,
-};
+use block_common::{ChildName, ChildRole, NodeName, OpType, OptionReader, Perm, PermPair};
+use block_copy::{MirrorAnswer, MirrorOptions, MirrorParts, MirrorQuestion, MirrorTop, MirrorTopControl, mirror};
 use block_gs::{
-    DrainGuard, DriverType, EngineControl, GlobalState, GraphError, GraphResult, NodeRef, OpenContext, Opened,
-    Replacement, RootRef, filter_perm,
+    DrainGuard, DriverType, EngineControl, GlobalState, GraphError, GraphResult, NodeRef, OpBlocker, OpenContext,
+    Opened, Replacement, RootRef, filter_perm,
 };
-use block_io::IoThreadHandle;
+use block_io::{DirtyBitmap, IoThreadHandle};
 use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
@@ -93,8 +91,11 @@ impl Job for CopyJob {
         self.check()?;
         let gs = setup.gs();
         let (source, target) = (gs.find_node(&self.source)?, gs.find_node(&self.target)?);
+        let claims = [setup.claim(&source, OpType::MirrorSource)?, setup.claim(&target, OpType::MirrorTarget)?];
         let home = self.home.clone().unwrap_or_else(|| gs.main_io());
-        let bitmap = Arc::new(DirtyBitmap::new(source.io().length(), self.granularity));
+        let bitmap = DirtyBitmap::try_new(source.io().length(), self.granularity);
+        let too_fine = || JobError::Options("Parameter 'granularity' is too small for a node of this length".into());
+        let bitmap = Arc::new(bitmap.ok_or_else(too_fine)?);
         bitmap.set_all();
         let target_root = setup.root(&target, TARGET, &home).await?;
         let filter = match Filter::insert(gs, source.clone(), self.filter, bitmap.clone()).await {
@@ -115,7 +116,9 @@ impl Job for CopyJob {
         };
         let (owner, questions) = upcalls(1);
         let parts = MirrorParts { source: source_root.io().clone(), target: target_root.io().clone(), bitmap, owner };
-        let left = CopyLeft { source_root, target_root, filter };
+        let [source_claim, target_claim] = claims;
+        let claims = [source_claim, target_claim, setup.block_ops(&filter.node)];
+        let left = CopyLeft { source_root, target_root, filter, claims };
         let (pivot, auto_complete, options) = (self.pivot, self.auto_complete, self.options);
         let job = StartedCopy { left, questions, pivot, auto_complete, section: None };
         Ok(Start::new(job, &home, move |mut control| async move { mirror(parts, options, &mut control).await }))
@@ -250,10 +253,13 @@ pub struct CopyLeft {
     source_root: RootRef,
     target_root: RootRef,
     filter: Filter,
+    /// Source, target and filter: nobody else begins anything there.
+    claims: [OpBlocker; 3],
 }
 
 impl Leftover for CopyLeft {
     async fn clean(self, gs: &GlobalState) {
+        drop(self.claims);
         gs.close_root(self.source_root).await;
         gs.close_root(self.target_root).await;
         self.filter.close(gs).await;

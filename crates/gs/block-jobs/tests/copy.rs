@@ -353,16 +353,26 @@ fn job_4_a_job_that_cannot_begin_leaves_nothing() {
         assert!(error.starts_with("Permission conflict on node 'source': permissions 'resize' are both"), "{error}");
         bed.gs.close_root(resizer).await;
 
-        // A second job on the same source: the first one relies on its edge.
+        // A second job on the same nodes, in whatever role.
         bed.add_zeroes("third", 4 * CHUNK).await;
         let first = start(&bed, JobOptions::new("copy"), CopyJob::new("source", "target")).await;
-        let error = refusal(&bed, to("third")).await;
-        assert!(error.starts_with("Cannot change frozen 'file' link from '#block"), "{error}");
+        let busy = |node: &str, op: &str| {
+            format!("Node '{node}' is busy: block device is in use by block job: copy (operation '{op}')")
+        };
+        assert_eq!(refusal(&bed, to("third")).await, busy("source", "mirror-source"));
+        let between = |source: &str, target: &str| CopyJob { source: source.into(), ..to(target) };
+        assert_eq!(refusal(&bed, between("third", "target")).await, busy("target", "mirror-target"));
+        assert_eq!(refusal(&bed, between("third", "source")).await, busy("source", "mirror-target"));
+        assert_eq!(refusal(&bed, between("target", "third")).await, busy("target", "mirror-source"));
+        let blocked = |name: &str| bed.gs.blocked_ops(&bed.gs.find_node(name).expect(name)).len();
+        let filter = node_of(&bed, &device);
+        assert!(blocked(&filter) > 0 && blocked("third") == 0);
         device.write(0, 1, 512).await;
         first.reached(|status| status == JobStatus::Ready).await;
         first.complete().expect("it is ready");
         first.ended().await.expect("a good end");
         assert_eq!(node_of(&bed, &device), "target");
+        assert_eq!([blocked("source"), blocked("target")], [0, 0]);
     });
 }
 

@@ -4,7 +4,7 @@
 //! Permissions, filters being inserted, the decision what becomes of the nodes: that is the job's other half, in `block-jobs`.
 //!
 //! # Reading order
-//! [`JobControl`] is what every body looks at. [`copy`](fn@copy) copies what stands still. [`DirtyBitmap`], [`MirrorTop`] and [`mirror`](fn@mirror)
+//! [`JobControl`] is what every body looks at. [`copy`](fn@copy) copies what stands still. [`MirrorTop`] and [`mirror`](fn@mirror)
 //! copy what is written meanwhile. [`sparse_copy`] is what tools do with images that nobody uses.
 
 #![forbid(unsafe_code)]
@@ -21,11 +21,9 @@ mod padded;
 mod sparse;
 mod zeroes;
 
-mod bitmap;
 mod mirror;
 mod mirror_top;
 
-pub use bitmap::DirtyBitmap;
 pub use compare::{CompareError, Difference, compare, first_data};
 pub use control::{Cancelled, JobControl, JobNote, JobNotes, JobOrders, JobProgress, job_control};
 pub use copy::{CopyOptions, copy};

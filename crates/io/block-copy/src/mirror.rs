@@ -3,13 +3,12 @@
 //! The source is read below the filter that tracks its writes. What becomes of the graph then is decided by the GS half, which
 //! answers two questions on the way. Both are asked with no request of the body's own in its hands that the answer would have to wait for.
 
-use crate::bitmap::DirtyBitmap;
 use crate::control::{Cancelled, JobControl};
 use crate::copy::{Copier, CopyOptions};
 use crate::error::{CopyError, RunError};
 use crate::flight::Flight;
 use block_backend_io::Upcalls;
-use block_io::Root;
+use block_io::{DirtyBitmap, Root};
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;

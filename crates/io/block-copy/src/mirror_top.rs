@@ -3,12 +3,11 @@
 //! Reads are mapped through, writes go the slow way while the filter tracks: the bit is set before the write starts, and once
 //! more when it is over, whatever became of it (rule req-4). What the bitmap is good for is not known here.
 
-use crate::bitmap::DirtyBitmap;
 use async_trait::async_trait;
 use block_common::{
     GuestOffset, GuestRange, HostOffset, IoBuf, IoResult, LENGTH_MAX, Limits, Preallocation, RequestFlags, StatusExtent,
 };
-use block_io::{Access, Driver, Edge, Mapping, Req};
+use block_io::{Access, DirtyBitmap, Driver, Edge, Mapping, Req};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -3,10 +3,10 @@
 use block_backend_io::{UpcallsOut, upcalls};
 use block_common::{AlignedBuf, ChildRole, IoError, Limits, Perm, RequestFlags};
 use block_copy::{
-    Cancelled, CopyAct, CopyError, CopyOptions, DirtyBitmap, JobControl, JobNote, JobOrders, MirrorAnswer,
-    MirrorOptions, MirrorParts, MirrorQuestion, MirrorTop, MirrorTopControl, RunError, copy, job_control, mirror,
+    Cancelled, CopyAct, CopyError, CopyOptions, JobControl, JobNote, JobOrders, MirrorAnswer, MirrorOptions,
+    MirrorParts, MirrorQuestion, MirrorTop, MirrorTopControl, RunError, copy, job_control, mirror,
 };
-use block_io::{IoThread, IoThreadHandle, Root, StaticGraph};
+use block_io::{DirtyBitmap, IoThread, IoThreadHandle, Root, StaticGraph};
 use block_testkit::bed::{block_on, io_thread};
 use block_testkit::{MemMode, MemOpKind, MemOptions, MemStorage, Rng, Verdict, seed};
 use std::future::{Future, poll_fn};

@@ -161,6 +161,18 @@ pub trait Driver: Send + Sync + 'static {
     #[doc(alias = "bdrv_getlength")]
     async fn length(&self, req: &Req) -> IoResult<u64>;
 
+    /// How many bytes of storage the host has given the node, data and metadata together.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where nobody can tell, else what the host or the child answered.
+    #[doc(alias = "bdrv_get_allocated_file_size")]
+    async fn allocated_size(&self, req: &Req) -> IoResult<u64> {
+        match self.filtered() {
+            Some(child) => child.allocated_size(req).await,
+            None => Err(IoError::UNSUPPORTED),
+        }
+    }
+
     /// Fill `buf` from `offset`.
     ///
     /// # Errors

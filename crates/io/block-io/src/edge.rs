@@ -283,6 +283,7 @@ impl Edge {
     /// As [`Edge::block_status`].
     #[doc(alias = "bdrv_block_status_above")]
     #[doc(alias = "bdrv_is_allocated_above")]
+    #[doc(alias = "bdrv_co_is_zero_fast")]
     pub async fn chain_status(&self, req: &Req, offset: HostOffset, len: u64) -> IoResult<ChainStatus> {
         let range = GuestRange::new(offset.0, len)?;
         status::chain_status(&self.child(req)?, range).await
@@ -298,6 +299,15 @@ impl Edge {
             return Err(IoError::NOT_PERMITTED);
         }
         pipeline::truncate(&self.child(req)?, len, preallocation).await
+    }
+
+    /// How many bytes of storage the host has given the child: see [`Driver::allocated_size`](crate::Driver::allocated_size).
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child, or the child's error.
+    pub async fn allocated_size(&self, req: &Req) -> IoResult<u64> {
+        let child = self.child(req)?;
+        child.node.engine()?.allocated_size(&child).await
     }
 
     /// Tell the child that a request has come to `event`: see [`Driver::debug_event`](crate::Driver::debug_event).

@@ -32,19 +32,21 @@ mod thread;
 mod track;
 mod write_many;
 
+mod bitmap;
 mod static_graph;
 mod status;
 
 #[cfg(all(test, loom))]
 mod model;
 
+pub use bitmap::{DirtyBitmap, NodeBitmap};
 pub use context::ring_available;
 pub use driver::{Access, Driver, Mapping, NowRequest};
 pub use edge::{Edge, EdgeWriter};
 pub use file::{FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
 pub use gate::GateState;
 pub use host_range::{HostRange, on_host_files};
-pub use node::{IoNode, NodeControl, NodeModes, NodeTarget, Quiesced, Req, WriteObserver};
+pub use node::{ChangeKind, IoNode, NodeControl, NodeModes, NodeTarget, Quiesced, Req, WriteObserver};
 pub use pool::ThreadPool;
 pub use queue::Queue;
 pub use request::{Completed, Done, Request, RequestKind};

@@ -6,7 +6,7 @@
 
 use crate::driver::Driver;
 use crate::edge::{self, Edge, EdgeWriter, ParentGate};
-use crate::flush::Flushing;
+use crate::flush::{self, Flushing};
 use crate::gate::{GateState, Gated, Pin, Refused};
 use crate::pipeline;
 use crate::status::StatusCache;
@@ -58,13 +58,27 @@ pub(crate) struct NodeBody {
     observers: RwLock<Vec<Arc<dyn WriteObserver>>>,
 }
 
+/// In which way a node's content is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// Data or zeroes are written.
+    Write,
+    /// Content is given up.
+    Discard,
+    /// The end moves over it.
+    Resize,
+}
+
 /// Somebody who is told of each change of a node's content: a dirty bitmap, a threshold. Called on I/O threads, and not to wait.
 #[doc(alias = "bdrv_set_dirty")]
 pub trait WriteObserver: Send + Sync + 'static {
-    /// `range` is about to be changed.
-    fn before(&self, range: GuestRange);
+    /// `range` is about to be changed. It may end past the node's end, which moves then.
+    fn before(&self, kind: ChangeKind, range: GuestRange);
     /// The change of `range` is over, well or not.
-    fn after(&self, range: GuestRange);
+    fn after(&self, kind: ChangeKind, range: GuestRange);
+    /// A change of the length is over, well or not: the node has `len` bytes. Nobody is at work past the smaller of the old length and the new
+    /// one while this is told.
+    fn resized(&self, _len: u64) {}
 }
 
 impl NodeBody {
@@ -537,6 +551,22 @@ impl NodeControl {
     /// The engine's error.
     pub async fn refresh_length(req: &Req) -> IoResult<u64> {
         pipeline::refresh_length(req).await
+    }
+
+    /// Bring what was written to stable storage. To be awaited on an I/O thread.
+    ///
+    /// # Errors
+    /// The engine's error.
+    pub async fn flush(req: &Req) -> IoResult<()> {
+        flush::flush(req).await
+    }
+
+    /// How many bytes of storage the host has given the node. To be awaited on an I/O thread.
+    ///
+    /// # Errors
+    /// As [`Driver::allocated_size`].
+    pub async fn allocated_size(req: &Req) -> IoResult<u64> {
+        req.node.engine()?.allocated_size(req).await
     }
 
     /// Flush and close the engine. To be awaited on an I/O thread, with nothing else in flight.

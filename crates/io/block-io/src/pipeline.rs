@@ -13,7 +13,7 @@ use crate::driver::{Access, Driver, Mapping, NowRequest};
 use crate::file::{FileOp, FileOpKind};
 use crate::flush::flush;
 use crate::gate::{GateState, Pin, Way};
-use crate::node::{NodeBody, Req};
+use crate::node::{ChangeKind, NodeBody, Req};
 use crate::pad;
 use crate::pool::ThreadPool;
 use crate::track::track;
@@ -263,7 +263,7 @@ pub(crate) async fn write(
     let serialising = blocks != range || flags.contains(RequestFlags::SERIALISING);
     let tracked = track(&req.node, blocks, serialising).await;
     check(&req, range, may_extend).await?;
-    let change = Change::begin(&req, range);
+    let change = Change::begin(&req, ChangeKind::Write, range);
     if blocks == range {
         debug_event(&req, DebugEvent::Pwritev).await;
         pad::write_blocks(&req, range, buf, given).await?;
@@ -313,7 +313,7 @@ pub(crate) async fn zero(req: Req, range: GuestRange, flags: RequestFlags, may_e
     let serialising = blocks != range || flags.contains(RequestFlags::SERIALISING);
     let tracked = track(&req.node, blocks, serialising).await;
     check(&req, range, may_extend).await?;
-    let change = Change::begin(&req, range);
+    let change = Change::begin(&req, ChangeKind::Write, range);
     req.node.status_cache().forget();
     debug_event(&req, DebugEvent::PwritevZero).await;
     zero_parts(&req, range, given).await?;
@@ -377,7 +377,7 @@ pub(crate) async fn discard(req: Req, range: GuestRange) -> IoResult<()> {
     let Some(range) = pad::whole_blocks(range, req.node.request_alignment()) else { return Ok(()) };
     let _tracked = track(&req.node, range, false).await;
     check(&req, range, false).await?;
-    let _change = Change::begin(&req, range);
+    let _change = Change::begin(&req, ChangeKind::Discard, range);
     req.node.status_cache().forget();
     let engine = req.node.engine()?;
     let max = aligned_max(&req, limits.discard_max);
@@ -406,7 +406,11 @@ pub(crate) async fn truncate(req: &Req, len: u64, preallocation: Preallocation) 
         // The wait may have been long, and somebody else may have made the node shorter than what is locked.
         let old = refresh_length(req).await?;
         if old >= start {
-            return resize(req, old, all, preallocation).await;
+            let resized = resize(req, old, all, preallocation).await;
+            if req.node.seen().contains(GateState::TRACKED) {
+                req.node.observers(|observer| observer.resized(req.node.length()));
+            }
+            return resized;
         }
         drop(tracked);
     }
@@ -421,7 +425,7 @@ async fn resize(req: &Req, old: u64, all: GuestRange, preallocation: Preallocati
         _ => 0,
     };
     let area = GuestRange::new(old.min(len), old.abs_diff(len))?;
-    let _change = Change::begin(req, area);
+    let _change = Change::begin(req, ChangeKind::Resize, area);
     req.node.status_cache().forget();
     engine.truncate(req, len, preallocation).await?;
     // What the backing file has there must not come to light.
@@ -472,15 +476,16 @@ pub(crate) async fn ioctl(req: &Req, number: u64, argument: &IoBuf) -> IoResult<
 /// it (rule req-4); only then does it count for a flush.
 struct Change<'a> {
     req: &'a Req,
+    kind: ChangeKind,
     range: GuestRange,
 }
 
 impl<'a> Change<'a> {
-    fn begin(req: &'a Req, range: GuestRange) -> Self {
+    fn begin(req: &'a Req, kind: ChangeKind, range: GuestRange) -> Self {
         if req.node.seen().contains(GateState::TRACKED) {
-            req.node.observers(|observer| observer.before(range));
+            req.node.observers(|observer| observer.before(kind, range));
         }
-        Self { req, range }
+        Self { req, kind, range }
     }
 }
 
@@ -488,7 +493,7 @@ impl Drop for Change<'_> {
     fn drop(&mut self) {
         self.req.node.flushing().wrote();
         if self.req.node.seen().contains(GateState::TRACKED) {
-            self.req.node.observers(|observer| observer.after(self.range));
+            self.req.node.observers(|observer| observer.after(self.kind, self.range));
         }
     }
 }

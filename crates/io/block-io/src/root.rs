@@ -26,6 +26,8 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 const KINDS: usize = 5;
+/// The most that is looked at in one go when all of a node is zeroed, in bytes.
+const MAKE_ZERO_MAX: u64 = 1 << 30;
 
 #[derive(Default)]
 struct StatsShard {
@@ -132,7 +134,6 @@ impl Root {
     /// As [`Root::length`].
     #[doc(alias = "blk_get_request_alignment")]
     #[doc(alias = "blk_get_max_transfer")]
-    #[doc(alias = "blk_get_max_iov")]
     pub fn limits(&self) -> IoResult<Limits> {
         Ok(self.look()?.limits())
     }
@@ -218,6 +219,24 @@ impl Root {
     #[doc(alias = "blk_pwrite_zeroes")]
     pub async fn zero(&self, offset: u64, len: u64, flags: RequestFlags) -> IoResult<()> {
         self.request(Request::zero(offset, len, flags)).await.result
+    }
+
+    /// Make all of the node read as zeroes. What is known to do so is left alone.
+    ///
+    /// # Errors
+    /// As [`Root::write`]. A part of it may have been zeroed then.
+    #[doc(alias = "bdrv_make_zero")]
+    #[doc(alias = "blk_make_zero")]
+    pub async fn make_zero(&self, flags: RequestFlags) -> IoResult<()> {
+        let (mut at, len) = (0, self.refresh_length().await?);
+        while at < len {
+            let extent = self.chain_status(at, (len - at).min(MAKE_ZERO_MAX)).await?.extent;
+            if !extent.is_zero() {
+                self.zero(at, extent.len, flags).await?;
+            }
+            at += extent.len;
+        }
+        Ok(())
     }
 
     /// The `len` bytes at `offset` are no longer needed.

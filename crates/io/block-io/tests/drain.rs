@@ -5,7 +5,7 @@
 mod common;
 
 use block_common::{ChildRole, GuestRange, IoError, Limits, RequestFlags};
-use block_io::{FileEngine, NodeControl, Queue, Request, Root, RootControl, WriteObserver};
+use block_io::{ChangeKind, FileEngine, NodeControl, Queue, Request, Root, RootControl, WriteObserver};
 use common::*;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -349,8 +349,8 @@ fn req_2_a_detour_is_taken() {
     // Who observes writes sees all of them; reads are none of his business.
     struct Nobody;
     impl WriteObserver for Nobody {
-        fn before(&self, _range: GuestRange) {}
-        fn after(&self, _range: GuestRange) {}
+        fn before(&self, _kind: ChangeKind, _range: GuestRange) {}
+        fn after(&self, _kind: ChangeKind, _range: GuestRange) {}
     }
     let observers: [Arc<dyn WriteObserver>; 2] = [Arc::new(Nobody), Arc::new(Nobody)];
     for observer in &observers {

@@ -9,7 +9,9 @@ use block_common::{
     BlockStatus, ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation,
     RequestFlags, StatusExtent,
 };
-use block_io::{Driver, Edge, EdgeWriter, NodeControl, Queue, Req, Request, Root, RootControl, WriteObserver};
+use block_io::{
+    ChangeKind, Driver, Edge, EdgeWriter, NodeControl, Queue, Req, Request, Root, RootControl, WriteObserver,
+};
 use common::*;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -600,22 +602,35 @@ fn stat_1_a_backing_file_ends_where_it_ends() {
 
 // Observers.
 
+/// What an observer was told: before or after, what, where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Before(ChangeKind, u64, u64),
+    After(ChangeKind, u64, u64),
+    Resized(u64),
+}
+
 #[derive(Default)]
-struct Notes(Mutex<Vec<(bool, u64, u64)>>);
+struct Notes(Mutex<Vec<Told>>);
 
 impl WriteObserver for Notes {
-    fn before(&self, range: GuestRange) {
-        lock(&self.0).push((true, range.offset().0, range.len()));
+    fn before(&self, kind: ChangeKind, range: GuestRange) {
+        lock(&self.0).push(Told::Before(kind, range.offset().0, range.len()));
     }
 
-    fn after(&self, range: GuestRange) {
-        lock(&self.0).push((false, range.offset().0, range.len()));
+    fn after(&self, kind: ChangeKind, range: GuestRange) {
+        lock(&self.0).push(Told::After(kind, range.offset().0, range.len()));
+    }
+
+    fn resized(&self, len: u64) {
+        lock(&self.0).push(Told::Resized(len));
     }
 }
 
 /// Every change is told before it begins and after it is over, also one that fails.
 #[test]
 fn req_4_observers_see_every_change() {
+    use ChangeKind::{Discard, Resize, Write};
     let home = thread();
     for fast in FAST {
         let state = memory(8192, fast);
@@ -625,15 +640,16 @@ fn req_4_observers_see_every_change() {
         block_on(stack.node.settled());
         let root = stack.root.root();
         let seen = || std::mem::take(&mut *lock(&notes.0));
-        let both = |offset, len| vec![(true, offset, len), (false, offset, len)];
-        assert_eq!((write(&root, 512, 512, 1), seen()), (Ok(()), both(512, 512)));
-        assert_eq!((write(&root, 600, 1, 1), seen()), (Ok(()), both(600, 1)));
-        assert_eq!((block_on(root.zero(0, 700, NONE)), seen()), (Ok(()), both(0, 700)));
-        assert_eq!((block_on(root.discard(0, 1024)), seen()), (Ok(()), both(0, 1024)));
-        assert_eq!((block_on(root.truncate(4096, Preallocation::Off)), seen()), (Ok(()), both(4096, 4096)));
+        let both = |kind, offset, len| vec![Told::Before(kind, offset, len), Told::After(kind, offset, len)];
+        assert_eq!((write(&root, 512, 512, 1), seen()), (Ok(()), both(Write, 512, 512)));
+        assert_eq!((write(&root, 600, 1, 1), seen()), (Ok(()), both(Write, 600, 1)));
+        assert_eq!((block_on(root.zero(0, 700, NONE)), seen()), (Ok(()), both(Write, 0, 700)));
+        assert_eq!((block_on(root.discard(0, 1024)), seen()), (Ok(()), both(Discard, 0, 1024)));
+        let told = [both(Resize, 4096, 4096), vec![Told::Resized(4096)]].concat();
+        assert_eq!((block_on(root.truncate(4096, Preallocation::Off)), seen()), (Ok(()), told));
         assert_eq!((read(&root, 0, 512).len(), seen()), (512, vec![]));
         *lock(&state.fails) = Some(IoError::host(libc::ENOSPC));
-        assert_eq!((write(&root, 512, 512, 1), seen()), (Err(IoError::host(libc::ENOSPC)), both(512, 512)));
+        assert_eq!((write(&root, 512, 512, 1), seen()), (Err(IoError::host(libc::ENOSPC)), both(Write, 512, 512)));
     }
 }
 

@@ -242,3 +242,25 @@ fn a_filter_conforms_fast_and_slow_and_counts() {
     block_on(graph.close()).expect("closed");
     assert_eq!(control.counts().closes, 1);
 }
+
+/// All of an image is zeroed, and only where it is not known to read as zeroes.
+#[test]
+fn zero_1_a_whole_image_is_made_zero() {
+    let thread = io_thread(true);
+    let storage = MemStorage::with_content(MemOptions::new(1 << 20), vec![7; 1 << 20]);
+    let (_graph, root) = open(&thread, &storage);
+    block_on(root.zero(128 << 10, 256 << 10, NONE)).expect("zeroed");
+    storage.clear_log();
+    block_on(root.make_zero(NONE)).expect("zeroed");
+    assert!(storage.bytes(0, 1 << 20).iter().all(|byte| *byte == 0));
+    let zeroed: u64 = storage.log().iter().filter(|one| one.op.kind == MemOpKind::Zero).map(|one| one.op.len).sum();
+    assert!(zeroed <= 768 << 10, "{zeroed} bytes");
+    storage.clear_log();
+    block_on(root.make_zero(NONE)).expect("zeroed");
+    assert_eq!((storage.count(MemOpKind::Zero), storage.count(MemOpKind::Write)), (0, 0));
+    // What cannot be zeroed is an error.
+    let (write, _) = block_on(root.write(0, filled(512, 1), NONE));
+    write.expect("written");
+    storage.set_script(|op| if op.kind == MemOpKind::Zero { Verdict::Fail(IoError::host(5)) } else { Verdict::Serve });
+    assert_eq!(block_on(root.make_zero(NONE)), Err(IoError::host(5)));
+}

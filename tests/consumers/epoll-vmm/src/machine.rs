@@ -11,7 +11,7 @@ use block_backend::{Backend, BackendOptions};
 use block_backend_io::BackendSettings;
 use block_common::options::{Dialect, Dict};
 use block_common::{Options, Perm, PermPair};
-use block_gs::{Event, GlobalOptions, GlobalState, MainLoop, NodeRef};
+use block_gs::{Event, GlobalOptions, GlobalState, MainLoop, NodeRef, Users};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::path::Path;
@@ -161,14 +161,9 @@ impl Machine {
         let (mut swaps, mut seen) = (0, 0);
         while !loaded.is_over()? {
             let options = format!("passthrough,node-name=filter{swaps},file={}", disk.name());
-            let filter = gs.open(Options::parse_blockdev(&options)?).await?;
-            let section = gs.drain(disk).await;
-            gs.replace_node(&section, disk, &filter)?;
-            drop(section);
+            let filter = gs.insert_node(disk, Users::All, Options::parse_blockdev(&options)?).await?;
             self.ticks.next().await;
-            let section = gs.drain(&filter).await;
-            gs.replace_node(&section, &filter, disk)?;
-            drop(section);
+            gs.drop_filter(&filter).await?;
             seen += gs.with_control(&filter, |control: &mut PassthroughControl| control.seen())?;
             gs.close(filter).await?;
             self.ticks.next().await;

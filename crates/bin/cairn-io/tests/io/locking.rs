@@ -116,17 +116,57 @@ fn perm_5_images_that_are_shared_are_shared_between_programs() {
     }
 }
 
-#[test]
-fn perm_5_what_cairn_holds_qemu_sees_and_it_ends_with_the_process() {
-    let dir = directory();
-    let locked = |byte: i64| {
-        let file = std::fs::File::open(dir.path().join("image")).expect("opened");
+/// The bytes of the image that somebody has locked.
+fn locks(dir: &Path) -> Vec<i64> {
+    let file = std::fs::File::open(dir.join("image")).expect("opened");
+    let locked = |byte: &i64| {
         let (l_type, l_whence) = (libc::F_WRLCK as i16, libc::SEEK_SET as i16);
-        let mut found = libc::flock { l_type, l_whence, l_start: byte, l_len: 1, l_pid: 0 };
+        let mut found = libc::flock { l_type, l_whence, l_start: *byte, l_len: 1, l_pid: 0 };
         nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_GETLK(&mut found)).expect("asked");
         i32::from(found.l_type) != libc::F_UNLCK
     };
-    let locks = || (100..300).filter(|byte| locked(*byte)).collect::<Vec<_>>();
+    (100..300).filter(locked).collect()
+}
+
+/// What `blkdebug` is told to take and not to share is what it holds, in both programs.
+#[test]
+fn perm_3_permissions_that_blkdebug_is_told_to_take_reach_the_file() {
+    let dir = directory();
+    let node = "driver=blkdebug,image.driver=file,image.filename=image";
+    for (options, read_only, held) in [
+        ("", false, &[100, 101][..]),
+        (",take-child-perms.0=write", false, &[100, 101]),
+        (",take-child-perms.0=write,image.read-only=off", true, &[100, 101]),
+        (",take-child-perms.0=resize,take-child-perms.1=write-unchanged", false, &[100, 101, 102, 103]),
+        (",unshare-child-perms.0=consistent-read", true, &[100, 200]),
+        (",unshare-child-perms.0=write,unshare-child-perms.1=resize", false, &[100, 101, 201, 203]),
+    ] {
+        for program in [Some(ours()), theirs()].into_iter().flatten() {
+            let node = format!("{node}{options}");
+            let mode = if read_only { &["-r"][..] } else { &[] };
+            let holding = Holder::new(&program, dir.path(), &[mode, &["--image-opts", &node]].concat());
+            assert_eq!(locks(dir.path()), held, "{} {node}", program.display());
+            holding.quit();
+        }
+    }
+    for program in [Some(ours()), theirs()].into_iter().flatten() {
+        let open = |options: &str| {
+            let node = format!("{node}{options}");
+            run(&program, dir.path(), &["-r", "--image-opts", "-c", "length", &node], b"")
+        };
+        for wrong in ["take-child-perms.0=bogus", "unshare-child-perms.0=graph-mod", "take-child-perms.1=write"] {
+            let ran = open(&format!(",{wrong}"));
+            assert!(ran.status == 1 && ran.stderr.starts_with("qemu-io: can't open: "), "{wrong}: {ran:?}");
+        }
+        let ran = open(",take-child-perms.0=write");
+        assert!(ran.status == 1 && ran.stderr.contains("is read-only"), "{ran:?}");
+    }
+}
+
+#[test]
+fn perm_5_what_cairn_holds_qemu_sees_and_it_ends_with_the_process() {
+    let dir = directory();
+    let locks = || locks(dir.path());
     for program in [Some(ours()), theirs()].into_iter().flatten() {
         let holding = Holder::new(&program, dir.path(), READ_WRITE);
         assert_eq!(locks(), [100, 101], "{}", program.display());

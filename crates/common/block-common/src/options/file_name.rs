@@ -27,6 +27,7 @@ impl FileName {
     ///
     /// # Errors
     /// `json:` with something other than an object of options.
+    #[doc(alias = "bdrv_parse_filename")]
     pub fn parse(name: &str) -> Result<Self, OptionsError> {
         if let Some(json) = name.strip_prefix("json:") {
             return Options::parse_json_file_name(json).map(Self::Json);

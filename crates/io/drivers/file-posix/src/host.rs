@@ -393,6 +393,12 @@ fn write_zeroes(fd: BorrowedFd<'_>, from: u64, to: u64, direct: bool) -> rustix:
     rustix::fs::fdatasync(fd)
 }
 
+/// How many bytes of storage the file takes. A device takes none.
+pub(crate) fn allocated_size(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+    // A block of `stat` is 512 bytes everywhere.
+    Ok(u64::try_from(rustix::fs::fstat(fd)?.st_blocks).unwrap_or(0) * 512)
+}
+
 /// Drop the file's pages from the page cache, after what is dirty of them was written. The second is a hint: nothing depends on it.
 pub(crate) fn forget_cached(fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
     rustix::fs::fdatasync(fd)?;

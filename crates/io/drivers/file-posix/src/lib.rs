@@ -419,6 +419,10 @@ impl Driver for FilePosix {
         Ok(length.next_multiple_of(self.0.limits.request_alignment.into()))
     }
 
+    async fn allocated_size(&self, _req: &Req) -> IoResult<u64> {
+        self.0.file.call(|fd| host::allocated_size(fd).map_err(|errno| IoError::host(errno.raw_os_error()))).await
+    }
+
     async fn read(&self, _req: &Req, offset: GuestOffset, buf: &IoBuf) -> IoResult<()> {
         self.0.file.read(offset, buf).await
     }

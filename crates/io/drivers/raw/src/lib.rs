@@ -262,6 +262,10 @@ impl Driver for Raw {
         Ok(length.saturating_sub(offset).min(size))
     }
 
+    async fn allocated_size(&self, req: &Req) -> IoResult<u64> {
+        self.0.file.allocated_size(req).await
+    }
+
     async fn read(&self, req: &Req, offset: GuestOffset, buf: &IoBuf) -> IoResult<()> {
         self.0.file.debug_event(req, DebugEvent::ReadAio).await;
         self.0.file.read(req, self.place_of(offset, buf)?, buf).await

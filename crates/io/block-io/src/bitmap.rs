@@ -1,13 +1,18 @@
 //! Which chunks of a node were written since they were last looked at: one atomic bit each, set from any thread.
 //!
 //! Setting is what writers do, before a write starts and once more when it is over; clearing is what one copier does, before it
-//! reads. So a bit that is clear means that the copier's read came after the write (rule req-4). Nothing here is persistent.
+//! reads. So a bit that is clear means that the copier's read came after the write (rule req-4). Nothing here is persistent, and nothing has
+//! a name.
 
+use crate::node::{ChangeKind, WriteObserver};
 use block_common::GuestRange;
-use block_io::WriteObserver;
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+/// The most chunks: a bit for each makes 256 MiB.
+const CHUNKS_MAX: u64 = 1 << 31;
 
 /// A dirty bitmap over `length` bytes in chunks of a power of two.
 pub struct DirtyBitmap {
@@ -22,12 +27,22 @@ impl DirtyBitmap {
     /// A clean bitmap. `granularity` is the size of a chunk in bytes.
     ///
     /// # Panics
-    /// When `granularity` is not a power of two: that is the caller's bug.
+    /// When `granularity` is not a power of two, or so small that [`DirtyBitmap::try_new`] would fail: that is the caller's bug.
     pub fn new(length: u64, granularity: u64) -> Self {
+        Self::try_new(length, granularity).expect("a granularity that suits the length")
+    }
+
+    /// As [`DirtyBitmap::new`]; `None` when there would be more than 2^31 chunks, or there is no memory for their bits.
+    ///
+    /// # Panics
+    /// When `granularity` is not a power of two.
+    pub fn try_new(length: u64, granularity: u64) -> Option<Self> {
         assert!(granularity.is_power_of_two(), "a granularity of {granularity} bytes is not a power of two");
-        let chunks = length.div_ceil(granularity);
-        let words = (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Self { length, shift: granularity.trailing_zeros(), words, dirty: AtomicU64::new(0) }
+        let chunks = Some(length.div_ceil(granularity)).filter(|chunks| *chunks <= CHUNKS_MAX)?;
+        let (count, mut words) = (chunks.div_ceil(64) as usize, Vec::new());
+        words.try_reserve_exact(count).ok()?;
+        words.resize_with(count, || AtomicU64::new(0));
+        Some(Self { length, shift: granularity.trailing_zeros(), words: words.into(), dirty: AtomicU64::new(0) })
     }
 
     /// How many bytes it is about.
@@ -48,6 +63,11 @@ impl DirtyBitmap {
     /// How many chunks are dirty, as of no particular moment.
     pub fn dirty_chunks(&self) -> u64 {
         self.dirty.load(Ordering::Acquire)
+    }
+
+    /// How many bytes the dirty chunks have, the last one counted as a whole.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty_chunks() << self.shift
     }
 
     /// The bytes of `chunks`.
@@ -96,6 +116,40 @@ impl DirtyBitmap {
         was_dirty
     }
 
+    /// Every chunk is clean from now on.
+    #[doc(alias = "bdrv_clear_dirty_bitmap")]
+    pub fn clear_all(&self) {
+        for word in &self.words {
+            let before = word.swap(0, Ordering::AcqRel);
+            self.dirty.fetch_sub(u64::from(before.count_ones()), Ordering::AcqRel);
+        }
+    }
+
+    /// Every chunk is dirty that touches a dirty chunk of `other`, whose chunks may have another size.
+    #[doc(alias = "bdrv_dirty_bitmap_merge_internal")]
+    pub fn merge(&self, other: &Self) {
+        let mut at = 0;
+        while let Some(start) = other.next_dirty(at, |_| true) {
+            at = other.next_clean(start).unwrap_or(other.chunks());
+            let bytes = other.bytes(&(start..at));
+            self.set_chunks(bytes.start >> self.shift..bytes.end.div_ceil(self.granularity()));
+        }
+    }
+
+    /// The first clean chunk from `chunk` on.
+    pub fn next_clean(&self, chunk: u64) -> Option<u64> {
+        let mut at = chunk;
+        while at < self.chunks() {
+            let rest = !self.word(at).load(Ordering::Acquire) >> (at % 64);
+            if rest != 0 {
+                at += u64::from(rest.trailing_zeros());
+                return (at < self.chunks()).then_some(at);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+
     /// The first dirty chunk from `chunk` on for which `wanted` holds.
     pub fn next_dirty(&self, chunk: u64, wanted: impl Fn(u64) -> bool) -> Option<u64> {
         let mut at = chunk;
@@ -125,12 +179,101 @@ const fn bit(chunk: u64) -> u64 {
 
 /// A bitmap on a node: dirty too early is safe, dirty too late is not.
 impl WriteObserver for DirtyBitmap {
-    fn before(&self, range: GuestRange) {
+    fn before(&self, _kind: ChangeKind, range: GuestRange) {
         self.set(range);
     }
 
-    fn after(&self, range: GuestRange) {
+    fn after(&self, _kind: ChangeKind, range: GuestRange) {
         self.set(range);
+    }
+}
+
+/// A dirty bitmap that has the length of its node, whatever becomes of that. What a node grows by is dirty: it may have shrunk before.
+pub struct NodeBitmap {
+    bitmap: RwLock<DirtyBitmap>,
+    /// It could not follow its node: there is no telling what is dirty.
+    lost: AtomicBool,
+}
+
+impl NodeBitmap {
+    /// A clean bitmap; `None` as for [`DirtyBitmap::try_new`].
+    ///
+    /// # Panics
+    /// When `granularity` is not a power of two.
+    pub fn try_new(length: u64, granularity: u64) -> Option<Self> {
+        let bitmap = DirtyBitmap::try_new(length, granularity)?;
+        Some(Self { bitmap: RwLock::new(bitmap), lost: AtomicBool::new(false) })
+    }
+
+    /// Look at it, or set and clear bits. Writers to the node wait meanwhile only if they change its length.
+    pub fn with<T>(&self, look: impl FnOnce(&DirtyBitmap) -> T) -> T {
+        look(&self.read())
+    }
+
+    /// Whether there was no memory when the node grew. Nothing can be said of what is dirty then.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// The node has `len` bytes. What it grew by is `dirty`.
+    pub fn resize(&self, len: u64, dirty: bool) {
+        if self.read().length() == len {
+            return;
+        }
+        let mut bitmap = self.bitmap.write().unwrap_or_else(PoisonError::into_inner);
+        self.exchange(&mut bitmap, len, dirty);
+    }
+
+    fn exchange(&self, bitmap: &mut DirtyBitmap, len: u64, dirty: bool) {
+        let old = bitmap.length();
+        let Some(new) = DirtyBitmap::try_new(len, bitmap.granularity()) else {
+            self.lost.store(true, Ordering::Release);
+            return;
+        };
+        new.merge(bitmap);
+        if dirty && len > old {
+            new.set_chunks(old >> new.shift..new.chunks());
+        }
+        *bitmap = new;
+    }
+
+    /// `range` is dirty; if it ends past the end, the node is about to grow.
+    fn mark(&self, range: GuestRange) {
+        {
+            let bitmap = self.read();
+            if range.end() <= bitmap.length() {
+                return bitmap.set(range);
+            }
+        }
+        let mut bitmap = self.bitmap.write().unwrap_or_else(PoisonError::into_inner);
+        if range.end() > bitmap.length() {
+            self.exchange(&mut bitmap, range.end(), true);
+        }
+        bitmap.set(range);
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, DirtyBitmap> {
+        self.bitmap.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WriteObserver for NodeBitmap {
+    fn before(&self, _kind: ChangeKind, range: GuestRange) {
+        self.mark(range);
+    }
+
+    fn after(&self, _kind: ChangeKind, range: GuestRange) {
+        self.mark(range);
+    }
+
+    fn resized(&self, len: u64) {
+        self.resize(len, true);
+    }
+}
+
+impl fmt::Debug for NodeBitmap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.read().fmt(f)
     }
 }
 
@@ -212,5 +355,14 @@ mod tests {
             .collect();
         threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
         dirty(&bitmap);
+    }
+
+    #[test]
+    fn a_bitmap_that_would_take_too_much_memory_is_none() {
+        assert!(DirtyBitmap::try_new(1 << 62, 512).is_none());
+        let bitmap = NodeBitmap::try_new(1000, 512).expect("it is small");
+        assert!(!bitmap.is_lost());
+        bitmap.resized(1 << 62);
+        assert!(bitmap.is_lost());
     }
 }

@@ -1,0 +1,64 @@
+//! What the main loop asks of nodes by itself, without a root of its own: flushes, and what their storage is like.
+//!
+//! Such requests reach a node whether it is drained or not: a section that covers it waits for them.
+
+use crate::error::{GraphError, GraphResult};
+use crate::graph::{Id, NodeRef};
+use crate::state::GlobalState;
+use block_common::IoResult;
+use block_io::{NodeControl, Req};
+use std::future::Future;
+
+impl GlobalState {
+    /// Run `work` on an I/O thread with a token on the node. `None` when the node is gone, or about to be: nothing may come after its close.
+    async fn on_node<T: Send + 'static, F: Future<Output = IoResult<T>> + Send + 'static>(
+        &self,
+        id: Id,
+        work: impl FnOnce(Req) -> F,
+    ) -> Option<IoResult<T>> {
+        let entered = self.0.graph.borrow().nodes.get(&id).filter(|node| !node.closing)?.control.enter();
+        let act = self.act(vec![id]);
+        let answer = match entered {
+            Ok(req) => self.main_io().run(work(req)).await,
+            Err(error) => Some(Err(error)),
+        };
+        drop(act);
+        answer
+    }
+
+    /// Flush every node that can be written, parents before children. All of them are flushed, whatever becomes of one.
+    ///
+    /// # Errors
+    /// The first error.
+    #[doc(alias = "bdrv_flush_all")]
+    pub async fn flush_all(&self) -> GraphResult<()> {
+        let nodes: Vec<_> = {
+            let graph = self.0.graph.borrow();
+            let order = graph.all_parents_first().into_iter();
+            order
+                .filter_map(|id| Some((id, graph.nodes.get(&id).filter(|node| !node.read_only)?.name.clone())))
+                .collect()
+        };
+        let mut first = Ok(());
+        for (id, name) in nodes {
+            // One that closes meanwhile flushes by itself, and says so if it cannot.
+            let flushed = self.on_node(id, |req| async move { NodeControl::flush(&req).await }).await;
+            if let Some(Err(error)) = flushed {
+                let failed = GraphError::io(format!("Could not flush '{}'", name.as_str()))(error);
+                first = first.and(Err(failed));
+            }
+        }
+        first
+    }
+
+    /// How many bytes of storage the host has given `node`, data and metadata together.
+    ///
+    /// # Errors
+    /// [`GraphError::NotFound`] when it is gone; [`GraphError::Io`] where nobody can tell.
+    #[doc(alias = "bdrv_get_allocated_file_size")]
+    pub async fn allocated_size(&self, node: &NodeRef) -> GraphResult<u64> {
+        let asked = self.on_node(node.id(), |req| async move { NodeControl::allocated_size(&req).await }).await;
+        let answer = asked.ok_or_else(|| GraphError::NotFound(node.name().into()))?;
+        answer.map_err(GraphError::io(format!("Could not get the allocated size of '{}'", node.name())))
+    }
+}
