@@ -1,15 +1,9 @@
-//! The demonstration that `cargo xtask demo` runs: Cairn's main job on real data.
-//!
-//! It makes a raw disk image with a real file system in it, opens it as a graph, and lets two device threads write and read it at depth
-//! 32. Meanwhile it swaps nodes, and copies the disk to another image, which then takes the first one's place. Every byte
+//! The second act: the block layer itself. A disk image is opened as a graph, and two device threads write and read it at depth 32.
+//! Meanwhile nodes are swapped, and the disk is copied to another image, which then takes the first one's place. Every byte
 //! that a read returns is checked, and at the end every byte of the copy, and the file system in it.
 
-#![forbid(unsafe_code)]
-#![allow(clippy::disallowed_methods, reason = "a program that makes files and threads of its own")]
-
-mod device;
-mod disk;
-
+use crate::device::Device;
+use crate::disk;
 use anyhow::{Context, Result, bail};
 use block_backend::{Backend, BackendOptions};
 use block_common::options::Dialect;
@@ -18,7 +12,6 @@ use block_drivers::register_all;
 use block_gs::{GlobalOptions, GlobalState, MainLoop, NodeRef};
 use block_io::{IoThread, IoThreadOptions};
 use block_jobs::{CopyJob, JobOptions, JobRegistry, JobStatus};
-use device::Device;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -26,11 +19,14 @@ use std::time::{Duration, Instant};
 const BREATH: Duration = Duration::from_millis(700);
 const DEVICES: usize = 2;
 
-fn main() -> Result<()> {
+/// Play the act in `dir`.
+///
+/// # Errors
+/// What was read or copied is not what was written, or something failed.
+pub(crate) fn run(dir: &Path) -> Result<()> {
     let seed = std::env::var("CAIRN_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
-    let dir = tempfile::Builder::new().prefix("cairn-demo-").tempdir()?;
-    let (source, target) = (dir.path().join("disk.raw"), dir.path().join("copy.raw"));
-    let contents = disk::make(dir.path(), &source)?;
+    let (source, target) = (dir.join("disk.raw"), dir.join("copy.raw"));
+    let contents = disk::make(dir, &source)?;
     std::fs::File::create(&target)?.set_len(contents.len() as u64)?;
     println!("disk      {} MiB, with an ext4 file system made by mke2fs (seed {seed})", contents.len() >> 20);
 
@@ -38,7 +34,7 @@ fn main() -> Result<()> {
     let gs = GlobalState::new(&main, GlobalOptions::default())?;
     register_all(&gs);
     let contents = main.run(async {
-        let result = run(&gs, &source, &target, contents, seed).await;
+        let result = play(&gs, &source, &target, contents, seed).await;
         let closed = JobRegistry::close_all(&gs).await;
         let contents = result?;
         closed.context("closing everything")?;
@@ -64,7 +60,7 @@ fn image(path: &Path, name: &str) -> Result<Options> {
 }
 
 /// Everything that needs the graph. Returns what the disk must hold.
-async fn run(gs: &GlobalState, source: &Path, target: &Path, contents: Vec<u8>, seed: u64) -> Result<Vec<u8>> {
+async fn play(gs: &GlobalState, source: &Path, target: &Path, contents: Vec<u8>, seed: u64) -> Result<Vec<u8>> {
     let disk = gs.open(image(source, "disk")?).await?;
     let copy = gs.open(image(target, "copy")?).await?;
     let home = IoThread::spawn(IoThreadOptions::named("demo-io"))?;
