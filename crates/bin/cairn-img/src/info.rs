@@ -84,7 +84,7 @@ fn node(gs: &GlobalState, node_ref: &NodeRef) -> Result<Node, Failure> {
         disk_size,
         has_flags: match children.first() {
             Some((_, file)) => file.has_flags,
-            None => info.driver == "file",
+            None => matches!(info.driver, "file" | "host_device"),
         },
         children,
     })
@@ -107,7 +107,7 @@ pub(crate) fn file_name(gs: &GlobalState, node: &NodeRef) -> Result<String, Fail
     let info = gs.node_info(node).map_err(Failure::message)?;
     let own = own_options(&info);
     let plain = match (info.driver, own.as_slice()) {
-        ("file", [(_, Value::Str(path))]) => Some(path.clone()),
+        ("file" | "host_device", [(_, Value::Str(path))]) => Some(path.clone()),
         ("null-co" | "null-aio", []) => Some(format!("{}://", info.driver)),
         ("raw", []) => match info.children.first() {
             Some((_, Some(child), _)) => {

@@ -68,7 +68,7 @@ impl Node {
         add("filename", self.file_name.as_str().into());
         add("format", self.driver.into());
         add("actual-size", self.disk_size.into());
-        if self.driver == "file" {
+        if matches!(self.driver, "file" | "host_device") {
             add("format-specific", json!({ "type": "file", "data": {} }));
         }
         if self.has_flags {

@@ -14,6 +14,7 @@ mod info;
 mod map;
 mod measure;
 mod resize;
+mod surroundings;
 
 mod differences;
 mod own;
