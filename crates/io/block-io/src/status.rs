@@ -4,6 +4,7 @@
 //! data: forgetting is needed before what makes data of nothing into less, never after a write (rule stat-2).
 
 use crate::node::Req;
+use crate::pad::within_node;
 use crate::pipeline::check;
 use block_common::{BlockStatus, GuestRange, HostOffset, IoError, IoResult, StatusExtent};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -57,7 +58,7 @@ pub(crate) async fn block_status(req: &Req, range: GuestRange) -> IoResult<Statu
     if range.is_empty() {
         return Err(IoError::INVALID);
     }
-    let blocks = range.align_out(req.node.request_alignment())?;
+    let blocks = within_node(req, range.align_out(req.node.request_alignment())?, 0)?;
     let mut extent = of_blocks(req, blocks).await?;
     if extent.len < blocks.len() {
         let alignment = u64::from(req.node.request_alignment());
