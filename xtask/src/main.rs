@@ -53,7 +53,7 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// `test`, then AddressSanitizer, the long stress run and the mutants.
+    /// `test`, then AddressSanitizer, the long stress run, the fuzz targets and the mutants.
     Long,
     /// Criterion benches, all or one driver's.
     Bench {

@@ -190,12 +190,15 @@ impl Args {
             SparseNote::Copied(bytes) => noted.advance(bytes),
             SparseNote::Skipped(bytes) if !noted.is_shown() => noted.advance(bytes),
             SparseNote::Lost(at, error) if !quiet => crate::warn(&format!("error while reading offset {at}: {error}")),
+            SparseNote::Unknown(at, error) if !quiet => {
+                crate::warn(&format!("error while reading block status at offset {at}: {error}"));
+            }
             _ => {}
         };
         on_io_thread(gs, async move {
             // Who only may be asked by the signal has the lengths to go by, which cost nothing.
             progress.set_total(match progress.is_shown() {
-                true => data_bytes(&parts).await.map_err(failed)?,
+                true => data_bytes(&parts, options.salvage).await.map_err(failed)?,
                 false => parts.iter().map(Padded::len).sum(),
             });
             sparse_copy(parts, root.clone(), options, note).await.map_err(failed)?;

@@ -161,7 +161,7 @@ async fn walk(
         let mut at = start;
         while at < end {
             let extent = padded.status(at, end - at).await;
-            let extent = extent.map_err(|error| Failure::message(format!("Failed to read image metadata: {error}")))?;
+            let extent = extent.map_err(|error| Failure::message(format!("Could not read file metadata: {error}")))?;
             let next = Entry::new(at, extent);
             at += next.len;
             if current.len > 0 && current.goes_on_with(&next) {

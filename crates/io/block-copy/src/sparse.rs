@@ -9,7 +9,7 @@ use crate::flight::Flight;
 use crate::padded::{Padded, STATUSES_AHEAD};
 use crate::rate::RateLimit;
 use crate::zeroes::runs;
-use block_common::{BufPool, IoBuf, IoError, RequestFlags};
+use block_common::{BufPool, IoBuf, IoError, RequestFlags, StatusExtent};
 use block_io::Root;
 use std::fmt;
 use std::future::poll_fn;
@@ -55,14 +55,16 @@ pub enum SparseNote {
     Skipped(u64),
     /// This sector, at an offset of the whole, could not be read, and is zeroes in the target.
     Lost(u64, IoError),
+    /// What this sector, at an offset of the whole, is could not be found out, and it is taken for data.
+    Unknown(u64, IoError),
 }
 
 /// How many bytes of `sources` are not known to be zeroes: what [`SparseNote::Copied`] adds up to.
 ///
 /// # Errors
-/// The source that did not answer.
-pub async fn data_bytes(sources: &[Padded]) -> Result<u64, CopyError> {
-    let (mut extents, asking) = Extents::new(sources.to_vec());
+/// The source that did not answer, unless `salvage` takes what it does not tell for data.
+pub async fn data_bytes(sources: &[Padded], salvage: bool) -> Result<u64, CopyError> {
+    let (mut extents, asking) = Extents::new(sources.to_vec(), salvage, |_, _| {});
     let counting = async move {
         let mut bytes = 0;
         while let Some(extent) = extents.next(u64::MAX).await? {
@@ -103,7 +105,9 @@ pub async fn sparse_copy(
     });
     let mut run = Run { flight: Flight::new(), rate: RateLimit::default(), number: 0 };
     run.rate.set_speed(options.speed);
-    let (extents, asking) = Extents::new(sources);
+    let noted = copier.clone();
+    let unknown = move |at, error| (noted.note)(SparseNote::Unknown(at, error));
+    let (extents, asking) = Extents::new(sources, options.salvage, unknown);
     let (copied, ()) = tokio::join!(run.start_all(&copier, extents, depth), asking);
     let ended = run.end_all().await;
     copied.and(ended)
@@ -135,13 +139,18 @@ struct Extents {
 }
 
 impl Extents {
-    /// The extents of `sources`, and the work of asking for them, which is to be done beside.
-    fn new(sources: Vec<Padded>) -> (Self, impl Future<Output = ()> + Send) {
+    /// The extents of `sources`, and the work of asking for them, which is to be done beside. With `salvage`, a sector of which a source does not
+    /// tell what it is counts as data, and `unknown` is called with its offset in the whole.
+    fn new(
+        sources: Vec<Padded>,
+        salvage: bool,
+        unknown: impl Fn(u64, IoError) + Send + Sync,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (tell, told) = mpsc::channel(STATUSES_AHEAD);
         let work = async move {
             let mut to = 0;
             for source in sources {
-                if !tell_extents(&source, to, &tell).await {
+                if !tell_extents(&source, to, &tell, salvage, &unknown).await {
                     return;
                 }
                 to += source.len();
@@ -166,10 +175,25 @@ impl Extents {
 }
 
 /// Tell the extents of `source`, which begins at `to` in the whole. `false` when nobody wants to know any more.
-async fn tell_extents(source: &Padded, to: u64, tell: &mpsc::Sender<Result<Extent, CopyError>>) -> bool {
+async fn tell_extents(
+    source: &Padded,
+    to: u64,
+    tell: &mpsc::Sender<Result<Extent, CopyError>>,
+    salvage: bool,
+    unknown: &(impl Fn(u64, IoError) + Send + Sync),
+) -> bool {
     let mut from = 0;
     while from < source.len() {
-        let status = match source.status(from, source.len() - from).await {
+        let sector = Padded::SECTOR.min(source.len() - from);
+        let mut status = source.status(from, source.len() - from).await;
+        if salvage && status.is_err() {
+            // It may be about what comes later.
+            status = source.status(from, sector).await.or_else(|error| {
+                unknown(to + from, error);
+                Ok(StatusExtent::data(sector))
+            });
+        }
+        let status = match status {
             Ok(status) => status,
             Err(error) => {
                 // Whoever does not want to know of it has another error.

@@ -10,6 +10,7 @@ mod compare;
 mod convert;
 mod create;
 mod dd;
+mod faults;
 mod info;
 mod map;
 mod measure;
