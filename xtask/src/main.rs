@@ -53,7 +53,7 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// `test`, then AddressSanitizer, the long stress run and the mutants.
+    /// `test`, then AddressSanitizer, the long stress run, the fuzz targets and the mutants.
     Long,
     /// Criterion benches, all or one driver's.
     Bench {
@@ -71,7 +71,7 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// A disk image copied while it is written and its graph is changed.
+    /// Disk images through cairn-img, beside qemu-img, and one copied while it is written and its graph is changed.
     Demo {
         /// Passed on to cairn-demo.
         #[arg(last = true)]

@@ -1,6 +1,6 @@
 //! `bench`, `compare` and `demo`: one cargo command each, after what it needs is there. The programs are packages of their own.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::repo::Repo;
 use crate::setup;
@@ -32,11 +32,16 @@ pub(crate) fn compare(repo: &Repo, case: Option<&str>, args: &[String]) -> Resul
     shell::run(cargo.args(case).args(args))
 }
 
-/// A disk image copied while it is written.
+/// Disk images through the tools and through the block layer. The tools are built beside the program that shows them.
 ///
 /// # Errors
 /// mke2fs is missing, or the demo fails.
 pub(crate) fn demo(repo: &Repo, args: &[String]) -> Result<()> {
     setup::run(setup::FOR_DEMO)?;
-    shell::run(shell::cargo(&repo.root, ["run", "--release", "-p", "cairn-demo", "--"]).args(args))
+    let programs = ["-p", "cairn-img", "-p", "cairn-io", "-p", "cairn-demo"];
+    shell::run(shell::cargo(&repo.root, ["build", "--release"]).args(programs))?;
+    // Where cargo put us it puts others; `cargo run` would build the half of it again, with fewer features.
+    let ours = std::env::current_exe()?;
+    let target = ours.ancestors().nth(2).context("xtask lies in a profile's folder")?;
+    shell::run(shell::command(target.join("release/cairn-demo"), &repo.root).args(args))
 }

@@ -45,8 +45,8 @@ const FIO: Tool = Tool { program: "fio", package: "fio", need: Need::Optional, o
 pub(crate) const ALL: &[Tool] = &[MKE2FS, QEMU_IMG, FIO];
 /// For the tests: interop tests skip themselves without qemu-img.
 pub(crate) const FOR_TESTS: &[Tool] = &[MKE2FS, QEMU_IMG];
-/// For the demo.
-pub(crate) const FOR_DEMO: &[Tool] = &[MKE2FS];
+/// For the demo, which compares nothing without qemu-img.
+pub(crate) const FOR_DEMO: &[Tool] = &[MKE2FS, QEMU_IMG];
 /// For the comparison, which is nothing without its peers.
 pub(crate) const FOR_COMPARE: &[Tool] =
     &[Tool { need: Need::Mandatory, ..QEMU_IMG }, Tool { need: Need::Mandatory, ..FIO }];

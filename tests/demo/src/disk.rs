@@ -1,4 +1,4 @@
-//! The disk image: made with mke2fs, compared byte for byte, checked with e2fsck.
+//! Disk images: made with mke2fs, compared byte for byte, checked with e2fsck.
 
 use anyhow::{Context, Result, bail};
 use std::fs::File;
@@ -17,6 +17,20 @@ fn program(name: &str) -> PathBuf {
     if sbin.exists() { sbin } else { name.into() }
 }
 
+/// Make a file system of `len` bytes at `path` that holds the files of `tree`.
+pub(crate) fn format(tree: &Path, path: &Path, len: u64) -> Result<()> {
+    let made = Command::new(program("mke2fs"))
+        .args(["-q", "-F", "-t", "ext4", "-L", "cairn", "-d"])
+        .args([tree.as_os_str(), path.as_os_str()])
+        .arg(format!("{}k", len >> 10))
+        .output()
+        .context("running mke2fs (Debian package e2fsprogs)")?;
+    if !made.status.success() {
+        bail!("mke2fs: {}", String::from_utf8_lossy(&made.stderr));
+    }
+    Ok(())
+}
+
 /// Make an image at `path` with a file system that holds some files. Returns its bytes.
 pub(crate) fn make(dir: &Path, path: &Path) -> Result<Vec<u8>> {
     let tree = dir.join("tree");
@@ -26,15 +40,7 @@ pub(crate) fn make(dir: &Path, path: &Path) -> Result<Vec<u8>> {
         std::fs::write(tree.join(format!("file-{number}.txt")), &text)?;
         std::fs::write(tree.join("deeper").join(format!("{number}.bin")), text.as_bytes().repeat(3))?;
     }
-    let made = Command::new(program("mke2fs"))
-        .args(["-q", "-F", "-t", "ext4", "-L", "cairn", "-d"])
-        .args([tree.as_os_str(), path.as_os_str()])
-        .arg(format!("{}k", FILE_SYSTEM >> 10))
-        .output()
-        .context("running mke2fs (Debian package e2fsprogs)")?;
-    if !made.status.success() {
-        bail!("mke2fs: {}", String::from_utf8_lossy(&made.stderr));
-    }
+    format(&tree, path, FILE_SYSTEM)?;
     File::options().write(true).open(path)?.set_len(FILE_SYSTEM + SCRATCH)?;
     Ok(std::fs::read(path)?)
 }

@@ -1,142 +1,54 @@
-//! The demonstration that `cargo xtask demo` runs: Cairn's main job on real data.
+//! The demonstration that `cargo xtask demo` runs: Cairn's main job on real data, in two acts.
 //!
-//! It makes a raw disk image with a real file system in it, opens it as a graph, and lets two device threads write and read it at depth
-//! 32. Meanwhile it swaps nodes, and copies the disk to another image, which then takes the first one's place. Every byte
-//! that a read returns is checked, and at the end every byte of the copy, and the file system in it.
+//! First the tools: a disk image with a partition and a real file system goes through the commands of cairn-img, beside
+//! qemu-img where that is installed. Then the block layer itself: a disk that is copied while it is written.
+//! All files are in one temporary folder, which goes away, whatever happens.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a program that makes files and threads of its own")]
 
+mod tools;
+
+mod acts;
+
+mod live;
+
 mod device;
 mod disk;
 
-use anyhow::{Context, Result, bail};
-use block_backend::{Backend, BackendOptions};
-use block_common::options::Dialect;
-use block_common::{Options, Perm, PermPair};
-use block_drivers::register_all;
-use block_gs::{GlobalOptions, GlobalState, MainLoop, NodeRef, Users};
-use block_io::{IoThread, IoThreadOptions};
-use block_jobs::{CopyJob, JobOptions, JobRegistry, JobStatus};
-use device::Device;
-use std::path::Path;
-use std::time::{Duration, Instant};
-
-/// How long the load runs alone before and after the copy.
-const BREATH: Duration = Duration::from_millis(700);
-const DEVICES: usize = 2;
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::path::PathBuf;
+use std::time::Duration;
 
 fn main() -> Result<()> {
-    let seed = std::env::var("CAIRN_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     let dir = tempfile::Builder::new().prefix("cairn-demo-").tempdir()?;
-    let (source, target) = (dir.path().join("disk.raw"), dir.path().join("copy.raw"));
-    let contents = disk::make(dir.path(), &source)?;
-    std::fs::File::create(&target)?.set_len(contents.len() as u64)?;
-    println!("disk      {} MiB, with an ext4 file system made by mke2fs (seed {seed})", contents.len() >> 20);
+    remove_upon_signals(dir.path().to_owned())?;
+    println!("--- first act: the tools\n");
+    acts::run(&dir.path().join("tools"))?;
+    println!("\n--- second act: a disk that is copied while it is written\n");
+    let live = dir.path().join("live");
+    std::fs::create_dir(&live)?;
+    live::run(&live)?;
+    dir.close().context("removing the temporary folder")
+}
 
-    let main = MainLoop::new()?;
-    let gs = GlobalState::new(&main, GlobalOptions::default())?;
-    register_all(&gs);
-    let contents = main.run(async {
-        let result = run(&gs, &source, &target, contents, seed).await;
-        let closed = JobRegistry::close_all(&gs).await;
-        let contents = result?;
-        closed.context("closing everything")?;
-        anyhow::Ok(contents)
-    })?;
-    println!("closed    nothing is left open");
-
-    disk::compare(&target, &contents)?;
-    println!("verified  all {} bytes of the copy are what was written", contents.len());
-    disk::check(&target)?;
-    println!("verified  e2fsck finds the file system in the copy clean");
+/// Interrupted, the program removes its files before it ends as the signal would end it.
+fn remove_upon_signals(dir: PathBuf) -> Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        for signal in &mut signals {
+            // A program that is just being run may still make files.
+            for _ in 0..100 {
+                if std::fs::remove_dir_all(&dir).is_ok() || !dir.exists() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            // It ends here; if it cannot, the demo goes on without its files and fails by itself.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    });
     Ok(())
-}
-
-fn image(path: &Path, name: &str) -> Result<Options> {
-    let path = path.to_str().context("a path in UTF-8")?;
-    let mut options = Options::new(Dialect::Qmp);
-    options.insert("driver", "raw")?;
-    options.insert("node-name", name)?;
-    options.insert("file.driver", "file")?;
-    options.insert("file.filename", path)?;
-    Ok(options)
-}
-
-/// Everything that needs the graph. Returns what the disk must hold.
-async fn run(gs: &GlobalState, source: &Path, target: &Path, contents: Vec<u8>, seed: u64) -> Result<Vec<u8>> {
-    let disk = gs.open(image(source, "disk")?).await?;
-    let copy = gs.open(image(target, "copy")?).await?;
-    let home = IoThread::spawn(IoThreadOptions::named("demo-io"))?;
-    let perm = Perm::CONSISTENT_READ | Perm::WRITE;
-    let backend = Backend::new(
-        gs,
-        BackendOptions {
-            name: "drive0".into(),
-            perm: PermPair::new(perm, Perm::all()),
-            home: home.handle(),
-            settings: Default::default(),
-        },
-    )?;
-    backend.insert(&disk).await?;
-    println!("graph     drive0 -> disk (raw) -> file; copy (raw) -> file");
-
-    let devices = Device::start(&backend.io(), contents, DEVICES, seed);
-    let begin = Instant::now();
-    gs.main().sleep(BREATH).await;
-    let swaps = swap_for(gs, &disk, BREATH).await?;
-    println!("swaps     a node inserted and dropped {} times under load, slowest {:?}", swaps.0, swaps.1);
-
-    let job = CopyJob { options: Default::default(), ..CopyJob::new("disk", "copy") };
-    let (copying, job) = (Instant::now(), JobRegistry::start(gs, JobOptions::new("copy0"), job).await?);
-    let status = job.reached(|status| status == JobStatus::Ready || status.is_over()).await;
-    if status != JobStatus::Ready {
-        job.ended().await.map_err(|error| anyhow::anyhow!("the copy failed: {error}"))?;
-        bail!("the copy ended as {status:?}");
-    }
-    let caught_up = copying.elapsed();
-    job.complete()?;
-    job.ended().await.map_err(|error| anyhow::anyhow!("the copy failed: {error}"))?;
-    let now_on = backend.node().map(|node| node.name().to_owned()).unwrap_or_default();
-    println!(
-        "copied    while it was written: caught up after {caught_up:?} ({:.0} MiB/s), drive0 is on '{now_on}' now",
-        (copy.io().length() >> 20) as f64 / caught_up.as_secs_f64()
-    );
-    if now_on != "copy" {
-        bail!("the drive should be on the copy");
-    }
-    gs.main().sleep(BREATH).await;
-
-    let elapsed = begin.elapsed();
-    let totals = devices.stop()?;
-    println!(
-        "load      {} requests by {DEVICES} device threads at depth 32, {:.0} a second, slowest {:?}; every byte read was checked",
-        totals.requests,
-        totals.requests as f64 / elapsed.as_secs_f64(),
-        totals.slowest
-    );
-    backend.io().root().flush().await.context("flushing")?;
-    backend.remove().await?;
-    drop((disk, copy));
-    Ok(totals.contents)
-}
-
-/// Put a raw node above `disk` and take it out again, for as long as `time`. Returns how often, and the longest it took.
-async fn swap_for(gs: &GlobalState, disk: &NodeRef, time: Duration) -> Result<(u32, Duration)> {
-    let (begin, mut count, mut slowest) = (Instant::now(), 0, Duration::ZERO);
-    while begin.elapsed() < time {
-        let mut options = Options::new(Dialect::Qmp);
-        options.insert("driver", "raw")?;
-        options.insert("file", disk.name())?;
-        let swap = Instant::now();
-        let filter = gs.insert_node(disk, Users::All, options).await?;
-        gs.main().sleep(Duration::from_millis(1)).await;
-        let guard = gs.drain(&filter).await;
-        gs.replace_node(&guard, &filter, disk)?;
-        drop(guard);
-        gs.close(filter).await?;
-        slowest = slowest.max(swap.elapsed());
-        count += 1;
-    }
-    Ok((count, slowest))
 }

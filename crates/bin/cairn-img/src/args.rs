@@ -80,6 +80,7 @@ impl OpenArgs {
             name: name.to_owned(),
             image_opts: self.image_opts,
             resize: false,
+            still: false,
             how: ImageOptions {
                 format: self.format.clone(),
                 read_only: true,

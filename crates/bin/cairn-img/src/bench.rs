@@ -168,7 +168,7 @@ impl Args {
             force_share: self.force_share,
             unmap: false,
         };
-        Image { name, image_opts: self.image_opts, resize: false, how }
+        Image { name, image_opts: self.image_opts, resize: false, still: false, how }
     }
 
     fn load(&self) -> Load {

@@ -29,7 +29,8 @@ impl Command for Args {
         let options = option_list(&this.target_options)?;
         if asks_for_help(&options) {
             let target = this.names.last().filter(|_| this.names.len() > 1);
-            return list_options(this.target_format.as_deref().unwrap_or("raw"), target.map(String::as_str));
+            let format = this.target_format.as_deref().unwrap_or("raw");
+            return with_block_layer(|gs| async move { list_options(&gs, format, target.map(String::as_str)).await });
         }
         this.check()?;
         let [sources @ .., target] = this.names.as_slice() else {
@@ -44,7 +45,7 @@ impl Command for Args {
             let (_backends, parts) = this.open_sources(&gs, sources, source_cache).await?;
             let total = parts.iter().try_fold(0u64, |sum, part| sum.checked_add(part.len()));
             let total = total.ok_or_else(|| Failure::message("the images are too long together"))?;
-            let new = this.new_image(target, &options, total)?;
+            let new = this.new_image(&gs, target, &options, total).await?;
             let cache = crate::args::cache(&this.target_cache);
             let cache =
                 cache.ok_or_else(|| Failure::message(format!("Invalid cache option: {}", this.target_cache)))?;
@@ -55,7 +56,8 @@ impl Command for Args {
                     .map_err(|error| Failure::message(format!("{target}: error while converting {format}: {error}")))?;
             }
             let target = this.open_target(&gs, target, cache, total).await?;
-            this.copy(&gs, parts, &target, progress).await
+            let is_zero = new.map_or(this.target_is_zero, |new| new.is_zero());
+            this.copy(&gs, parts, &target, is_zero, progress).await
         })
     }
 }
@@ -80,7 +82,13 @@ impl Args {
                 force_share: self.force_share,
                 ..ImageOptions::default()
             };
-            let image = Image { name: name.clone(), image_opts: self.source_image_opts, resize: false, how };
+            let image = Image {
+                name: name.clone(),
+                image_opts: self.source_image_opts,
+                resize: false,
+                still: !self.force_share,
+                how,
+            };
             let (backend, padded) = image.open_padded(gs).await?;
             snapshot_refused(&backend, self.source_snapshot.is_some())?;
             backends.push(backend);
@@ -93,10 +101,16 @@ impl Args {
     }
 
     /// What is to be created, if anything is.
-    fn new_image(&self, name: &str, options: &str, total: u64) -> Result<Option<NewImage>, Failure> {
+    async fn new_image(
+        &self,
+        gs: &GlobalState,
+        name: &str,
+        options: &str,
+        total: u64,
+    ) -> Result<Option<NewImage>, Failure> {
         let mut new = None;
         if !self.no_create {
-            let mut image = NewImage::parse(self.format(), name, options).map_err(Failure::message)?;
+            let mut image = NewImage::parse(gs, self.format(), name, options).await.map_err(Failure::message)?;
             image.set_size(total);
             new = Some(image);
         }
@@ -128,7 +142,13 @@ impl Args {
             let free = check_not_open(gs, name).await;
             free.map_err(|error| Failure::message(format!("Could not open '{name}': {error}")))?;
         }
-        let image = Image { name: name.to_owned(), image_opts: self.target_image_opts, resize: self.no_create, how };
+        let image = Image {
+            name: name.to_owned(),
+            image_opts: self.target_image_opts,
+            resize: self.no_create,
+            still: false,
+            how,
+        };
         let (backend, padded) = image.open_padded(gs).await?;
         if padded.len() < total {
             return Err(Failure::message("output file is smaller than input file"));
@@ -148,13 +168,14 @@ impl Args {
         gs: &GlobalState,
         parts: Vec<Padded>,
         target: &Backend,
+        target_is_zero: bool,
         progress: Progress,
     ) -> Result<(), Failure> {
         let io = target.io();
         let options = SparseOptions {
             depth: self.parallel as usize,
             sparse: self.sparse(),
-            target_is_zero: !self.no_create || self.target_is_zero,
+            target_is_zero,
             in_order: !self.oob_writes,
             salvage: self.salvage,
             offload: self.copy_range_offloading,
@@ -164,16 +185,20 @@ impl Args {
         let root = io.root().clone();
         let progress = Arc::new(progress);
         let noted = progress.clone();
+        let quiet = self.quiet;
         let note = move |note| match note {
             SparseNote::Copied(bytes) => noted.advance(bytes),
             SparseNote::Skipped(bytes) if !noted.is_shown() => noted.advance(bytes),
-            SparseNote::Lost(at, error) => crate::warn(&format!("error while reading offset {at}: {error}")),
+            SparseNote::Lost(at, error) if !quiet => crate::warn(&format!("error while reading offset {at}: {error}")),
+            SparseNote::Unknown(at, error) if !quiet => {
+                crate::warn(&format!("error while reading block status at offset {at}: {error}"));
+            }
             _ => {}
         };
         on_io_thread(gs, async move {
             // Who only may be asked by the signal has the lengths to go by, which cost nothing.
             progress.set_total(match progress.is_shown() {
-                true => data_bytes(&parts).await.map_err(failed)?,
+                true => data_bytes(&parts, options.salvage).await.map_err(failed)?,
                 false => parts.iter().map(Padded::len).sum(),
             });
             sparse_copy(parts, root.clone(), options, note).await.map_err(failed)?;

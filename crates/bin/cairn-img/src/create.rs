@@ -6,6 +6,7 @@ use crate::image::with_block_layer;
 use crate::{number, print, say};
 use block_common::LENGTH_MAX;
 use block_drivers::{CreateError, CreateOptionKind, NewImage, check_format, creation_options};
+use block_gs::GlobalState;
 use clap::Parser;
 
 /// Create an image, or empty the one that is there.
@@ -53,7 +54,7 @@ impl Command for Args {
         let mut names = self.names.iter().map(String::as_str);
         let name = names.next();
         if asks_for_help(&options) {
-            return list_options(&self.format, name);
+            return with_block_layer(|gs| async move { list_options(&gs, &self.format, name).await });
         }
         let Some(name) = name else {
             return Err(Failure::usage(Some("create"), "Expecting image file name"));
@@ -64,14 +65,15 @@ impl Command for Args {
             return Err(Failure::usage(Some("create"), format!("Unexpected argument: {more}")));
         }
         let failed = |error: &dyn std::fmt::Display| Failure::message(format!("{name}: {error}"));
-        let image = self.image(name, &options, size).map_err(|text| failed(&text))?;
-        if !self.quiet {
-            say(&format!("Formatting '{name}', fmt={} {image}", self.format))?;
-        }
+        let this = &self;
         with_block_layer(|gs| async move {
+            let image = this.image(&gs, name, &options, size).await.map_err(|text| failed(&text))?;
+            if !this.quiet {
+                say(&format!("Formatting '{name}', fmt={} {image}", this.format))?;
+            }
             let created = image.create(&gs).await;
             created.map_err(|error| match error.is_too_large() {
-                true => failed(&format!("The image size is too large for file format '{}'", self.format)),
+                true => failed(&format!("The image size is too large for file format '{}'", this.format)),
                 false => failed(&error),
             })
         })
@@ -80,8 +82,8 @@ impl Command for Args {
 
 impl Args {
     /// What is to be created, or what is wrong with it.
-    fn image(&self, name: &str, options: &str, size: Option<u64>) -> Result<NewImage, String> {
-        let mut image = NewImage::parse(&self.format, name, options).map_err(|error| error.to_string())?;
+    async fn image(&self, gs: &GlobalState, name: &str, options: &str, size: Option<u64>) -> Result<NewImage, String> {
+        let mut image = NewImage::parse(gs, &self.format, name, options).await.map_err(|error| error.to_string())?;
         match (size, image.size()) {
             (Some(_), Some(_)) => return Err("The image size must be specified only once".into()),
             (Some(size), None) => image.set_size(size),
@@ -110,9 +112,9 @@ pub(crate) fn backing_refused(format: &str, file: bool, file_format: bool) -> Op
 ///
 /// # Errors
 /// What cannot be created has none.
-pub(crate) fn list_options(format: &str, name: Option<&str>) -> Result<(), Failure> {
+pub(crate) async fn list_options(gs: &GlobalState, format: &str, name: Option<&str>) -> Result<(), Failure> {
     check_format(format).map_err(Failure::message)?;
-    let options = creation_options(format, name).map_err(Failure::message)?;
+    let options = creation_options(gs, format, name).await.map_err(Failure::message)?;
     let title = match name {
         None => format!("Supported {format} options:\n"),
         Some(_) => "Supported options:\n".to_owned(),

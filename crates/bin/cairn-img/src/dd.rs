@@ -89,7 +89,7 @@ impl Command for Args {
         let source = self.open.image(input);
         with_block_layer(|gs| async move {
             let (_input, data) = source.open_padded(&gs).await?;
-            let mut image = NewImage::parse(format, output, "").map_err(|error| match error {
+            let mut image = NewImage::parse(&gs, format, output, "").await.map_err(|error| match error {
                 CreateError::UnknownFormat(_) => Failure::message("Unknown file format"),
                 other => Failure::message(other),
             })?;
@@ -104,7 +104,7 @@ impl Command for Args {
             created
                 .map_err(|error| Failure::message(format!("{output}: error while creating output image: {error}")))?;
             let how = ImageOptions { format: Some(format.clone()), ..ImageOptions::default() };
-            let target = Image { name: output.clone(), image_opts: false, resize: false, how };
+            let target = Image { name: output.clone(), image_opts: false, resize: false, still: false, how };
             let target = target.open(&gs).await?;
             let root = target.io().root().clone();
             on_io_thread(&gs, copy(data, range, root)).await

@@ -20,6 +20,8 @@ pub(crate) struct Image {
     pub(crate) image_opts: bool,
     /// Its length shall change.
     pub(crate) resize: bool,
+    /// Nobody else shall change it meanwhile.
+    pub(crate) still: bool,
     /// How to open it.
     pub(crate) how: ImageOptions,
 }
@@ -71,9 +73,10 @@ impl Image {
         let node = self.open_node(gs).await?;
         let writing = if self.how.read_only { Perm::empty() } else { Perm::WRITE };
         let writing = if self.resize { writing | Perm::RESIZE } else { writing };
+        let shared = if self.still { !(Perm::WRITE | Perm::RESIZE) } else { Perm::all() };
         let options = BackendOptions {
             name: String::new(),
-            perm: PermPair::new(Perm::CONSISTENT_READ | writing, Perm::all()),
+            perm: PermPair::new(Perm::CONSISTENT_READ | writing, shared),
             home: gs.main_io(),
             settings: BackendSettings::default(),
         };

@@ -73,16 +73,22 @@ fn node(gs: &GlobalState, node_ref: NodeRef) -> Pin<Box<dyn Future<Output = Resu
                 children.push((name.clone(), node(gs, child).await?));
             }
         }
+        let disk_size = match children.first() {
+            // It stands for any disk, whose size is not told.
+            Some(_) if info.driver == "blkdebug" => None,
+            Some((_, file)) => file.disk_size,
+            // Where nobody can tell, nothing is.
+            None => Some(gs.allocated_size(&node_ref).await.unwrap_or(0)),
+        };
         Ok(Node {
             file_name: file_name(gs, &node_ref)?,
             driver: info.driver,
             is_protocol: children.is_empty(),
             length: info.length.next_multiple_of(Padded::SECTOR),
-            // Where nobody can tell, nothing is.
-            disk_size: gs.allocated_size(&node_ref).await.unwrap_or(0),
+            disk_size,
             has_flags: match children.first() {
                 Some((_, file)) => file.has_flags,
-                None => info.driver == "file",
+                None => matches!(info.driver, "file" | "host_device"),
             },
             children,
         })
@@ -97,23 +103,28 @@ pub(crate) fn file_name(gs: &GlobalState, node: &NodeRef) -> Result<String, Fail
     let info = gs.node_info(node).map_err(Failure::message)?;
     let own = own_options(&info);
     let plain = match (info.driver, own.as_slice()) {
-        ("file", [(_, Value::Str(path))]) => Some(path.clone()),
+        ("file" | "host_device", [(_, Value::Str(path))]) => Some(path.clone()),
         ("null-co" | "null-aio", []) => Some(format!("{}://", info.driver)),
-        ("raw", []) => match info.children.first() {
-            Some((_, Some(child), _)) => {
-                let child = gs.find_node(child).map_err(Failure::message)?;
-                let is_protocol = gs.node_info(&child).map_err(Failure::message)?.children.is_empty();
-                let name = file_name(gs, &child)?;
-                (is_protocol && !name.starts_with("json:")).then_some(name)
-            }
-            _ => None,
-        },
+        ("raw", []) => plain_child(gs, &info)?.filter(|(child, _)| child.driver != "raw").map(|(_, name)| name),
+        ("blkdebug", []) => plain_child(gs, &info)?.map(|(_, name)| format!("blkdebug::{name}")),
+        ("blkdebug", [("config", Value::Str(config))]) => {
+            plain_child(gs, &info)?.map(|(_, name)| format!("blkdebug:{config}:{name}"))
+        }
         _ => None,
     };
     match plain {
         Some(name) => Ok(name),
-        None => Ok(Options::from_dict(Dialect::Legacy, full_options(gs, node)?).to_json_file_name()),
+        None => Ok(format!("json:{}", full_options(gs, node)?)),
     }
+}
+
+/// The node below this one, and its name if that is a plain one.
+fn plain_child(gs: &GlobalState, info: &NodeInfo) -> Result<Option<(NodeInfo, String)>, Failure> {
+    let Some((_, Some(child), _)) = info.children.first() else { return Ok(None) };
+    let child = gs.find_node(child).map_err(Failure::message)?;
+    let name = file_name(gs, &child)?;
+    let info = gs.node_info(&child).map_err(Failure::message)?;
+    Ok((!name.starts_with("json:")).then_some((info, name)))
 }
 
 /// The options that say which image it is: not every node's, nor those about how it is used.
@@ -139,22 +150,61 @@ fn own_options(info: &NodeInfo) -> Vec<(&str, &Value)> {
     options.filter(|(key, _)| !is_child(key)).collect()
 }
 
-/// The options of a node and of those below it, in the order in which qemu-img 10.0.2 was seen to print them.
-fn full_options(gs: &GlobalState, node: &NodeRef) -> Result<Dict, Failure> {
-    const BEFORE_THE_DRIVER: [&str; 3] = ["image", "offset", "read-zeroes"];
+/// Keys in the order in which qemu-img 10.0.2 was seen to print them. Others come last.
+const ORDER: [&str; 34] = [
+    "set-state.1.event",
+    "inject-error.1.state",
+    "inject-error.0.state",
+    "opt-write-zero",
+    "inject-error.1.immediately",
+    "inject-error.0.immediately",
+    "set-state.0.event",
+    "inject-error.1.once",
+    "inject-error.0.once",
+    "max-write-zero",
+    "image",
+    "max-transfer",
+    "set-state.1.new_state",
+    "offset",
+    "read-zeroes",
+    "driver",
+    "set-state.1.state",
+    "config",
+    "inject-error.1.iotype",
+    "inject-error.0.iotype",
+    "set-state.0.new_state",
+    "inject-error.1.errno",
+    "inject-error.1.event",
+    "inject-error.0.errno",
+    "inject-error.0.event",
+    "opt-discard",
+    "set-state.0.state",
+    "inject-error.1.sector",
+    "inject-error.0.sector",
+    "max-discard",
+    "align",
+    "size",
+    "filename",
+    "file",
+];
+
+/// The options of a node and of those below it, as JSON: a dictionary for each node, dotted keys for what is in it.
+fn full_options(gs: &GlobalState, node: &NodeRef) -> Result<String, Failure> {
     let info = gs.node_info(node).map_err(Failure::message)?;
-    let mut options: Vec<(String, Value)> = vec![("driver".into(), info.driver.into())];
-    options.extend(own_options(&info).into_iter().map(|(key, value)| (key.to_owned(), value.clone())));
+    let mut own = Dict::new();
+    for (key, value) in own_options(&info) {
+        own.insert(key, value.clone()).map_err(Failure::message)?;
+    }
+    let mut options = vec![("driver".to_owned(), Value::from(info.driver).to_string())];
+    let flat = Options::from_dict(Dialect::Legacy, own).flatten();
+    options.extend(flat.into_iter().map(|(key, value)| (key, value.to_string())));
     for (name, child, _) in &info.children {
         if let Some(child) = child {
             let child = gs.find_node(child).map_err(Failure::message)?;
-            options.push((name.clone(), full_options(gs, &child)?.into()));
+            options.push((name.clone(), full_options(gs, &child)?));
         }
     }
-    options.sort_by_key(|(key, _)| !BEFORE_THE_DRIVER.contains(&key.as_str()));
-    let mut dict = Dict::new();
-    for (key, value) in options {
-        dict.insert(&key, value).map_err(Failure::message)?;
-    }
-    Ok(dict)
+    options.sort_by_key(|(key, _)| ORDER.iter().position(|known| known == key).unwrap_or(ORDER.len()));
+    let options: Vec<_> = options.into_iter().map(|(key, value)| format!("{}: {value}", Value::Str(key))).collect();
+    Ok(format!("{{{}}}", options.join(", ")))
 }

@@ -164,7 +164,7 @@ async fn walk(
         let mut at = start;
         while at < end {
             let told = padded.statuses(at, end - at, STATUSES).await;
-            let told = told.map_err(|error| Failure::message(format!("Failed to read image metadata: {error}")))?;
+            let told = told.map_err(|error| Failure::message(format!("Could not read file metadata: {error}")))?;
             let mut lines = String::new();
             for extent in told {
                 let next = Entry::new(at, extent);

@@ -89,8 +89,7 @@ impl Args {
             let text = format!("Block driver '{}' does not support size measurement", self.target_format);
             return Err(Failure::message(text));
         }
-        // Where it would be does not matter: every path takes the same options.
-        NewImage::parse(&self.target_format, "./image", options)
+        NewImage::imagine(&self.target_format, options)
             .map_err(|error| Failure::message(error).and(Failure::message("Invalid options for file format 'raw'")))?;
         let bytes = size.next_multiple_of(Padded::SECTOR);
         say(&match output {

@@ -22,11 +22,10 @@ pub(crate) fn count(text: &str, what: &str, range: RangeInclusive<u64>) -> Resul
 /// As [`count`].
 pub(crate) fn size(text: &str, what: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
     // A plain number below zero is one, and out of range; a negative size with a suffix is none.
-    let negative = text.trim_start_matches(is_space).starts_with('-');
-    if negative {
-        return match strtol(text) {
-            Some(_) => within(None, what, range),
-            None => Err(format!("Invalid {what} specified: '{text}'.")),
+    if let Some(digits) = text.trim_start_matches(is_space).strip_prefix('-') {
+        return match !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            true => within(None, what, range),
+            false => Err(format!("Invalid {what} specified: '{text}'.")),
         };
     }
     match parse_size(text) {

@@ -4,8 +4,8 @@ use crate::args::{ObjectArgs, exclusive};
 use crate::cli::{Command, Failure};
 use crate::image::{Image, with_block_layer};
 use crate::say;
-use block_common::{Errno, IoError, IoErrorKind, LENGTH_MAX, Preallocation, SizeError, parse_size};
-use block_drivers::{CreateError, ImageOptions};
+use block_common::{Errno, IoError, IoErrorKind, LENGTH_MAX, Preallocation};
+use block_drivers::{ImageOptions, NewImage};
 use clap::Parser;
 use std::ffi::OsString;
 
@@ -61,14 +61,8 @@ impl Size {
             Some(b'-') => (Self::Less, &text[1..]),
             _ => (Self::Exactly, text),
         };
-        match parse_size(number) {
-            Ok(bytes) => Ok(kind(bytes)),
-            Err(SizeError::TooLarge) => Ok(kind(u64::MAX)),
-            Err(SizeError::Negative) => {
-                Err(Failure::message(format!("Value '{number}' is out of range for parameter 'size'")))
-            }
-            Err(_) => Err(Failure::message(CreateError::BadSize("size".into()))),
-        }
+        let bytes = NewImage::parse_size(number).map_err(Failure::message)?;
+        Ok(kind(bytes))
     }
 
     /// The new length of an image that has `old` bytes, if it can have that.
@@ -108,15 +102,18 @@ impl Command for Args {
         exclusive(self.image_opts, self.format.is_some())?;
         let size = Size::parse(size)?;
         let how = ImageOptions { format: self.format.clone(), ..ImageOptions::default() };
-        let image = Image { name: name.clone(), image_opts: self.image_opts, resize: true, how };
+        let image = Image { name: name.clone(), image_opts: self.image_opts, resize: true, still: false, how };
         with_block_layer(|gs| async move {
             let (backend, padded) = image.open_padded(&gs).await?;
             let old = padded.len();
             let new = size.applied(old).ok_or_else(|| Failure::message("New image size must be positive"))?;
             self.check(old, new)?;
-            let resized = padded.root().truncate(new, self.preallocation).await;
             let info = backend.node().and_then(|node| gs.node_info(&node).ok());
             let fixed = info.is_some_and(|info| info.driver == "raw" && info.options.contains_key("size"));
+            if !fixed && gs.nodes().iter().any(|node| node.driver == "host_device") {
+                self.check_device(padded.root().length().map_err(Failure::message)?, new)?;
+            }
+            let resized = padded.root().truncate(new, self.preallocation).await;
             resized.map_err(|error| Failure::message(words(error, self.preallocation, fixed)))?;
             if self.quiet { Ok(()) } else { say("Image resized.") }
         })
@@ -124,6 +121,15 @@ impl Command for Args {
 }
 
 impl Args {
+    /// A device has the length that it has.
+    fn check_device(&self, old: u64, new: u64) -> Result<(), Failure> {
+        match self.preallocation {
+            Preallocation::Off if new == old => Ok(()),
+            Preallocation::Off => Err(Failure::message("Cannot resize device files")),
+            mode => Err(Failure::message(format!("Preallocation mode '{mode}' unsupported for this non-regular file"))),
+        }
+    }
+
     /// Refuse what loses data that nobody said may be lost.
     fn check(&self, old: u64, new: u64) -> Result<(), Failure> {
         if new <= old && self.preallocation != Preallocation::Off {

@@ -35,15 +35,21 @@ pub enum SizeError {
 /// # Errors
 /// [`SizeError`].
 pub fn parse_size(text: &str) -> Result<u64, SizeError> {
+    parse_size_64(text).and_then(|bytes| if bytes <= LENGTH_MAX { Ok(bytes) } else { Err(SizeError::TooLarge) })
+}
+
+/// As [`parse_size`], for numbers of up to 64 bits.
+///
+/// # Errors
+/// [`SizeError`].
+pub fn parse_size_64(text: &str) -> Result<u64, SizeError> {
     let text = text.trim_start_matches(|c: char| c.is_ascii_whitespace());
     if let Some(rest) = text.strip_prefix('-') {
         // Words that are no number stay that, whatever stands before them.
         return if parse_unsigned(rest)? == 0 { Ok(0) } else { Err(SizeError::Negative) };
     }
-    match parse_unsigned(text.strip_prefix('+').unwrap_or(text))? {
-        bytes if bytes <= u128::from(LENGTH_MAX) => Ok(bytes as u64),
-        _ => Err(SizeError::TooLarge),
-    }
+    let bytes = parse_unsigned(text.strip_prefix('+').unwrap_or(text))?;
+    u64::try_from(bytes).map_err(|_| SizeError::TooLarge)
 }
 
 /// As [`parse_size`], without sign and with its limit far away: a number that is too large stays too large.

@@ -56,7 +56,7 @@ impl DriverType for BlkdebugType {
 
     async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened> {
         let mut rules = Vec::new();
-        if let Some(path) = options.take_str("config")?.filter(|path| !path.is_empty()) {
+        if let Some(path) = options.take_str("config")? {
             rules.extend(read_config(context, path).await?);
         }
         let injected = options.take_list("inject-error", |item| item.into_dict(inject_error))?;

@@ -1,21 +1,27 @@
-//! Creating images: from a format, a name and a list of options (`-o`) to a file that is there.
+//! Creating images: from a format, a name and a list of options (`-o`) to a file that is there, or to a device that is taken over as it is.
 //!
 //! Options are checked by name in [`NewImage::parse`], before anything is touched; their values where the driver looks at them,
 //! in [`NewImage::create`]. Opening what was created is not here.
 
+use block_common::options::{Dialect, strip_protocol};
 use block_common::options::{Dict, Value};
-use block_common::{FileName, LENGTH_MAX, Options, OptionsError, Preallocation, SizeError, parse_size};
+use block_common::{
+    AlignedBuf, FileName, LENGTH_MAX, Options, OptionsError, ParentKind, Perm, PermPair, Preallocation, RequestFlags,
+    SizeError, parse_size_64,
+};
 use block_file_posix::{FileError, HostKind, create, kind, same_file};
-use block_gs::GlobalState;
+use block_gs::{GlobalState, GraphError, GraphResult, NodeRef};
+use block_io::Root;
 use std::fmt;
 use std::path::PathBuf;
+
+const HOST_DEVICE: &str = "host_device";
 
 /// Lengths of new images are multiples of this many bytes.
 const SECTOR: u64 = 512;
 
 /// Formats of the field that can be created there and not by this build.
-const NOT_BUILT: [&str; 10] =
-    ["host_device", "luks", "parallels", "qcow", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc"];
+const NOT_BUILT: [&str; 9] = ["luks", "parallels", "qcow", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc"];
 
 /// Drivers of the field that create nothing.
 const NOT_CREATABLE: [&str; 22] = [
@@ -83,6 +89,16 @@ const FILE_OPTIONS: [CreateOption; 4] = [
     },
 ];
 
+/// What a device can be told, which has its length already.
+const DEVICE_OPTIONS: [CreateOption; 2] = [
+    SIZE,
+    CreateOption {
+        name: "preallocation",
+        kind: CreateOptionKind::Str,
+        help: "Preallocation mode (allowed values: off)",
+    },
+];
+
 /// Why an image cannot be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -111,12 +127,37 @@ pub enum CreateError {
          mega-, giga-, tera-, peta-\nand exabytes, respectively."
     )]
     BadSize(String),
+    /// An option that wants a size has a number that is none.
+    #[error("Value '{value}' is out of range for parameter '{name}'")]
+    SizeRange {
+        /// The option.
+        name: &'static str,
+        /// What it was given.
+        value: String,
+    },
     /// An option that is on or off has another value.
     #[error("Parameter '{0}' expects 'on' or 'off'")]
     BadSwitch(&'static str),
     /// A mode that nobody has.
     #[error("invalid parameter value: {0}")]
     BadMode(String),
+    /// A mode that makes no sense for devices.
+    #[error("Unsupported preallocation mode '{0}'")]
+    NoMode(Preallocation),
+    /// A device has to be there, and this one cannot be had.
+    #[error(
+        "Protocol driver '{HOST_DEVICE}' does not support creating new images, so an existing image must be selected as \
+         the target; however, opening the given target as an existing image failed: {0}"
+    )]
+    NoDevice(String),
+    /// A device cannot be asked for its length, or its first sector not be written.
+    #[error("Could not {doing}: {error}")]
+    Device {
+        /// What was being done.
+        doing: &'static str,
+        /// What it answered.
+        error: block_common::IoError,
+    },
     /// No size was given.
     #[error("Image creation needs a size parameter")]
     NoSize,
@@ -126,6 +167,9 @@ pub enum CreateError {
     /// The file is open as a node of this block layer: creating it would empty what is being used.
     #[error("Failed to get \"write\" lock\nIs another process using the image [{}]?", .0.display())]
     InUse(PathBuf),
+    /// A device that was taken over could not be closed.
+    #[error(transparent)]
+    Close(#[from] GraphError),
     /// The options are malformed.
     #[error(transparent)]
     Options(#[from] OptionsError),
@@ -161,6 +205,8 @@ fn file_words(error: &FileError) -> String {
 /// An image that is to be created.
 #[derive(Clone, Debug)]
 pub struct NewImage {
+    /// The driver that creates it.
+    kind: HostKind,
     path: String,
     options: Dict,
     size: Option<u64>,
@@ -170,18 +216,43 @@ pub struct NewImage {
 ///
 /// # Errors
 /// [`CreateError`] says what cannot be created.
-pub fn creation_options(format: &str, name: Option<&str>) -> Result<Vec<CreateOption>, CreateError> {
+pub async fn creation_options(
+    gs: &GlobalState,
+    format: &str,
+    name: Option<&str>,
+) -> Result<Vec<CreateOption>, CreateError> {
     check_format(format)?;
     let mut options = match name {
-        None if format == "raw" => vec![SIZE],
-        None => FILE_OPTIONS.to_vec(),
-        Some(name) => {
-            path_of(name)?;
-            FILE_OPTIONS.to_vec()
-        }
+        None => options_of(format, None),
+        Some(name) => options_of(format, Some(protocol_of(gs, name).await?.0)),
     };
     options.sort_by_key(|option| option.name);
     Ok(options)
+}
+
+/// The options of a format and those that a protocol adds to them.
+fn options_of(format: &str, protocol: Option<HostKind>) -> Vec<CreateOption> {
+    let of_kind = |kind: Option<HostKind>| match kind {
+        Some(HostKind::File) => FILE_OPTIONS.to_vec(),
+        Some(HostKind::Device) => DEVICE_OPTIONS.to_vec(),
+        None => vec![SIZE],
+    };
+    let mut options = of_kind(kind_of_format(format));
+    for option in of_kind(protocol) {
+        if options.iter().all(|known| known.name != option.name) {
+            options.push(option);
+        }
+    }
+    options
+}
+
+/// The protocol that a format is, if it is one.
+fn kind_of_format(format: &str) -> Option<HostKind> {
+    match format {
+        "file" => Some(HostKind::File),
+        HOST_DEVICE => Some(HostKind::Device),
+        _ => None,
+    }
 }
 
 /// Whether images of `format` can be created.
@@ -190,20 +261,25 @@ pub fn creation_options(format: &str, name: Option<&str>) -> Result<Vec<CreateOp
 /// [`CreateError`] says why they cannot.
 pub fn check_format(format: &str) -> Result<(), CreateError> {
     match format {
-        "raw" | "file" => Ok(()),
+        "raw" | "file" | HOST_DEVICE => Ok(()),
         other if NOT_CREATABLE.contains(&other) => Err(CreateError::FormatCreatesNothing(other.into())),
         other if NOT_BUILT.contains(&other) => Err(CreateError::NotBuilt(format!("Image format '{other}'"))),
         other => Err(CreateError::UnknownFormat(other.into())),
     }
 }
 
-/// The path of the file that `name` is for.
-fn path_of(name: &str) -> Result<String, CreateError> {
+/// Whether `name` is for a file or a device, and its path.
+async fn protocol_of(gs: &GlobalState, name: &str) -> Result<(HostKind, String), CreateError> {
     if name.starts_with("json:") {
         return Err(CreateError::UnknownProtocol("json".into()));
     }
     match FileName::parse(name)? {
-        FileName::Path(path) => Ok(path),
+        // Who writes the driver's name before the path means a regular file.
+        FileName::Path(path) if name.starts_with("file:") => Ok((HostKind::File, path)),
+        FileName::Path(path) => Ok((kind(&path, gs.pool()).await, path)),
+        FileName::Protocol { protocol, name } if protocol == HOST_DEVICE => {
+            Ok((HostKind::Device, strip_protocol(&name, HOST_DEVICE)))
+        }
         FileName::Protocol { protocol, .. } if NOT_CREATABLE.contains(&protocol.as_str()) => {
             Err(CreateError::ProtocolCreatesNothing(protocol))
         }
@@ -212,13 +288,17 @@ fn path_of(name: &str) -> Result<String, CreateError> {
     }
 }
 
-/// A size option's value. Unlike other sizes it may be as large as any 64 bits.
+/// A size option's value. Unlike other sizes it may be as large as any 64 bits, which nobody has: who is asked for it says so.
 fn size_of(name: &'static str, value: &str) -> Result<u64, CreateError> {
-    match parse_size(value) {
-        Ok(size) => Ok(size),
-        // Nothing is as large as that, and whoever is asked for it will say so.
-        Err(SizeError::TooLarge) => Ok(LENGTH_MAX),
-        Err(_) => Err(CreateError::BadSize(name.into())),
+    let number = value.trim_start_matches(|c: char| c.is_ascii_whitespace());
+    match (number.strip_prefix('-'), parse_size_64(value)) {
+        (Some(digits), _) if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Err(CreateError::SizeRange { name, value: value.into() })
+        }
+        (Some(_), _) => Err(CreateError::BadSize(name.into())),
+        (None, Ok(size)) => Ok(size),
+        (None, Err(SizeError::TooLarge)) => Err(CreateError::SizeRange { name, value: value.into() }),
+        (None, Err(_)) => Err(CreateError::BadSize(name.into())),
     }
 }
 
@@ -235,13 +315,28 @@ impl NewImage {
     /// # Errors
     /// What cannot be created, options that do not exist, and values of the wrong type.
     #[doc(alias = "bdrv_img_create")]
-    pub fn parse(format: &str, name: &str, options: &str) -> Result<Self, CreateError> {
+    pub async fn parse(gs: &GlobalState, format: &str, name: &str, options: &str) -> Result<Self, CreateError> {
         check_format(format)?;
-        let path = path_of(name)?;
+        let (protocol, path) = protocol_of(gs, name).await?;
+        Self::new(format, protocol, path, options)
+    }
+
+    /// As [`NewImage::parse`], for a file that nobody is going to create.
+    ///
+    /// # Errors
+    /// As [`NewImage::parse`].
+    pub fn imagine(format: &str, options: &str) -> Result<Self, CreateError> {
+        check_format(format)?;
+        Self::new(format, HostKind::File, String::new(), options)
+    }
+
+    fn new(format: &str, protocol: HostKind, path: String, options: &str) -> Result<Self, CreateError> {
+        let known = options_of(format, Some(protocol));
         let (given, _) = Options::parse_image_opts(options)?;
-        let mut image = Self { path, options: Dict::new(), size: None };
+        let kind = kind_of_format(format).unwrap_or(protocol);
+        let mut image = Self { kind, path, options: Dict::new(), size: None };
         for (key, value) in given.flatten() {
-            let option = FILE_OPTIONS.iter().find(|option| option.name == key);
+            let option = known.iter().find(|option| option.name == key);
             let option = option.ok_or_else(|| CreateError::UnknownOption(key.clone()))?;
             let value = text(&value);
             let value = match option.kind {
@@ -258,6 +353,19 @@ impl NewImage {
         Ok(image)
     }
 
+    /// Whether what was created reads as zeroes: a device holds what it held before.
+    pub fn is_zero(&self) -> bool {
+        self.kind == HostKind::File
+    }
+
+    /// A size as the option `size` takes it.
+    ///
+    /// # Errors
+    /// [`CreateError::BadSize`] and [`CreateError::SizeRange`].
+    pub fn parse_size(value: &str) -> Result<u64, CreateError> {
+        size_of(SIZE.name, value)
+    }
+
     /// Its size in bytes, if the options say it.
     pub fn size(&self) -> Option<u64> {
         self.size
@@ -268,7 +376,8 @@ impl NewImage {
         self.size = Some(bytes);
     }
 
-    /// Create it, or empty the one that is there. Its length is rounded up to whole sectors.
+    /// Create it, or empty the one that is there. Its length is rounded up to whole sectors. A device stays as long as it is, which must be
+    /// enough; its first sector is zeroed, so that it does not look like what it was.
     ///
     /// # Errors
     /// A file that could not get its size stays behind, empty.
@@ -282,14 +391,35 @@ impl NewImage {
             Some(mode) => mode.parse().map_err(|_| CreateError::BadMode(mode))?,
         };
         self.refuse_unbuilt()?;
-        if kind(&self.path, gs.pool()).await == HostKind::Device {
-            return Err(CreateError::NotBuilt("Creating an image on a device".into()));
+        if self.kind == HostKind::Device {
+            return self.take_over(gs, size, preallocation).await;
         }
         check_path(gs, &self.path).await?;
         // More than that is no length of a file, and the host would say so.
         let whole = size.checked_next_multiple_of(SECTOR).filter(|whole| *whole <= LENGTH_MAX);
         let size = whole.ok_or(CreateError::Resize(block_common::Errno::EINVAL))?;
         Ok(create(&self.path, size, preallocation, gs.pool()).await?)
+    }
+
+    /// Take over a device that is there.
+    async fn take_over(&self, gs: &GlobalState, size: u64, preallocation: Preallocation) -> Result<(), CreateError> {
+        if kind(&self.path, gs.pool()).await == HostKind::Device {
+            let free = check_path(gs, &self.path).await;
+            free.map_err(|error| CreateError::NoDevice(error.to_string()))?;
+        }
+        let node = open_device(gs, &self.path).await;
+        let node = node.map_err(|error| CreateError::NoDevice(error.report()))?;
+        let perm = PermPair::new(Perm::WRITE | Perm::RESIZE, Perm::all());
+        let root = gs.new_root("", ParentKind::Backend, perm, &gs.main_io());
+        let attached = gs.attach_root(&root, Some(&node)).await;
+        attached.map_err(|error| CreateError::NoDevice(error.report()))?;
+        let cleared = match preallocation {
+            Preallocation::Off => clear(root.io(), size).await,
+            other => Err(CreateError::NoMode(other)),
+        };
+        gs.close_root(root).await;
+        let closed = gs.close(node).await;
+        cleared.and(Ok(closed?))
     }
 
     /// Options that would change what happens: refused rather than ignored.
@@ -302,6 +432,25 @@ impl NewImage {
         }
         Ok(())
     }
+}
+
+async fn open_device(gs: &GlobalState, path: &str) -> GraphResult<NodeRef> {
+    let mut options = Options::new(Dialect::Legacy);
+    options.insert("driver", HOST_DEVICE)?;
+    options.insert("filename", path)?;
+    gs.open(options).await
+}
+
+/// Let a device of at least `size` bytes begin with a sector of zeroes.
+async fn clear(device: &Root, size: u64) -> Result<(), CreateError> {
+    let failed = |doing| move |error| CreateError::Device { doing, error };
+    let length = device.length().map_err(failed("get the device's length"))?;
+    if length < size {
+        return Err(FileError::DeviceLength.into());
+    }
+    let sector = AlignedBuf::zeroed(length.min(SECTOR) as usize, SECTOR as usize).into_io();
+    let (written, _) = device.write(0, sector, RequestFlags::empty()).await;
+    written.map_err(failed("clear the device's first sector"))
 }
 
 /// Whether the file that `name` is for may be written as a whole: no node of this block layer has it open.
@@ -351,7 +500,7 @@ mod tests {
     use super::*;
 
     fn check(options: &str, expected: Result<&str, &str>) {
-        let shown = NewImage::parse("raw", "a.raw", options).map(|image| image.to_string());
+        let shown = NewImage::imagine("raw", options).map(|image| image.to_string());
         let shown = shown.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
         assert_eq!(shown.as_deref().map_err(String::as_str), expected, "{options:?}");
     }
@@ -370,11 +519,30 @@ mod tests {
 
     #[test]
     fn what_cannot_be_created_is_told_apart() {
-        let refusal = |format, name| NewImage::parse(format, name, "").expect_err("refused").to_string();
-        assert_eq!(refusal("bogus", "a"), "Unknown file format 'bogus'");
-        assert_eq!(refusal("qcow2", "a"), "Image format 'qcow2' is not supported");
-        assert_eq!(refusal("null-co", "a"), "Format driver 'null-co' does not support image creation");
-        assert_eq!(refusal("raw", "null-co://"), "Protocol driver 'null-co' does not support image creation");
-        assert_eq!(refusal("raw", "json:{}"), "Unknown protocol 'json'");
+        let refusal = |format| NewImage::imagine(format, "").expect_err("refused").to_string();
+        assert_eq!(refusal("bogus"), "Unknown file format 'bogus'");
+        assert_eq!(refusal("qcow2"), "Image format 'qcow2' is not supported");
+        assert_eq!(refusal("null-co"), "Format driver 'null-co' does not support image creation");
+    }
+
+    #[test]
+    fn protocols_are_told_apart() {
+        let main = block_gs::MainLoop::new().expect("descriptors");
+        let gs = GlobalState::new(&main, block_gs::GlobalOptions::default()).expect("an I/O thread");
+        main.run(async {
+            let refused = |name: &'static str| NewImage::parse(&gs, "raw", name, "");
+            let refusal = |error: Result<NewImage, CreateError>| error.expect_err("refused").to_string();
+            let null = "Protocol driver 'null-co' does not support image creation";
+            assert_eq!(refusal(refused("null-co://").await), null);
+            assert_eq!(refusal(refused("json:{}").await), "Unknown protocol 'json'");
+            let zero = |name| NewImage::parse(&gs, "raw", name, "");
+            assert!(zero("a.raw").await.expect("a file").is_zero());
+            assert!(zero("file:/dev/null").await.expect("a file by its name").is_zero());
+            assert!(!zero("/dev/null").await.expect("a device").is_zero());
+            assert!(!zero("host_device:a.raw").await.expect("a device by its name").is_zero());
+            let words = refusal(NewImage::parse(&gs, "raw", "/dev/null", "nocow=off").await);
+            assert_eq!(words, "Invalid parameter 'nocow'");
+            gs.close_all().await.expect("closed");
+        });
     }
 }

@@ -78,18 +78,20 @@ pub async fn open_options(gs: &GlobalState, options: Options, how: &ImageOptions
     }
 }
 
-/// The options with a driver for each child `file` that is only given by the name of a file.
+/// The options with a driver for each child that is only given by the name of a file.
 fn with_file_drivers(mut options: Dict) -> GraphResult<Dict> {
-    let Some(Value::Dict(file)) = options.lookup_mut("file") else { return Ok(options) };
-    let mut file = with_file_drivers(std::mem::take(file))?;
-    if !file.contains_key("driver")
-        && let Some(Value::Str(name)) = file.lookup("filename")
-        && let FileName::Path(path) = FileName::parse(name)?
-    {
-        file.insert("filename", path)?;
-        file.insert("driver", "file")?;
+    for key in ["file", "image"] {
+        let Some(Value::Dict(file)) = options.lookup_mut(key) else { continue };
+        let mut file = with_file_drivers(std::mem::take(file))?;
+        if !file.contains_key("driver")
+            && let Some(Value::Str(name)) = file.lookup("filename")
+            && let FileName::Path(path) = FileName::parse(name)?
+        {
+            file.insert("filename", path)?;
+            file.insert("driver", "file")?;
+        }
+        options.insert(key, file)?;
     }
-    options.insert("file", file)?;
     Ok(options)
 }
 

@@ -9,7 +9,7 @@ use crate::flight::Flight;
 use crate::padded::{Padded, STATUSES_AHEAD};
 use crate::rate::RateLimit;
 use crate::zeroes::runs;
-use block_common::{AlignedBuf, BufPool, IoBuf, IoError, RequestFlags};
+use block_common::{AlignedBuf, BufPool, IoBuf, IoError, RequestFlags, StatusExtent};
 use block_io::{Access, HostRange, Root, on_host_files};
 use std::fmt;
 use std::future::poll_fn;
@@ -59,14 +59,16 @@ pub enum SparseNote {
     Skipped(u64),
     /// This sector, at an offset of the whole, could not be read, and is zeroes in the target.
     Lost(u64, IoError),
+    /// What this sector, at an offset of the whole, is could not be found out, and it is taken for data.
+    Unknown(u64, IoError),
 }
 
 /// How many bytes of `sources` are not known to be zeroes: what [`SparseNote::Copied`] adds up to.
 ///
 /// # Errors
-/// The source that did not answer.
-pub async fn data_bytes(sources: &[Padded]) -> Result<u64, CopyError> {
-    let (mut extents, asking) = Extents::new(sources.to_vec(), false);
+/// The source that did not answer, unless `salvage` takes what it does not tell for data.
+pub async fn data_bytes(sources: &[Padded], salvage: bool) -> Result<u64, CopyError> {
+    let (mut extents, asking) = Extents::new(sources.to_vec(), Asking { salvage, all_buffered: false }, |_, _| {});
     let counting = async move {
         let mut bytes = 0;
         while let Some(extent) = extents.next(u64::MAX).await? {
@@ -107,7 +109,10 @@ pub async fn sparse_copy(
     });
     let mut flow = Flow { flight: Flight::new(), rate: RateLimit::default(), number: 0, depth: options.depth.max(1) };
     flow.rate.set_speed(options.speed);
-    let (extents, asking) = Extents::new(sources, options.sparse == 0);
+    let noted = copier.clone();
+    let unknown = move |at, error| (noted.note)(SparseNote::Unknown(at, error));
+    let asking = Asking { salvage: options.salvage, all_buffered: options.sparse == 0 };
+    let (extents, asking) = Extents::new(sources, asking, unknown);
     let (copied, ()) = tokio::join!(flow.start_all(&copier, extents), asking);
     let ended = flow.end_all().await;
     copied.and(ended)
@@ -133,6 +138,15 @@ impl Extent {
     }
 }
 
+/// How sources are asked.
+#[derive(Clone, Copy)]
+struct Asking {
+    /// What they do not tell is data.
+    salvage: bool,
+    /// Zeroes go through buffers, too.
+    all_buffered: bool,
+}
+
 /// The extents of all sources, in order, as they come.
 struct Extents {
     told: mpsc::Receiver<Result<Extent, CopyError>>,
@@ -141,13 +155,18 @@ struct Extents {
 }
 
 impl Extents {
-    /// The extents of `sources`, and the work of asking for them, which is to be done beside. Do zeroes go through buffers?
-    fn new(sources: Vec<Padded>, all_buffered: bool) -> (Self, impl Future<Output = ()> + Send) {
+    /// The extents of `sources`, and the work of asking for them, which is to be done beside. With `salvage`, a sector of which a source does not
+    /// tell what it is counts as data, and `unknown` is called with its offset in the whole.
+    fn new(
+        sources: Vec<Padded>,
+        how: Asking,
+        unknown: impl Fn(u64, IoError) + Send + Sync,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (tell, told) = mpsc::channel(STATUSES_AHEAD);
         let work = async move {
             let mut to = 0;
             for source in sources {
-                if !tell_extents(&source, to, all_buffered, &tell).await {
+                if !tell_extents(&source, to, how, &tell, &unknown).await {
                     return;
                 }
                 to += source.len();
@@ -175,12 +194,22 @@ impl Extents {
 async fn tell_extents(
     source: &Padded,
     to: u64,
-    all_buffered: bool,
+    how: Asking,
     tell: &mpsc::Sender<Result<Extent, CopyError>>,
+    unknown: &(impl Fn(u64, IoError) + Send + Sync),
 ) -> bool {
     let mut from = 0;
     while from < source.len() {
-        let told = match source.statuses(from, source.len() - from, STATUSES_AHEAD).await {
+        let sector = Padded::SECTOR.min(source.len() - from);
+        let mut told = source.statuses(from, source.len() - from, STATUSES_AHEAD).await;
+        if how.salvage && told.is_err() {
+            // It may be about what comes later.
+            told = source.statuses(from, sector, 1).await.or_else(|error| {
+                unknown(to + from, error);
+                Ok(vec![StatusExtent::data(sector)])
+            });
+        }
+        let told = match told {
             Ok(told) => told,
             Err(error) => {
                 // Whoever does not want to know of it has another error.
@@ -193,7 +222,7 @@ async fn tell_extents(
             let len = status.len.next_multiple_of(Padded::SECTOR).min(source.len() - from);
             let is_whole = len == status.len;
             let zero = is_whole && status.is_zero();
-            let is_buffered = !zero || all_buffered;
+            let is_buffered = !zero || how.all_buffered;
             let extent = Extent { source: source.clone(), from, to: to + from, len, zero, is_buffered };
             from += len;
             if tell.send(Ok(extent)).await.is_err() {

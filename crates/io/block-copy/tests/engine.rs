@@ -8,6 +8,8 @@ use block_copy::{
 };
 use block_io::{DirtyBitmap, IoThread, IoThreadHandle, Root, StaticGraph};
 use block_testkit::bed::{block_on, io_thread};
+use block_testkit::conformance::{ConformanceOptions, run_everywhere};
+use block_testkit::model::{self, ModelOptions};
 use block_testkit::{MemMode, MemOpKind, MemOptions, MemStorage, Rng, Verdict, seed};
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
@@ -264,6 +266,24 @@ impl Top {
     fn write(&self, offset: u64, len: usize) -> impl Future<Output = Result<(), IoError>> + use<> {
         let root = self.root.clone();
         async move { root.write(offset, AlignedBuf::zeroed(len, 512).into_io(), RequestFlags::empty()).await.0 }
+    }
+}
+
+#[test]
+fn the_filter_conforms_tracking_or_not() {
+    for stops in [false, true] {
+        let mut top = Top::new(16);
+        top.storage.set_logging(false);
+        if stops {
+            top.control.stop();
+        }
+        // Its bitmap is as long as the image was.
+        run_everywhere(&top.root, &ConformanceOptions { resizable: false, ..ConformanceOptions::default() });
+        let second = io_thread(true);
+        let threads = vec![top.thread.handle(), second.handle()];
+        let options = ModelOptions { threads, requests: 3000, ..ModelOptions::default() };
+        block_on(model::run(&top.root, options)).expect("the model agrees");
+        block_on(top.graph.close()).expect("it closes");
     }
 }
 

@@ -121,7 +121,7 @@ fn images_follow_each_other_whatever_completes_first() {
         let data = sum(|note| if let SparseNote::Copied(bytes) = note { Some(*bytes) } else { None });
         let zeroes = sum(|note| if let SparseNote::Skipped(bytes) = note { Some(*bytes) } else { None });
         let parts: Vec<_> = (0..3).map(|at| bed.padded(at)).collect();
-        let counted = bed.thread.handle().run(async move { data_bytes(&parts).await });
+        let counted = bed.thread.handle().run(async move { data_bytes(&parts, false).await });
         assert_eq!(block_on(counted).expect("the thread is there"), Ok(data));
         assert_eq!(data + zeroes, len);
         bed.close();

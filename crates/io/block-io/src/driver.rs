@@ -173,7 +173,8 @@ pub trait Driver: Send + Sync + 'static {
         }
     }
 
-    /// Fill `buf` from `offset`.
+    /// Fill `buf` from `offset`. This and the requests below come in whole blocks of the node's request alignment; but a driver that
+    /// is no leaf is not asked for what lies past an odd end of its node.
     ///
     /// # Errors
     /// What the host or the child answered; the buffer's content is then unspecified.

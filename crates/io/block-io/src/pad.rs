@@ -28,9 +28,18 @@ pub(crate) fn whole_blocks(range: GuestRange, alignment: u32) -> Option<GuestRan
     parts(range, alignment).find(|part| part.is_aligned(alignment))
 }
 
-/// Read whole blocks, as many at a time as the node allows.
+/// Whole blocks, without what lies past the end of the node, or past `end` if that is later. A leaf takes whole blocks to its last one; others
+/// have a child whose blocks may be smaller, and which has nothing there.
+pub(crate) fn within_node(req: &Req, blocks: GuestRange, end: u64) -> IoResult<GuestRange> {
+    let end = req.node.length().max(end);
+    let is_cut = blocks.end() > end && end > blocks.offset().0 && !req.node.engine()?.is_leaf();
+    Ok(if is_cut { blocks.slice(0, end - blocks.offset().0) } else { blocks })
+}
+
+/// Read whole blocks, as many at a time as the node allows. What lies past the end of a node that is no leaf is left as it is.
 pub(crate) async fn read_blocks(req: &Req, range: GuestRange, buf: &IoBuf) -> IoResult<()> {
     let engine = req.node.engine()?;
+    let range = within_node(req, range, 0)?;
     for (at, len) in pieces(range.len(), transfer_max(req)) {
         let part = buf.slice(at as usize, len as usize);
         engine.read(req, range.slice(at, len).offset(), &part).await?;
@@ -124,7 +133,9 @@ pub(crate) async fn write(req: &Req, range: GuestRange, buf: &IoBuf, flags: Requ
         }
         part_of(&bounce, blocks, step).copy_from(&data);
         debug_event(req, DebugEvent::Pwritev).await;
-        write_blocks(req, blocks, &bounce, flags).await?;
+        // Padding makes nothing longer.
+        let there = within_node(req, blocks, step.end())?;
+        write_blocks(req, there, &part_of(&bounce, blocks, there), flags).await?;
     }
     Ok(())
 }

@@ -335,7 +335,7 @@ async fn zero_parts(req: &Req, range: GuestRange, flags: RequestFlags) -> IoResu
         for (at, len) in pieces(part.len(), max) {
             let piece = part.slice(at, len);
             match engine.zero(req, piece, flags).await {
-                Err(error) if error == IoError::UNSUPPORTED && !flags.contains(RequestFlags::NO_FALLBACK) => {
+                Err(error) if is_unsupported(error) && !flags.contains(RequestFlags::NO_FALLBACK) => {
                     write_zeroes(req, piece, flags).await?;
                 }
                 other => other?,
@@ -344,6 +344,11 @@ async fn zero_parts(req: &Req, range: GuestRange, flags: RequestFlags) -> IoResu
         }
     }
     Ok(())
+}
+
+/// Whether there is no such operation, be it the driver that says so or the host (rule zero-2).
+fn is_unsupported(error: IoError) -> bool {
+    error.errno() == IoError::UNSUPPORTED.errno()
 }
 
 /// The fallback of a zero write: zeroes, written.
@@ -384,7 +389,7 @@ pub(crate) async fn discard(req: Req, range: GuestRange) -> IoResult<()> {
     for part in pad::parts(range, req.node.request_alignment().max(limits.discard_alignment)) {
         for (at, len) in pieces(part.len(), max) {
             match engine.discard(&req, part.slice(at, len)).await {
-                Err(error) if error == IoError::UNSUPPORTED => break,
+                Err(error) if is_unsupported(error) => break,
                 other => other?,
             }
         }

@@ -4,6 +4,7 @@
 //! data: forgetting is needed before what makes data of nothing into less, never after a write (rule stat-2).
 
 use crate::node::Req;
+use crate::pad::within_node;
 use crate::pipeline::check;
 use block_common::{BlockStatus, GuestRange, HostOffset, IoError, IoResult, StatusExtent};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -62,7 +63,7 @@ pub(crate) async fn block_statuses(req: &Req, range: GuestRange, max: usize) -> 
     if range.is_empty() {
         return Err(IoError::INVALID);
     }
-    let blocks = range.align_out(req.node.request_alignment())?;
+    let blocks = within_node(req, range.align_out(req.node.request_alignment())?, 0)?;
     let mut told = of_blocks(req, blocks, max).await?;
     told.truncate(max.max(1));
     make_sound(&mut told, blocks.len(), req.node.request_alignment().into());
@@ -80,13 +81,13 @@ pub(crate) async fn block_statuses(req: &Req, range: GuestRange, max: usize) -> 
     Ok(told)
 }
 
-/// Make what a driver said of `len` bytes into whole blocks of `alignment` bytes, none of them empty or past the end.
+/// Make what a driver said of `len` bytes into whole blocks of `alignment` bytes, but for the last one, none of them empty or past the end.
 fn make_sound(told: &mut Vec<StatusExtent>, len: u64, alignment: u64) {
     let mut at = 0;
     for index in 0..told.len() {
         let extent = told[index].truncated(len - at);
         told[index] = extent;
-        if extent.len > 0 && extent.len.is_multiple_of(alignment) {
+        if extent.len > 0 && (extent.len.is_multiple_of(alignment) || at + extent.len == len) {
             at += extent.len;
             if at < len {
                 continue;
@@ -235,5 +236,7 @@ mod tests {
         assert_eq!(sound(&[0], 4096, 512), [512]);
         assert_eq!(sound(&[], 4096, 512), [512]);
         assert_eq!(sound(&[u64::MAX, 1], 4096, 1), [4096]);
+        // A node may end within a block.
+        assert_eq!(sound(&[512, 1000], 700, 512), [512, 188]);
     }
 }

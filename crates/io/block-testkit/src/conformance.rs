@@ -72,6 +72,7 @@ pub async fn run(root: &Root, options: &ConformanceOptions) -> Result<Vec<&'stat
     checks!(bounds misaligned empty_requests length);
     if suite.options.stores {
         checks!(read_your_writes zeroes discards status concurrent_writers overlapping_writers dropped_requests);
+        checks!(req_1_shared_blocks odd_end);
     }
     checks!(stat_1_shape flush truncate);
     Ok(done)
@@ -419,6 +420,68 @@ impl Suite {
         ensure!(data.iter().all(|byte| (1..=16).contains(byte)), "bytes that nobody wrote");
         self.mirror[..len as usize].copy_from_slice(&data);
         self.compare((0, 0)).await
+    }
+
+    /// Many writers of parts of the same blocks: nobody's part is lost.
+    async fn req_1_shared_blocks(&mut self) -> Check {
+        self.fill().await?;
+        let step = self.alignment * 2 / 3 + 1;
+        let count = (self.region() / step).min(40);
+        let mut writers = Vec::new();
+        for i in 0..count {
+            let data = self.data(i * step, step);
+            self.mirror[(i * step) as usize..((i + 1) * step) as usize].copy_from_slice(&data);
+            let (root, buf) = (self.root.clone(), shaped(SHAPES[i as usize % 3], data.len()));
+            buf.copy_from_slice(0, &data);
+            writers.push(self.root.home().run(async move { root.write(i * step, buf, RequestFlags::empty()).await.0 }));
+        }
+        let results = join_all(writers).await;
+        if self.alignment > 1 && results.contains(&Some(Err(IoError::MISALIGNED))) {
+            return self.fill().await;
+        }
+        ensure!(results.iter().all(|result| *result == Some(Ok(()))), "writes of parts of blocks: {results:?}");
+        self.compare((0, 0)).await
+    }
+
+    /// Where the length is no multiple of the alignment, the last bytes can be read, written, zeroed and asked about, and none come behind
+    /// them.
+    async fn odd_end(&mut self) -> Check {
+        let length = self.root.length().map_err(|error| error.to_string())?;
+        let start = length / self.alignment * self.alignment;
+        let tail = length - start;
+        if tail == 0 {
+            return Ok(());
+        }
+        let from = start - self.alignment;
+        let len = length - from;
+        for shape in SHAPES {
+            let data = self.data(from, len);
+            let written = self.try_write(from, &data, shape, RequestFlags::empty()).await;
+            ensure!(written.is_ok(), "writing the last {len:#x} bytes ({shape:?}): {written:?}");
+            let read = self.read(from, len, shape).await?;
+            ensure!(read == data, "the last {len:#x} bytes are not what was written ({shape:?})");
+            let read = self.read(length - 1, 1, Shape::Aligned).await?;
+            ensure!(read[..] == data[data.len() - 1..], "the last byte is not what was written");
+        }
+        let mut at = from;
+        while at < length {
+            let extent = self.root.block_status(at, length - at).await;
+            let extent = extent.map_err(|error| format!("status of the end, at {at:#x}: {error}"))?;
+            ensure!(extent.len > 0 && !extent.is_zero(), "data at the end is called {extent:?}");
+            at += extent.len;
+            let is_end = extent.status.contains(BlockStatus::EOF);
+            ensure!(at <= length && is_end == (at == length), "an answer about the end ends at {at:#x}: {extent:?}");
+        }
+        let zeroed = self.root.zero(start, tail, RequestFlags::MAY_UNMAP).await;
+        ensure!(zeroed.is_ok(), "zeroing the last {tail:#x} bytes: {zeroed:?}");
+        let read = self.read(start, tail, Shape::Odd).await?;
+        ensure!(read.iter().all(|byte| *byte == 0), "zeroed bytes at the end are not zero");
+        let discarded = self.root.discard(start, tail).await;
+        ensure!(discarded.is_ok(), "discarding the last {tail:#x} bytes: {discarded:?}");
+        let past = self.try_read(length, 1, Shape::Aligned).await;
+        ensure!(past.is_err(), "a read past the odd end went through");
+        ensure!(self.root.refresh_length().await == Ok(length), "the odd end has moved");
+        Ok(())
     }
 
     /// Requests whose callers lose interest are carried out or not, as a whole or in part, and leave nothing behind.

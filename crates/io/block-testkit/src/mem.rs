@@ -39,6 +39,8 @@ pub enum MemOpKind {
     Flush,
     /// Change of length.
     Truncate,
+    /// A question for block status, where [`MemStorage::watch_status`] asked for them.
+    Status,
     /// The driver's last call.
     Close,
 }
@@ -173,6 +175,8 @@ struct Shared {
     /// Whether reads and writes take the slow path.
     slow: AtomicBool,
     logging: AtomicBool,
+    /// Whether questions for block status are operations.
+    watches_status: AtomicBool,
     next: AtomicU64,
     script: Mutex<Option<Script>>,
     control: Mutex<Control>,
@@ -203,6 +207,7 @@ impl MemStorage {
             content: RwLock::new(Content::new(content, options.journal)),
             slow: AtomicBool::new(false),
             logging: AtomicBool::new(true),
+            watches_status: AtomicBool::new(false),
             next: AtomicU64::new(0),
             script: Mutex::new(None),
             control: Mutex::default(),
@@ -236,6 +241,11 @@ impl MemStorage {
     fn refresh_slow(&self) {
         let slow = lock(&self.0.control).mode == MemMode::Slow || lock(&self.0.script).is_some();
         self.0.slow.store(slow, Ordering::Release);
+    }
+
+    /// From now on questions for block status are operations like others: scripts are asked about them, and they are logged.
+    pub fn watch_status(&self) {
+        self.0.watches_status.store(true, Ordering::Relaxed);
     }
 
     /// Hold every operation of `kind`, or every one.
@@ -520,6 +530,10 @@ impl Driver for MemDriver {
     async fn block_status(&self, _req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
         let block = u64::from(self.0.options.limits.request_alignment).max(512);
         let offset = range.offset().0;
+        if self.0.watches_status.load(Ordering::Relaxed) {
+            let op = self.0.op(MemOpKind::Status, offset, range.len(), RequestFlags::empty());
+            self.0.carry_out(op, Work::Nothing).await?;
+        }
         let content = self.0.content.read().unwrap_or_else(PoisonError::into_inner);
         let (zero, len) = content.zero_run(offset, range.len().min(STATUS_MAX), block);
         let what = if zero { BlockStatus::ZERO } else { BlockStatus::DATA };

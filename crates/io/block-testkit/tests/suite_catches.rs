@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 use block_common::{
-    AlignedBuf, ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Perm, Preallocation,
+    AlignedBuf, ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Perm, Preallocation,
     RequestFlags, StatusExtent,
 };
 use block_io::{Driver, Edge, Req, Root, StaticGraph};
@@ -35,10 +35,14 @@ enum Bug {
     FlushFails,
     /// Shrinking keeps the data for when it grows again.
     TruncateKeepsData,
+    /// The last bytes of an odd end are left out of writes.
+    LosesTheEnd,
 }
 
 const LENGTH: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
+/// The length of a node that ends within a block.
+const ODD_END: u64 = LENGTH - 100;
 
 struct Broken {
     file: Edge,
@@ -50,6 +54,10 @@ struct Broken {
 impl Driver for Broken {
     fn format_name(&self) -> &'static str {
         "broken"
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { request_alignment: if self.bug == Bug::LosesTheEnd { 512 } else { 1 }, ..Limits::NONE }
     }
 
     fn write_flags(&self) -> RequestFlags {
@@ -82,6 +90,10 @@ impl Driver for Broken {
                 yield_now().await;
                 whole.slice((offset.0 - place.0) as usize, buf.len()).copy_from(buf);
                 self.file.write(req, place, &whole, flags).await
+            }
+            Bug::LosesTheEnd => {
+                let there = (ODD_END / 512 * 512).saturating_sub(offset.0).min(buf.len() as u64) as usize;
+                self.file.write(req, HostOffset(offset.0), &buf.slice(0, there), flags).await
             }
             _ => self.file.write(req, HostOffset(offset.0), buf, flags).await,
         }
@@ -148,12 +160,14 @@ impl Broken {
 
 fn with(bug: Bug, work: impl FnOnce(&Root) -> Result<(), String>) -> Result<(), String> {
     let thread = io_thread(true);
+    let is_odd = bug == Bug::LosesTheEnd;
     let storage = MemStorage::new(MemOptions::new(LENGTH));
     let mut graph = StaticGraph::new(thread.handle());
     let file = block_on(graph.node("mem").install(storage.driver(), false)).expect("a file");
     let mut shell = graph.node("broken");
     let file = shell.child(ChildRole::FILTERED_PRIMARY, Perm::all(), &file);
-    let engine = Broken { file, bug, length: AtomicU64::new(LENGTH) };
+    let length = AtomicU64::new(if is_odd { ODD_END } else { LENGTH });
+    let engine = Broken { file, bug, length };
     let node = block_on(shell.install(engine, false)).expect("a node");
     let root = graph.root("root", &node, Perm::all());
     let result = work(&root);
@@ -201,6 +215,7 @@ fn each_bug_is_caught_by_its_check() {
     check(Bug::LengthGrows, "bounds");
     check(Bug::FlushFails, "flush");
     check(Bug::TruncateKeepsData, "truncate");
+    check(Bug::LosesTheEnd, "odd_end");
 }
 
 #[test]

@@ -15,8 +15,8 @@ pub(super) struct Node {
     pub(super) is_protocol: bool,
     /// Bytes, whole sectors.
     pub(super) length: u64,
-    /// Bytes that the host has allocated.
-    pub(super) disk_size: u64,
+    /// Bytes that the host has allocated, where that is told.
+    pub(super) disk_size: Option<u64>,
     /// It is, or is on, something that tells more of itself than its length.
     pub(super) has_flags: bool,
     /// Names of edges, and what is there.
@@ -40,7 +40,8 @@ impl Node {
             false => ["image", "file format", "virtual size"],
         };
         let [name, kind, size] = words;
-        let (human, disk) = (HumanSize(*length), HumanSize(*disk_size));
+        let human = HumanSize(*length);
+        let disk = disk_size.map_or("unavailable".to_owned(), |bytes| HumanSize(bytes).to_string());
         // A String takes whatever is written to it.
         let _ = writeln!(text, "{indent}{name}: {file_name}\n{indent}{kind}: {driver}");
         let _ = writeln!(text, "{indent}{size}: {human} ({length} bytes)\n{indent}disk size: {disk}");
@@ -67,8 +68,10 @@ impl Node {
         add("virtual-size", self.length.into());
         add("filename", self.file_name.as_str().into());
         add("format", self.driver.into());
-        add("actual-size", self.disk_size.into());
-        if self.driver == "file" {
+        if let Some(bytes) = self.disk_size {
+            add("actual-size", bytes.into());
+        }
+        if matches!(self.driver, "file" | "host_device") {
             add("format-specific", json!({ "type": "file", "data": {} }));
         }
         if self.has_flags {

@@ -36,13 +36,6 @@ fn help_and_parser_agree() {
     check("convert --progress a.raw n.raw", 0, "");
 }
 
-/// A device has the length that it has, and is not emptied by opening it.
-#[test]
-fn nothing_is_created_on_devices() {
-    let refused = "PROGRAM: /dev/null: Creating an image on a device is not supported\n";
-    check("create -q /dev/null 1M", 1, refused);
-}
-
 /// Mistakes are found before a target is touched.
 #[test]
 fn a_mistake_leaves_the_target_alone() {

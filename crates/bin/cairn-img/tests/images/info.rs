@@ -69,3 +69,44 @@ fn describing_is_refused_alike() {
         ],
     );
 }
+
+const IMAGE: &str = "\"image\":{\"driver\":\"file\",\"filename\":\"odd.raw\"}";
+
+#[test]
+fn blkdebug_nodes_are_described_alike() {
+    let options = [
+        "",
+        "\"align\":512,",
+        "\"max-transfer\":4096,\"align\":4096,",
+        "\"opt-write-zero\":512,\"max-write-zero\":65536,\"opt-discard\":512,\"max-discard\":4096,",
+        "\"config\":\"\",",
+        "\"inject-error\":[{\"event\":\"none\",\"errno\":5,\"iotype\":\"write\"}],",
+        "\"inject-error\":[{\"event\":\"read_aio\",\"state\":2,\"sector\":3,\"once\":true,\"immediately\":true}],",
+        "\"align\":512,\"set-state\":[{\"event\":\"read_aio\",\"state\":1,\"new_state\":2}],",
+    ];
+    let mut lines: Vec<String> = [
+        "info blkdebug::odd.raw",
+        "info -f raw blkdebug::odd.raw",
+        "info blkdebug:nofile:odd.raw",
+        "info blkdebug::blkdebug::odd.raw",
+        "info blkdebug::null-co://",
+        "info --image-opts driver=blkdebug,image.driver=file,image.filename=odd.raw",
+        "info --image-opts driver=blkdebug,image.filename=odd.raw",
+        "info --image-opts driver=raw,file.driver=blkdebug,file.image.filename=odd.raw",
+        "info --image-opts driver=raw,size=1k,offset=2k,file.driver=blkdebug,file.align=512,file.image.filename=odd.raw",
+        "info --image-opts driver=blkdebug,image.driver=raw,image.file.driver=file,image.file.filename=odd.raw",
+        "info --image-opts driver=blkdebug,image.driver=raw,image.size=512,image.file.driver=file,image.file.filename=odd.raw",
+        "info --image-opts driver=blkdebug,image.driver=null-co,image.size=4096",
+        "info --output=json --image-opts driver=raw,file.driver=blkdebug,file.image.driver=null-co",
+    ]
+    .map(String::from)
+    .into();
+    for options in options {
+        let node = format!("{{\"driver\":\"blkdebug\",{options}{IMAGE}}}");
+        lines.push(format!("info json:{node}"));
+        lines.push(format!("info --output=json json:{node}"));
+        lines.push(format!("info json:{{\"driver\":\"raw\",\"file\":{node}}}"));
+        lines.push(format!("map --output=json json:{{\"driver\":\"raw\",\"offset\":512,\"file\":{node}}}"));
+    }
+    check_all("blkdebug_nodes_are_described_alike", &lines.iter().map(String::as_str).collect::<Vec<_>>());
+}

@@ -10,10 +10,12 @@ mod compare;
 mod convert;
 mod create;
 mod dd;
+mod faults;
 mod info;
 mod map;
 mod measure;
 mod resize;
+mod surroundings;
 
 mod differences;
 mod own;

@@ -190,7 +190,12 @@ pub(crate) fn theirs(args: &[&str]) -> Option<Outcome> {
 
 /// Say that there is nothing to compare with.
 pub(crate) fn skipped(test: &str) {
-    let line = format!("SKIPPED: {test}: qemu-img is not installed");
+    skipped_because(test, "qemu-img is not installed");
+}
+
+/// Say that a test could not be run here, and why.
+pub(crate) fn skipped_because(test: &str, reason: &str) {
+    let line = format!("SKIPPED: {test}: {reason}");
     eprintln!("{line}");
     if let Some(log) = std::env::var_os("CAIRN_SKIP_LOG") {
         let mut file = std::fs::OpenOptions::new().append(true).create(true).open(log).expect("the skip log");

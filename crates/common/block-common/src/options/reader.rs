@@ -178,12 +178,21 @@ impl Item {
             _ => return Err(self.wrong_type("integer")),
         };
         size.map_err(|error| match (error, self.dialect) {
+            // Below zero are whole numbers only; with a suffix they are no numbers at all.
+            (SizeError::Negative, Dialect::Legacy) if self.is_signed_and_more() => self.expects(SIZE_HINT),
             (SizeError::Negative, _) => self.out_of_range(),
             (_, Dialect::Qmp) => self.wrong_type("integer"),
             (_, Dialect::Keyval) => self.expects("integer"),
             (SizeError::TooLarge, Dialect::Legacy) => self.out_of_range(),
             (SizeError::NotANumber, Dialect::Legacy) => self.expects(SIZE_HINT),
         })
+    }
+
+    /// Whether what stands behind a sign is more than digits.
+    fn is_signed_and_more(&self) -> bool {
+        let Value::Str(text) = &self.value else { return false };
+        let behind = text.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '-');
+        !behind.bytes().all(|byte| byte.is_ascii_digit())
     }
 
     /// A value of an enumeration, by its QAPI name; the legacy dialect knows its other names too.

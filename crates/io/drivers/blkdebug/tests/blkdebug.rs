@@ -5,6 +5,7 @@ use block_common::{AlignedBuf, ChildRole, DebugEvent, IoBuf, IoError, Limits, Pe
 use block_io::{IoThread, Queue, Request, Root, StaticGraph};
 use block_testkit::bed::{block_on, io_thread};
 use block_testkit::conformance::{ConformanceOptions, run_everywhere};
+use block_testkit::model::{self, ModelOptions};
 use block_testkit::{MemOptions, MemStorage};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -63,10 +64,30 @@ fn it_conforms_with_any_limits() {
         let below = Limits { request_alignment: 512, memory_alignment: 512, ..Limits::NONE };
         let storage = MemStorage::new(MemOptions { limits: below, ..MemOptions::new(1 << 20) });
         storage.set_logging(false);
-        let opened = open(&thread, &storage, limits, Vec::new()).expect("they make sense");
-        run_everywhere(&opened.root, &ConformanceOptions { region: 300_000, ..ConformanceOptions::default() });
-        block_on(opened.graph.close()).expect("closed");
+        conforms(open(&thread, &storage, limits, Vec::new()).expect("they make sense"));
     }
+}
+
+/// Scenario: the blocks are larger than those of the image, which ends within one.
+#[test]
+fn it_conforms_over_an_odd_end() {
+    let thread = io_thread(true);
+    for align in [512, 4096] {
+        let storage = MemStorage::new(MemOptions { grows: false, ..MemOptions::new((1 << 20) - 4096 + 777) });
+        storage.set_logging(false);
+        let limits = BlkdebugLimits { align: Some(align), ..BlkdebugLimits::default() };
+        conforms(open(&thread, &storage, limits, Vec::new()).expect("they make sense"));
+    }
+}
+
+/// The suite from everywhere, and the model from two threads.
+fn conforms(opened: Opened) {
+    run_everywhere(&opened.root, &ConformanceOptions { region: 300_000, ..ConformanceOptions::default() });
+    let second = io_thread(true);
+    let threads = vec![opened.root.home(), second.handle()];
+    let options = ModelOptions { threads, requests: 2000, ..ModelOptions::default() };
+    block_on(model::run(&opened.root, options)).expect("the model agrees");
+    block_on(opened.graph.close()).expect("closed");
 }
 
 #[test]

@@ -147,6 +147,8 @@ fn check_kind(path: &Path, mode: u32, wanted: HostKind, access: FileAccess) -> R
         FileType::Directory if access == FileAccess::ReadWrite => {
             return Err(FileError::open(path, Errno::from_raw(libc::EISDIR)));
         }
+        // Nor sockets at all.
+        FileType::Socket => return Err(FileError::open(path, Errno::from_raw(libc::ENXIO))),
         FileType::BlockDevice => FileKind::BlockDevice,
         FileType::CharacterDevice => FileKind::CharDevice,
         _ => FileKind::Other,
@@ -306,7 +308,7 @@ pub async fn create(
         if let Some(locks) = &mut locks {
             locks.prepare(PermPair::new(Perm::WRITE | Perm::RESIZE, !Perm::RESIZE))?;
         }
-        rustix::fs::ftruncate(&fd, 0).map_err(|e| FileError::Create { path: name.clone(), errno: errno(e) })?;
+        rustix::fs::ftruncate(&fd, 0).map_err(|e| FileError::Resize { path: name.clone(), errno: errno(e) })?;
         resize(fd.as_fd(), &name, size, preallocation, false)
     });
     done.await.unwrap_or(Err(FileError::Bug { path }))

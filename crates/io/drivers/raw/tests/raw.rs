@@ -65,7 +65,10 @@ fn every_window_conforms_and_nothing_around_it_changes() {
             let before = storage.bytes(0, LENGTH as usize);
             let options = ConformanceOptions { resizable: size.is_none(), ..ConformanceOptions::default() };
             run_everywhere(&window.root, &options);
-            block_on(model::run(&window.root, ModelOptions::default())).expect("the model agrees");
+            let second = io_thread(true);
+            let threads = vec![thread.handle(), second.handle()];
+            block_on(model::run(&window.root, ModelOptions { threads, ..ModelOptions::default() }))
+                .expect("the model agrees");
             let end = (offset + size.unwrap_or(LENGTH - offset)) as usize;
             let after = storage.bytes(0, LENGTH as usize);
             assert_eq!(after[..offset as usize], before[..offset as usize]);
@@ -92,6 +95,19 @@ fn it_conforms_over_files_every_way() {
         let threads = vec![thread.handle(), second.handle()];
         block_on(model::run(&root, ModelOptions { threads, ..ModelOptions::default() })).expect("the model agrees");
         block_on(graph.close()).expect("closed");
+    }
+}
+
+#[test]
+fn it_conforms_over_an_odd_end() {
+    let thread = io_thread(true);
+    for (alignment, offset) in [(512, 0), (512, 512), (4096, 4096)] {
+        let limits = Limits { request_alignment: alignment, memory_alignment: alignment, ..Limits::NONE };
+        let storage = MemStorage::new(MemOptions { limits, grows: false, ..MemOptions::new((1 << 20) - 100) });
+        storage.set_logging(false);
+        let window = open(&thread, &storage, offset, None).expect("a window");
+        run_everywhere(&window.root, &ConformanceOptions { region: 300_000, ..ConformanceOptions::default() });
+        block_on(window.graph.close()).expect("closed");
     }
 }
 

@@ -5,6 +5,8 @@ use block_common::{Errno, IoError, Preallocation, RequestFlags};
 use block_file_posix::{FileAccess, FileError, FileKind, FilePosixOptions, HostKind};
 use block_io::Driver;
 use block_testkit::bed::{Way, block_on, skipped};
+use block_testkit::conformance::{ConformanceOptions, run_everywhere};
+use block_testkit::model::{self, ModelOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -71,6 +73,27 @@ fn a_block_device_is_read_written_zeroed_and_discarded() {
             assert_eq!(block_on(root.refresh_length()), Ok(4 << 20));
             let grown = block_on(root.truncate(8 << 20, Preallocation::Off));
             assert_eq!(grown, Err(IoError::host(Errno::EINVAL.raw())));
+            opened.close();
+        }
+    }
+}
+
+#[test]
+fn a_device_conforms_every_way() {
+    let dir = dir();
+    let file = dir.path().join("image");
+    create(&file, 2 << 20);
+    let Some(held) = Loop::new("a_device_conforms_every_way", &file, &[]) else { return };
+    for way in Way::ALL {
+        for direct in [false, true] {
+            let options = FilePosixOptions { engine: way.engine, ..device(&held.0, FileAccess::ReadWrite, direct) };
+            let (engine, _) = open(options).expect("opened");
+            let opened = graph(way, engine);
+            run_everywhere(&opened.root, &ConformanceOptions { resizable: false, ..ConformanceOptions::default() });
+            let second = way.thread();
+            let threads = vec![opened.thread.handle(), second.handle()];
+            let options = ModelOptions { threads, requests: 2000, ..ModelOptions::default() };
+            block_on(model::run(&opened.root, options)).expect("the model agrees");
             opened.close();
         }
     }
