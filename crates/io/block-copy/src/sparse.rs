@@ -115,7 +115,15 @@ pub async fn sparse_copy(
     let (extents, asking) = Extents::new(sources, asking, unknown);
     let (copied, ()) = tokio::join!(flow.start_all(&copier, extents), asking);
     let ended = flow.end_all().await;
-    copied.and(ended)
+    earlier(copied, ended)
+}
+
+/// The error of the two that is about what comes first in the whole.
+fn earlier(one: Result<(), CopyError>, other: Result<(), CopyError>) -> Result<(), CopyError> {
+    match (one, other) {
+        (Err(one), Err(other)) => Err(if other.offset < one.offset { other } else { one }),
+        (one, other) => one.and(other),
+    }
 }
 
 /// Part of a source that is one kind of thing.
@@ -132,6 +140,11 @@ struct Extent {
 }
 
 impl Extent {
+    /// Whether both are of one source: it begins at one place of the whole.
+    fn is_beside(&self, other: &Self) -> bool {
+        self.to - self.from == other.to - other.from
+    }
+
     /// The `len` bytes of it at `at`.
     fn part(&self, at: u64, len: u64) -> Self {
         Self { source: self.source.clone(), from: self.from + at, to: self.to + at, len, ..*self }
@@ -237,7 +250,7 @@ async fn tell_extents(
     true
 }
 
-/// Extents that are copied together: with many small ones in a row, what a request costs by itself is paid once.
+/// Extents of one source that are copied together: with many small ones in a row, what a request costs by itself is paid once.
 #[derive(Default)]
 struct Piece {
     extents: Vec<Extent>,
@@ -399,9 +412,7 @@ impl Copier {
     /// processor's cache when it is written.
     async fn in_the_host(self: &Arc<Self>, number: u64, piece: &Arc<Piece>) -> Result<Hosted, CopyError> {
         let (Some(first), Some(last)) = (piece.extents.first(), piece.extents.last()) else { return Ok(Hosted::No) };
-        // All of it comes from one source if it begins at one place of the whole.
-        let is_one = first.to - first.from == last.to - last.from;
-        if !is_one || self.options.salvage || !self.options.flags.is_empty() {
+        if self.options.salvage || !self.options.flags.is_empty() {
             return Ok(Hosted::No);
         }
         let len = last.to + last.len - first.to;
@@ -593,6 +604,9 @@ impl Flow {
                     continue;
                 }
             }
+            if piece.extents.first().is_some_and(|first| !first.is_beside(&extent)) {
+                self.start(copier, std::mem::take(&mut piece)).await?;
+            }
             piece.push(extent);
             // What the host is to copy, it copies extent by extent.
             if piece.is_full() || options.offload {
@@ -626,11 +640,11 @@ impl Flow {
         }
     }
 
-    /// Wait for what is in flight. The first error.
+    /// Wait for what is in flight. The error that is about the earliest piece.
     async fn end_all(&mut self) -> Result<(), CopyError> {
         let mut ended = Ok(());
         while let Some(done) = self.flight.next().await {
-            ended = ended.and(done);
+            ended = earlier(ended, done);
         }
         ended
     }
