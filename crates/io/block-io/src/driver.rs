@@ -243,6 +243,14 @@ pub trait Driver: Send + Sync + 'static {
         Err(IoError::UNSUPPORTED)
     }
 
+    /// A child has other limits than before: see what that means for this driver's own, which are asked for after it. Nothing is in flight.
+    ///
+    /// # Errors
+    /// What a child answered.
+    async fn refresh_limits(&self, _req: &Req) -> IoResult<()> {
+        Ok(())
+    }
+
     /// Forget cached metadata and read it again: somebody else had the image. Touches no permission and no graph.
     ///
     /// # Errors

@@ -90,8 +90,17 @@ pub(crate) struct FileShared {
     fd: AtomicI32,
     at_once: AtOnce,
     owned: Mutex<Option<Arc<OwnedFd>>>,
-    options: HostFileOptions,
+    engine: FileEngine,
+    /// Of the descriptor. Both change together, while nothing is in flight.
+    memory_alignment: AtomicU32,
     pool: ThreadPool,
+}
+
+impl FileShared {
+    #[inline]
+    fn options(&self) -> HostFileOptions {
+        HostFileOptions { engine: self.engine, memory_alignment: self.memory_alignment.load(Ordering::Relaxed) }
+    }
 }
 
 /// A host file, as an engine holds it.
@@ -112,10 +121,14 @@ pub struct FileExtent {
 impl HostFile {
     /// Requests on `fd`, which was opened as `options` says. System calls that may sleep run in `pool`.
     pub fn new(fd: OwnedFd, options: HostFileOptions, pool: ThreadPool) -> (Self, HostFileControl) {
-        let options = HostFileOptions { memory_alignment: options.memory_alignment.max(1), ..options };
-        let raw = fd.as_raw_fd();
-        let owned = Mutex::new(Some(Arc::new(fd)));
-        let shared = Arc::new(FileShared { fd: AtomicI32::new(raw), at_once: AtOnce::default(), owned, options, pool });
+        let shared = Arc::new(FileShared {
+            fd: AtomicI32::new(fd.as_raw_fd()),
+            at_once: AtOnce::default(),
+            owned: Mutex::new(Some(Arc::new(fd))),
+            engine: options.engine,
+            memory_alignment: AtomicU32::new(options.memory_alignment.max(1)),
+            pool,
+        });
         (Self(shared.clone()), HostFileControl(shared))
     }
 
@@ -225,12 +238,12 @@ impl HostFile {
     fn start(&self, mut op: FileOp) -> IoResult<SlotFuture> {
         let fd = self.owned()?;
         op.fd = fd.as_raw_fd();
-        op.options = self.0.options;
+        op.options = self.0.options();
         let context = IoContext::current().ok_or_else(|| {
             tracing::error!("a host file was used outside an I/O thread");
             IoError::BUG
         })?;
-        let pool = context.pool_for(self.0.options.engine, &self.0.pool);
+        let pool = context.pool_for(self.0.engine, &self.0.pool);
         Ok(context.start_future(op, Hold::File(fd), pool))
     }
 
@@ -239,13 +252,13 @@ impl HostFile {
     #[inline]
     pub(crate) fn target(&self, op: &mut FileOp) -> Option<&ThreadPool> {
         op.fd = self.0.fd.load(Ordering::Acquire);
-        op.options = self.0.options;
+        op.options = self.0.options();
         (op.fd >= 0).then_some(&self.0.pool)
     }
 
     /// The descriptor of a buffered file, and threads for calls on it.
     pub(crate) fn buffered(&self) -> Option<(Arc<OwnedFd>, ThreadPool)> {
-        let is_buffered = self.0.options.memory_alignment <= 1;
+        let is_buffered = self.0.options().memory_alignment <= 1;
         self.owned().ok().filter(|_| is_buffered).map(|fd| (fd, self.0.pool.clone()))
     }
 
@@ -278,14 +291,15 @@ impl HostFile {
 
 impl fmt::Debug for HostFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HostFile(fd {}, {:?})", self.0.fd.load(Ordering::Relaxed), self.0.options)
+        write!(f, "HostFile(fd {}, {:?})", self.0.fd.load(Ordering::Relaxed), self.0.options())
     }
 }
 
 impl HostFileControl {
-    /// Use `fd` from now on: a reopen, or other permissions. The old descriptor is closed with its last call.
-    #[doc(alias = "bdrv_reopen_commit")]
-    pub fn replace(&mut self, fd: OwnedFd, _proof: &Quiesced<'_>) {
+    /// Use `fd`, whose requests need memory at multiples of `memory_alignment` bytes, from now on: a reopen. The old descriptor is closed with its
+    /// last call.
+    pub fn replace(&mut self, fd: OwnedFd, memory_alignment: u32, _proof: &Quiesced<'_>) {
+        self.0.memory_alignment.store(memory_alignment.max(1), Ordering::Relaxed);
         self.0.fd.store(fd.as_raw_fd(), Ordering::Release);
         self.0.at_once.skip.store(0, Ordering::Relaxed);
         let mut owned = self.0.owned.lock().unwrap_or_else(PoisonError::into_inner);

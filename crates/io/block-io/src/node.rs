@@ -512,6 +512,14 @@ impl NodeControl {
         }
     }
 
+    /// Have the engine look at its children's limits again. To be awaited on an I/O thread, before [`NodeControl::refresh_limits`].
+    ///
+    /// # Errors
+    /// The engine's error.
+    pub async fn look_below(req: &Req) -> IoResult<()> {
+        req.node.engine()?.refresh_limits(req).await
+    }
+
     /// Remember the length in bytes: the owner knows that it is another one by now.
     pub fn set_length(&self, len: u64) {
         self.gate.gate.set_length(len);

@@ -429,7 +429,7 @@ fn reopen_1_a_descriptor_is_exchanged() {
             stack.node.set_quiesced(true);
             block_on(stack.node.idle());
             let named = Named::new(&[7; 4096]);
-            control.replace(named.open(0).into(), &stack.node.proof().expect("it is idle"));
+            control.replace(named.open(0).into(), 1, &stack.node.proof().expect("it is idle"));
             stack.node.set_quiesced(false);
             assert!(writer.write_all(b"x").is_err(), "the old descriptor is still open");
             let (result, back) = block_on(stack.root.root().read(0, buf(512, 0)));

@@ -179,17 +179,30 @@ fn look(path: &Path, fd: OwnedFd, how: How) -> Result<Opened, FileError> {
         FileKind::BlockDevice => device::block_size(fd.as_fd()).map_err(|e| FileError::open(path, errno(e)))?,
         _ => 1,
     };
-    let alignment = match (how.direct, kind) {
-        (false, _) => 1,
-        (true, FileKind::BlockDevice) => device_block,
-        (true, _) => direct_alignment(path, fd.as_fd(), stat.st_size as u64)?,
-    };
+    let alignment = alignment(path, fd.as_fd(), (kind, device_block), how.direct)?;
     let block_size = match kind {
         FileKind::BlockDevice => device::optimal_size(&stat),
         _ => u32::try_from(stat.st_blksize).unwrap_or(0),
     };
     let locks = locks(path, fd.as_fd(), kind, how.locking)?;
     Ok(Opened { fd, kind, locks, alignment, device_block, block_size })
+}
+
+/// What requests on a descriptor have to be aligned to.
+pub(crate) fn alignment(
+    path: &Path,
+    fd: BorrowedFd<'_>,
+    (kind, device_block): (FileKind, u32),
+    direct: bool,
+) -> Result<u32, FileError> {
+    match (direct, kind) {
+        (false, _) => Ok(1),
+        (true, FileKind::BlockDevice) => Ok(device_block),
+        (true, _) => {
+            let stat = rustix::fs::fstat(fd).map_err(|e| FileError::open(path, errno(e)))?;
+            direct_alignment(path, fd, stat.st_size as u64)
+        }
+    }
 }
 
 /// What holds the locks on the file behind `fd`, if it is to be locked.

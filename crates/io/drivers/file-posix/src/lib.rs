@@ -28,7 +28,7 @@ use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// What a file is opened for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -154,9 +154,10 @@ struct Shared {
     /// Gone when the file is closed.
     locks: Mutex<Option<Locks>>,
     path: PathBuf,
-    limits: Limits,
-    direct: bool,
-    no_flush: bool,
+    /// Both of these and the limits change together, while nothing is in flight.
+    direct: AtomicBool,
+    no_flush: AtomicBool,
+    limits: RwLock<Limits>,
     drop_cache: bool,
     zero_range: Offload,
     punch_hole: Offload,
@@ -171,8 +172,20 @@ impl Shared {
         self.locks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn direct(&self) -> bool {
+        self.direct.load(Ordering::Relaxed)
+    }
+
+    fn no_flush(&self) -> bool {
+        self.no_flush.load(Ordering::Relaxed)
+    }
+
+    fn limits(&self) -> Limits {
+        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn sync(&self) -> IoResult<()> {
-        if self.no_flush {
+        if self.no_flush() {
             return Ok(());
         }
         if let errno @ 1.. = self.sync_failed.load(Ordering::Relaxed) {
@@ -190,7 +203,7 @@ impl Shared {
     fn remember(&self, synced: IoResult<()>) {
         if let Err(error) = synced
             && error.kind() == IoErrorKind::Host
-            && !self.direct
+            && !self.direct()
         {
             self.sync_failed.store(error.errno().raw(), Ordering::Relaxed);
             tracing::error!(path = %self.path.display(), %error, "cached data may be lost: flushes fail from now on");
@@ -221,11 +234,23 @@ pub struct FilePosixControl {
 /// The permissions that take a descriptor which can be written.
 const WRITING: Perm = Perm::WRITE.union(Perm::WRITE_UNCHANGED).union(Perm::RESIZE);
 
+/// What a reopen may change of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilePosixModes {
+    /// What it is opened for.
+    pub access: FileAccess,
+    /// As [`FilePosixOptions::direct`].
+    pub direct: bool,
+    /// As [`FilePosixOptions::no_flush`].
+    pub no_flush: bool,
+}
+
 /// A descriptor of the same file with other rights, waiting to be committed.
 #[derive(Debug)]
 pub struct FilePosixReopen {
     fd: OwnedFd,
-    access: FileAccess,
+    modes: FilePosixModes,
+    alignment: u32,
     writable: bool,
 }
 
@@ -260,9 +285,9 @@ impl FilePosix {
             kind: opened.kind,
             locks: Mutex::new(opened.locks),
             path,
-            limits,
-            direct,
-            no_flush,
+            direct: AtomicBool::new(direct),
+            no_flush: AtomicBool::new(no_flush),
+            limits: RwLock::new(limits),
             drop_cache,
             zero_range: Offload::default(),
             punch_hole: Offload::default(),
@@ -310,7 +335,7 @@ impl FilePosixControl {
         // After the close there is nothing to open, and nobody who would write.
         let Some(fd) = self.file.descriptor() else { return Ok(()) };
         let access = if writable { FileAccess::ReadWrite } else { FileAccess::ReadOnly };
-        let again = host::open_again(fd.as_fd(), &self.shared.path, access, self.shared.direct)?;
+        let again = host::open_again(fd.as_fd(), &self.shared.path, access, self.shared.direct())?;
         self.file.exchange(&again).map_err(|error| FileError::open(&self.shared.path, error.errno()))?;
         self.writable = writable;
         Ok(())
@@ -351,7 +376,13 @@ impl FilePosixControl {
         }
     }
 
-    /// Open the same file for `access`. Changes nothing yet. May be awaited anywhere.
+    /// As it is open now.
+    pub fn modes(&self) -> FilePosixModes {
+        let shared = &self.shared;
+        FilePosixModes { access: self.access, direct: shared.direct(), no_flush: shared.no_flush() }
+    }
+
+    /// Open the same file in other modes. Changes nothing yet. May be awaited anywhere.
     ///
     /// # Errors
     /// [`FileError`] when the host refuses, or when the path leads to another file by now and there is no other way to
@@ -359,26 +390,40 @@ impl FilePosixControl {
     #[doc(alias = "bdrv_reopen_prepare")]
     pub fn prepare(
         &self,
-        access: FileAccess,
+        modes: FilePosixModes,
     ) -> impl Future<Output = Result<FilePosixReopen, FileError>> + Send + use<> {
         let shared = self.shared.clone();
+        let FilePosixModes { access, direct, .. } = modes;
         // Whoever writes to it now will go on.
         let writable = access == FileAccess::AsNeeded && self.is_written;
         let how = if writable { FileAccess::ReadWrite } else { access };
         async move {
-            let (path, direct) = (shared.path.clone(), shared.direct);
-            let opened = shared.file.call(move |fd| Ok(host::open_again(fd, &path, how, direct))).await;
-            let fd = opened.map_err(|error| FileError::open(&shared.path, error.errno()))??;
-            Ok(FilePosixReopen { fd, access, writable })
+            let (path, kind) = (shared.path.clone(), (shared.kind, shared.limits().zero_alignment));
+            let open = move |fd: BorrowedFd<'_>| {
+                Ok(host::open_again(fd, &path, how, direct).and_then(|fd| {
+                    let alignment = host::alignment(&path, fd.as_fd(), kind, direct)?;
+                    Ok((fd, alignment))
+                }))
+            };
+            let opened = shared.file.call(open).await;
+            let (fd, alignment) = opened.map_err(|error| FileError::open(&shared.path, error.errno()))??;
+            Ok(FilePosixReopen { fd, modes, alignment, writable })
         }
     }
 
-    /// Use the prepared descriptor from now on. Whether the node takes writes is the graph owner's to say beside it.
+    /// Use the prepared descriptor from now on. Whether the node takes writes is the graph owner's to say beside it, and its limits are
+    /// to be refreshed after it.
     #[doc(alias = "bdrv_reopen_commit")]
     pub fn commit(&mut self, reopen: FilePosixReopen, proof: &Quiesced<'_>) {
-        self.file.replace(reopen.fd, proof);
-        self.access = reopen.access;
-        self.writable = reopen.writable;
+        let FilePosixReopen { fd, modes, alignment, writable } = reopen;
+        self.file.replace(fd, alignment, proof);
+        self.access = modes.access;
+        self.writable = writable;
+        let shared = &self.shared;
+        shared.direct.store(modes.direct, Ordering::Relaxed);
+        shared.no_flush.store(modes.no_flush, Ordering::Relaxed);
+        let mut limits = shared.limits.write().unwrap_or_else(PoisonError::into_inner);
+        (limits.request_alignment, limits.memory_alignment) = (alignment, alignment);
     }
 }
 
@@ -392,7 +437,7 @@ impl Driver for FilePosix {
     }
 
     fn limits(&self) -> Limits {
-        self.0.limits
+        self.0.limits()
     }
 
     fn is_leaf(&self) -> bool {
@@ -407,7 +452,7 @@ impl Driver for FilePosix {
     fn map_cached(&self, access: Access, _range: GuestRange) -> Mapping<'_> {
         match access {
             // The core would ask for stable storage, and nobody wants to wait for that.
-            Access::WriteFua if self.0.no_flush => Mapping::Slow,
+            Access::WriteFua if self.0.no_flush() => Mapping::Slow,
             _ => Mapping::File(&self.0.file),
         }
     }
@@ -416,7 +461,7 @@ impl Driver for FilePosix {
         let length = self.0.file.length().await?;
         // With O_DIRECT, a last block that the file fills in part is there as a whole: what is aligned could not reach it otherwise, and
         // what lies past the end of the file reads as zeroes.
-        Ok(length.next_multiple_of(self.0.limits.request_alignment.into()))
+        Ok(length.next_multiple_of(self.0.limits().request_alignment.into()))
     }
 
     async fn allocated_size(&self, _req: &Req) -> IoResult<u64> {
@@ -428,7 +473,7 @@ impl Driver for FilePosix {
     }
 
     async fn write(&self, _req: &Req, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
-        let left_out = if self.0.no_flush { RequestFlags::FUA } else { RequestFlags::empty() };
+        let left_out = if self.0.no_flush() { RequestFlags::FUA } else { RequestFlags::empty() };
         self.0.file.write(offset, buf, flags.difference(left_out)).await
     }
 
@@ -467,7 +512,7 @@ impl Driver for FilePosix {
 
     async fn block_status(&self, _req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
         let offset = range.offset().0;
-        let (content, len) = content(self.0.file.extent(offset).await?, self.0.limits.request_alignment, range.len());
+        let (content, len) = content(self.0.file.extent(offset).await?, self.0.limits().request_alignment, range.len());
         Ok(StatusExtent::mapped(content | BlockStatus::ALLOCATED, len, HostOffset(offset)))
     }
 
@@ -482,7 +527,7 @@ impl Driver for FilePosix {
             if extent.len == 0 || at >= range.end() {
                 continue;
             }
-            let (content, len) = content(extent, self.0.limits.request_alignment, range.end() - at);
+            let (content, len) = content(extent, self.0.limits().request_alignment, range.end() - at);
             told.push(StatusExtent::mapped(content | BlockStatus::ALLOCATED, len, HostOffset(at)));
             at += len;
         }
@@ -495,13 +540,13 @@ impl Driver for FilePosix {
             let resize = move |fd: BorrowedFd<'_>| host::device::resize(fd, &name, len).map_err(|e| e.io());
             return self.0.file.call(resize).await;
         }
-        let direct = self.0.direct;
+        let direct = self.0.direct();
         self.0.file.call(move |fd| host::resize(fd, &name, len, preallocation, direct).map_err(|e| e.io())).await
     }
 
     /// Somebody else wrote the file: what the page cache has of it may be old on a network file system.
     async fn invalidate_cache(&self, _req: &Req) -> IoResult<()> {
-        if self.0.direct || !self.0.drop_cache {
+        if self.0.direct() || !self.0.drop_cache {
             return Ok(());
         }
         let forget = |fd: BorrowedFd<'_>| host::forget_cached(fd).map_err(|errno| IoError::host(errno.raw_os_error()));

@@ -94,7 +94,7 @@ impl Shared {
 
     async fn check(&self, req: &Req, options: RawOptions) -> Result<RawReopen, RawError> {
         let length = self.file.refresh_length(req).await.map_err(RawError::Child)?;
-        let mut limits = self.file.limits(req).map_err(RawError::Child)?;
+        let limits = self.limits_of(req, options).map_err(RawError::Child)?;
         let RawOptions { offset, size } = options;
         if offset > length {
             return Err(RawError::OffsetPastEnd { offset, length });
@@ -107,12 +107,23 @@ impl Shared {
                 return Err(RawError::SizeNotSectors { size });
             }
         }
+        Ok(RawReopen { options, limits })
+    }
+
+    /// The limits of a window on the child as it is.
+    fn limits_of(&self, req: &Req, options: RawOptions) -> IoResult<Limits> {
+        let mut limits = self.file.limits(req)?;
         // A window that cuts the child's blocks is not made of blocks itself: the child pads what comes through it.
         let cuts = |bytes: u64| !bytes.is_multiple_of(limits.request_alignment.into());
-        if cuts(offset) || size.is_some_and(cuts) {
+        if cuts(options.offset) || options.size.is_some_and(cuts) {
             limits.request_alignment = 1;
         }
-        Ok(RawReopen { options, limits })
+        Ok(limits)
+    }
+
+    fn options(&self) -> RawOptions {
+        let (offset, size) = self.window();
+        RawOptions { offset, size: (size != UNLIMITED).then_some(size) }
     }
 
     fn set(&self, reopen: RawReopen) {
@@ -201,8 +212,7 @@ impl Raw {
 impl RawControl {
     /// The window as it is.
     pub fn options(&self) -> RawOptions {
-        let (offset, size) = self.0.window();
-        RawOptions { offset, size: (size != UNLIMITED).then_some(size) }
+        self.0.options()
     }
 
     /// Check whether the window may become `options`, and look at the child's limits again. Changes nothing. To be
@@ -304,6 +314,12 @@ impl Driver for Raw {
 
     async fn block_statuses(&self, req: &Req, range: GuestRange, max: usize) -> IoResult<Vec<StatusExtent>> {
         self.0.file.block_statuses(req, self.place(range)?, range.len(), max).await
+    }
+
+    async fn refresh_limits(&self, req: &Req) -> IoResult<()> {
+        let limits = self.0.limits_of(req, self.0.options())?;
+        *self.0.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+        Ok(())
     }
 
     async fn truncate(&self, req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {

@@ -2,7 +2,7 @@
 
 use crate::common::{create, dir, filled, graph, open, options};
 use block_common::{Errno, OnOffAuto, Perm, PermPair, Preallocation, RequestFlags};
-use block_file_posix::{FileAccess, FileError, FilePosix, FilePosixControl, FilePosixOptions};
+use block_file_posix::{FileAccess, FileError, FilePosix, FilePosixControl, FilePosixModes, FilePosixOptions};
 use block_io::{NodeControl, RootControl};
 use block_testkit::bed::{Way, block_on};
 use std::fs::File;
@@ -155,7 +155,7 @@ fn perm_5_locks_outlive_an_exchange_of_the_descriptor() {
     node.install(Box::new(engine), 4096, false);
     let _root = RootControl::new("root", &thread.handle(), PermPair::NONE, Some(&node.target()));
     for access in [FileAccess::ReadOnly, FileAccess::ReadWrite] {
-        let prepared = block_on(control.prepare(access)).expect("prepared");
+        let prepared = block_on(control.prepare(FilePosixModes { access, ..control.modes() })).expect("prepared");
         assert_eq!(locked(&path), [100, 101, 201, 203]);
         node.set_quiesced(true);
         block_on(node.idle());

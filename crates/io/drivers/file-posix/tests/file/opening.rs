@@ -2,7 +2,7 @@
 
 use crate::common::{dir, filled, graph, open, options, pool};
 use block_common::{Errno, Perm, PermPair, Preallocation, RequestFlags};
-use block_file_posix::{FileAccess, FileError, FileKind, FilePosixOptions};
+use block_file_posix::{FileAccess, FileError, FileKind, FilePosixModes, FilePosixOptions};
 use block_io::{NodeControl, RootControl};
 use block_testkit::bed::{Way, block_on, skipped};
 use std::os::fd::OwnedFd;
@@ -99,10 +99,11 @@ fn a_descriptor_can_be_handed_in() {
     block_on(opened.root.write(0, filled(512, 7), NONE)).0.expect("written");
     assert_eq!(std::fs::read(&path).expect("read")[..512], [7; 512]);
     // Its path is but a name, and it can be reopened all the same.
-    let reopened = block_on(control.prepare(FileAccess::ReadOnly)).expect("prepared");
+    let reopened = block_on(control.prepare(FilePosixModes { access: FileAccess::ReadOnly, ..control.modes() }))
+        .expect("prepared");
     assert!(format!("{reopened:?} {control:?}").contains("ReadOnly"));
     opened.close();
-    let closed = block_on(control.prepare(FileAccess::ReadOnly));
+    let closed = block_on(control.prepare(FilePosixModes { access: FileAccess::ReadOnly, ..control.modes() }));
     assert!(closed.is_err(), "a closed file was reopened");
     let _ = &mut control;
 
@@ -209,7 +210,7 @@ fn perm_3_a_reopen_exchanges_the_descriptor() {
         std::fs::rename(&path, &moved).expect("moved");
         crate::common::create(&path, 1 << 20);
         for access in [FileAccess::ReadWrite, FileAccess::ReadOnly] {
-            let prepared = block_on(control.prepare(access)).expect("prepared");
+            let prepared = block_on(control.prepare(FilePosixModes { access, ..control.modes() })).expect("prepared");
             node.set_quiesced(true);
             block_on(node.idle());
             control.commit(prepared, &node.proof().expect("quiesced and idle"));
