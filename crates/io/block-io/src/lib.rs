@@ -27,6 +27,7 @@ mod file;
 mod flush;
 mod pool;
 mod queue;
+mod registered;
 mod thread;
 mod track;
 
@@ -46,6 +47,7 @@ pub use gate::GateState;
 pub use node::{ChangeKind, IoNode, NodeControl, NodeModes, NodeTarget, Quiesced, Req, WriteObserver};
 pub use pool::ThreadPool;
 pub use queue::Queue;
+pub use registered::RegisteredBuf;
 pub use request::{Completed, Done, Request, RequestKind};
 pub use root::{RequestCount, Root, RootControl};
 pub use static_graph::{StaticGraph, StaticNode, StaticShell};
