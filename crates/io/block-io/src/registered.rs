@@ -117,7 +117,7 @@ impl Pieces {
         }
     }
 
-    #[cfg(all(test, not(loom)))]
+    #[cfg(test)]
     pub(crate) fn stretch(&mut self, number: u16, len: usize) {
         if let Some(piece) = &mut self.table[usize::from(number)] {
             piece.len = len;
