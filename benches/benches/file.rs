@@ -28,6 +28,18 @@ fn file(c: &mut Criterion) {
                 group.bench_function(format!("{name}-{kind}-d{depth}"), |b| b.iter_custom(&mut run));
             }
         }
+        if mode.direct {
+            for (size, depth) in [(4096, 32), (65536, 32), (65536, 1)] {
+                let shape = Shape { size, ..Shape::reads(depth) };
+                let drivers = [("", Driver::new(shape)), ("-registered", Driver::registered(shape))];
+                for (how, driver) in drivers {
+                    let Ok(mut driver) = driver.inspect_err(|error| println!("left out: {error:#}")) else { continue };
+                    let mut run = |count| driver.run(&root, count).expect("requests");
+                    let name = format!("{name}-read-{}k-d{depth}{how}", size >> 10);
+                    group.bench_function(name, |b| b.iter_custom(&mut run));
+                }
+            }
+        }
         drop(root);
         stack.close().expect("closing");
     }

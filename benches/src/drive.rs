@@ -46,6 +46,19 @@ impl Driver {
         Ok(Self { queue, shape, free: (0..shape.depth).map(buf).collect(), done: Vec::new(), offset: 0 })
     }
 
+    /// As [`Driver::new`], with buffers from memory that is registered with the queue.
+    ///
+    /// # Errors
+    /// The host refuses that.
+    pub fn registered(shape: Shape) -> Result<Self> {
+        let mut driver = Self::new(shape)?;
+        let memory = AlignedBuf::zeroed(shape.depth * shape.size, ALIGNMENT).into_io();
+        // Registered for as long as there is the queue.
+        let _ = driver.queue.register(&memory).context("cannot register memory")?;
+        driver.free = (0..shape.depth).map(|at| memory.slice(at * shape.size, shape.size)).collect();
+        Ok(driver)
+    }
+
     /// Send `count` requests to `root`, wait for them, and tell how long that took.
     ///
     /// # Errors

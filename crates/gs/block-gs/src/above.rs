@@ -17,9 +17,9 @@ pub enum Users<'a> {
     /// All of them.
     All,
     /// A node, by its edge of that name.
-    Edge(&'a NodeRef, &'a str),
+    Parent(&'a NodeRef, &'a str),
     /// A backend, a job or an export.
-    Root(&'a RootRef),
+    Entry(&'a RootRef),
 }
 
 impl GlobalState {
@@ -123,8 +123,8 @@ impl Graph {
     fn end_of(&self, users: Users<'_>) -> GraphResult<Option<ParentEnd>> {
         Ok(match users {
             Users::All => None,
-            Users::Edge(parent, edge) => Some(ParentEnd::Node(parent.id(), self.edge_at(parent, edge)?)),
-            Users::Root(root) => Some(ParentEnd::Root(root.id())),
+            Users::Parent(parent, edge) => Some(ParentEnd::Node(parent.id(), self.edge_at(parent, edge)?)),
+            Users::Entry(root) => Some(ParentEnd::Root(root.id())),
         })
     }
 

@@ -22,9 +22,9 @@ fn a_filter_is_inserted_for_those_users_that_are_meant() {
         let leads_to = |root| world.gs.root_node(root).expect("it leads somewhere").name().to_owned();
         let insert = |name, users| world.gs.insert_node(&disk, users, json_options(&filter(name, "disk")));
 
-        let first = insert("first", Users::Root(&one)).await.expect("nothing is in the way");
+        let first = insert("first", Users::Entry(&one)).await.expect("nothing is in the way");
         assert_eq!((leads_to(&one), leads_to(&two)), ("first".into(), "disk".into()));
-        let second = insert("second", Users::Edge(&parent, "file")).await.expect("nothing is in the way");
+        let second = insert("second", Users::Parent(&parent, "file")).await.expect("nothing is in the way");
         assert_eq!(world.gs.child(&parent, "file").expect("an edge").expect("a child").name(), "second");
         let all = insert("all", Users::All).await.expect("nothing is in the way");
         assert_eq!((leads_to(&one), leads_to(&two)), ("first".into(), "all".into()));
@@ -60,12 +60,12 @@ fn an_insertion_that_is_refused_leaves_nothing() {
         insert(Users::All, &filter("new", "other"), "'new' does not use node 'disk'").await;
         let inline = r#"{"driver": "pass", "node-name": "new", "file": {"driver": "leaf", "node-name": "inline"}}"#;
         insert(Users::All, inline, "'new' does not use node 'disk'").await;
-        insert(Users::Edge(&user, "nope"), &new, "Node 'user' has no child 'nope'").await;
-        insert(Users::Root(&elsewhere), &new, "'elsewhere' does not use node 'disk'").await;
+        insert(Users::Parent(&user, "nope"), &new, "Node 'user' has no child 'nope'").await;
+        insert(Users::Entry(&elsewhere), &new, "'elsewhere' does not use node 'disk'").await;
         // A format writes its image, and lets nobody else; the root does.
         let format = r#"{"driver": "fmt", "node-name": "new", "file": "disk"}"#;
         let (before, engines) = (world.graph(), world.leaves.open_count());
-        let refused = world.gs.insert_node(&disk, Users::Edge(&user, "file"), json_options(format)).await;
+        let refused = world.gs.insert_node(&disk, Users::Parent(&user, "file"), json_options(format)).await;
         assert!(matches!(refused, Err(GraphError::Permission { .. })), "{refused:?}");
         assert_eq!((world.graph(), world.leaves.open_count()), (before, engines));
         // Seen when the users move, and not before: those who write would be above what only reads.

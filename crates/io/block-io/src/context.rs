@@ -12,6 +12,7 @@ use crate::file::{FileEngine, FileOp, FileOpKind, iovecs, run_blocking};
 use crate::gate::Pin;
 use crate::node::NodeBody;
 use crate::pool::ThreadPool;
+use crate::registered::{PIECES_MAX, Pieces, RegisteredBuf, pieces_of};
 use crate::request::{Completed, Done, RequestKind};
 use crate::root::RootBody;
 use block_common::{AlignedBuf, IoBuf, IoError, IoResult};
@@ -70,6 +71,10 @@ struct Slot {
     result: Option<IoResult<()>>,
     /// How often the kernel said "again".
     retries: u8,
+    /// The registered memory that the entry in the ring names.
+    fixed: Option<u16>,
+    /// The kernel did not take registered memory for it.
+    plain: bool,
 }
 
 enum Message {
@@ -127,6 +132,7 @@ pub(crate) struct IoContext {
     use_ring: bool,
     /// Made when it is first needed: many a thread never has an operation that waits.
     ring: OnceCell<Option<RefCell<IoUring>>>,
+    pieces: RefCell<Pieces>,
     slots: RefCell<Slab<Slot>>,
     ready: RefCell<VecDeque<Completed>>,
     inbox: Arc<Inbox>,
@@ -182,6 +188,7 @@ impl IoContext {
             id: NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             use_ring,
             ring: OnceCell::new(),
+            pieces: RefCell::default(),
             slots: RefCell::default(),
             ready: RefCell::default(),
             inbox: Arc::new(Inbox { messages: Mutex::default(), event }),
@@ -275,6 +282,8 @@ impl IoContext {
             target,
             result: None,
             retries: 0,
+            fixed: None,
+            plain: false,
         };
         let mut slots = self.slots.borrow_mut();
         let key = slots.insert(slot);
@@ -324,12 +333,85 @@ impl IoContext {
     /// Queue the entry for what is left of a slot's operation. `false` when the submission queue is full.
     fn push_to_ring(&self, slot: &mut Slot, key: usize) -> bool {
         let Some(ring) = self.ring() else { return false };
-        let entry = entry(slot).user_data(key as u64);
+        let fixed = self.piece_for(slot);
+        let entry = entry(slot, fixed).user_data(key as u64);
         // SAFETY: the slot owns the memory that the entry names, or the pins or descriptor that keep it, and stays in
         // place until the completion; the vectors are read at submission and live in the slot as well.
         let pushed = unsafe { ring.borrow_mut().submission().push(&entry) }.is_ok();
         self.unsubmitted.set(self.unsubmitted.get() + u32::from(pushed));
+        if pushed && let Some(number) = fixed {
+            slot.fixed = fixed;
+            self.pieces.borrow_mut().taken(number);
+        }
         pushed
+    }
+
+    /// The registered memory that what is left of a slot's operation lies in. Only where the page cache is bypassed: nobody else would have pages
+    /// looked up.
+    #[inline]
+    fn piece_for(&self, slot: &Slot) -> Option<u16> {
+        if slot.plain || slot.op.options.memory_alignment <= 1 {
+            return None;
+        }
+        let mut pieces = self.pieces.borrow_mut();
+        if pieces.is_empty() {
+            return None;
+        }
+        match slot.bounce.as_deref().or(slot.op.buf.as_ref())?.segments() {
+            [segment] => pieces.find(*segment),
+            _ => None,
+        }
+    }
+
+    /// Register `memory` with the ring. All of it, or nothing.
+    pub(crate) fn register(&self, memory: &IoBuf) -> std::io::Result<RegisteredBuf> {
+        let Some(ring) = self.ring() else { return Err(std::io::ErrorKind::Unsupported.into()) };
+        let mut registered = RegisteredBuf { context: self.id, pieces: Vec::new() };
+        let result = {
+            let (ring, mut pieces) = (ring.borrow(), self.pieces.borrow_mut());
+            if !pieces.has_table {
+                ring.submitter().register_buffers_sparse(PIECES_MAX)?;
+                pieces.has_table = true;
+            }
+            pieces_of(memory).try_for_each(|segment| {
+                let number = pieces.free().ok_or(std::io::ErrorKind::QuotaExceeded)?;
+                let vec = libc::iovec { iov_base: segment.base.as_ptr().cast(), iov_len: segment.len };
+                // SAFETY: the table keeps the memory for as long as the kernel has it: until it is unregistered, or the ring is gone.
+                unsafe { ring.submitter().register_buffers_update(number.into(), &[vec], None) }?;
+                pieces.insert(number, segment, memory);
+                registered.pieces.push(number);
+                Ok(())
+            })
+        };
+        match result {
+            Ok(()) => Ok(registered),
+            Err(error) => {
+                self.unregister(&registered);
+                Err(error)
+            }
+        }
+    }
+
+    /// Take memory out of the ring, when the operations on it that the kernel has are over.
+    pub(crate) fn unregister(&self, registered: &RegisteredBuf) {
+        let Some(ring) = self.made_ring().filter(|_| registered.context == self.id) else { return };
+        loop {
+            if !self.pieces.borrow_mut().retire(&registered.pieces) {
+                break;
+            }
+            self.flush_and_wait();
+            self.reap();
+        }
+        let gone = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        for number in &registered.pieces {
+            // SAFETY: an entry without memory makes the place in the table free.
+            let freed = unsafe { ring.borrow().submitter().register_buffers_update((*number).into(), &[gone], None) };
+            match freed {
+                Ok(()) => self.pieces.borrow_mut().remove(*number),
+                // It keeps its memory and its number, and no operation names it.
+                Err(error) => tracing::warn!(%error, "memory stays registered with a ring"),
+            }
+        }
     }
 
     /// Give the kernel what is queued, and wait for `want` completions. Those that it brings at once do not signal the event,
@@ -459,6 +541,16 @@ impl IoContext {
     fn answered(&self, key: usize, answer: i32) {
         let mut slots = self.slots.borrow_mut();
         let slot = &mut slots[key];
+        if let Some(number) = slot.fixed.take() {
+            self.pieces.borrow_mut().given_back(number);
+            // Whatever it has against this way, the other one may work, or fails for a reason of its own.
+            if matches!(-answer, libc::EFAULT | libc::EINVAL | libc::EOPNOTSUPP) {
+                slot.plain = true;
+                self.reissued.set(true);
+                self.issue(slot, key);
+                return;
+            }
+        }
         match progress(slot, answer) {
             None => {
                 self.reissued.set(true);
@@ -628,7 +720,7 @@ fn bounce_for(op: &FileOp) -> Option<Box<IoBuf>> {
 }
 
 /// The ring's entry for what is left of the slot's operation.
-fn entry(slot: &mut Slot) -> io_uring::squeue::Entry {
+fn entry(slot: &mut Slot, fixed: Option<u16>) -> io_uring::squeue::Entry {
     let fd = types::Fd(slot.op.fd);
     let offset = slot.op.offset + slot.progress as u64;
     let flags = if slot.op.kind == (FileOpKind::Write { fua: true }) { libc::RWF_DSYNC } else { 0 };
@@ -642,9 +734,15 @@ fn entry(slot: &mut Slot) -> io_uring::squeue::Entry {
             let base = unsafe { segment.base.add(slot.progress) }.as_ptr();
             // The kernel moves at most 2 GiB at once; the rest follows as after any short transfer.
             let len = (segment.len - slot.progress).min(1 << 30) as u32;
-            match kind {
-                FileOpKind::Read => opcode::Read::new(fd, base, len).offset(offset).build(),
-                _ => opcode::Write::new(fd, base, len).offset(offset).rw_flags(flags).build(),
+            match (kind, fixed) {
+                (FileOpKind::Read, None) => opcode::Read::new(fd, base, len).offset(offset).build(),
+                (FileOpKind::Read, Some(number)) => {
+                    opcode::ReadFixed::new(fd, base, len, number).offset(offset).build()
+                }
+                (_, None) => opcode::Write::new(fd, base, len).offset(offset).rw_flags(flags).build(),
+                (_, Some(number)) => {
+                    opcode::WriteFixed::new(fd, base, len, number).offset(offset).rw_flags(flags).build()
+                }
             }
         }
         (kind, Some(buf)) => {
@@ -716,6 +814,8 @@ mod tests {
             target: Target::Nobody,
             result: None,
             retries: 0,
+            fixed: None,
+            plain: false,
         }
     }
 
@@ -788,7 +888,7 @@ mod tests {
             let halves = GuestMemoryRef::new(Arc::new(Halves(AlignedBuf::zeroed(4096, 512).into_io())));
             slot.op.buf = halves.buf(&[(0, 4096)]).ok();
         }
-        let entry = entry(&mut slot);
+        let entry = entry(&mut slot, None);
         let base = std::ptr::from_ref(&entry).cast::<u8>();
         // SAFETY: an entry is 64 plain bytes, and the flags of a read or write are the four at this offset.
         unsafe { base.add(OFFSET).cast::<u32>().read_unaligned() }
@@ -801,5 +901,105 @@ mod tests {
             assert_eq!(flags_of(WRITE, pieces), 0);
             assert_eq!(flags_of(FileOpKind::Read, pieces), 0);
         }
+    }
+
+    /// A slot over `len` bytes at `start` of `memory`, on a file that is read around the page cache.
+    fn over(memory: &IoBuf, start: usize, len: usize) -> Slot {
+        let mut slot = slot(FileOpKind::Read, 4096);
+        slot.op.buf = Some(memory.slice(start, len));
+        slot.op.len = len as u64;
+        slot
+    }
+
+    /// A context with a ring, and memory that is registered with it; `None` where the host has no such thing.
+    fn registered(len: usize) -> Option<(Rc<IoContext>, IoBuf, RegisteredBuf)> {
+        let context = IoContext::new(true).expect("an event");
+        let memory = AlignedBuf::zeroed(len, 4096).into_io();
+        match context.register(&memory) {
+            Ok(registered) => Some((context, memory, registered)),
+            Err(error) => {
+                println!("left out: no memory can be registered with a ring: {error}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_in_registered_memory_names_it() {
+        let Some((context, memory, first)) = registered(64 << 10) else { return };
+        let other = AlignedBuf::zeroed(64 << 10, 4096).into_io();
+        let piece = |buf: &IoBuf, start, len| context.piece_for(&over(buf, start, len));
+        assert_eq!((piece(&memory, 0, 64 << 10), piece(&memory, 60 << 10, 4096)), (Some(0), Some(0)));
+        assert_eq!(piece(&other, 0, 4096), None);
+        let second = context.register(&other).expect("there is room");
+        assert_eq!((piece(&other, 4096, 4096), piece(&memory, 4096, 4096)), (Some(1), Some(0)));
+        // Not through the page cache, nor a second time where it was refused.
+        let mut cached = over(&memory, 0, 4096);
+        cached.op.options.memory_alignment = 1;
+        let mut refused = over(&memory, 0, 4096);
+        refused.plain = true;
+        assert_eq!((context.piece_for(&cached), context.piece_for(&refused)), (None, None));
+        context.unregister(&first);
+        assert_eq!((piece(&memory, 0, 4096), piece(&other, 0, 4096)), (None, Some(1)));
+        // Its number is free again.
+        assert_eq!(context.register(&memory).expect("there is room").pieces, [0]);
+        // That of another ring is not ours.
+        let stranger = RegisteredBuf { context: context.id + 1_000_000, pieces: second.pieces };
+        context.unregister(&stranger);
+        assert_eq!(piece(&other, 0, 4096), Some(1));
+    }
+
+    #[test]
+    fn memory_is_registered_as_a_whole_or_not_at_all() {
+        let Some((context, memory, first)) = registered(4096) else { return };
+        context.unregister(&first);
+        // More pieces than a ring takes.
+        let piece = memory.slice(0, 4096).segments()[0];
+        struct Many {
+            _memory: IoBuf,
+            segment: Segment,
+        }
+        // SAFETY: the segment lies in the buffer beside it.
+        unsafe impl GuestMemory for Many {
+            fn segments(&self, _: u64, len: usize, report: &mut dyn FnMut(Segment)) -> Result<(), GuestMemoryError> {
+                (0..len / 4096).for_each(|_| report(self.segment));
+                Ok(())
+            }
+        }
+        let many = GuestMemoryRef::new(Arc::new(Many { _memory: memory.clone(), segment: piece }));
+        let too_many = many.buf(&[(0, (PIECES_MAX as usize + 1) * 4096)]).expect("it is mapped");
+        assert!(context.register(&too_many).is_err());
+        assert!(context.pieces.borrow().is_empty());
+        assert!(context.register(&memory).is_ok(), "nothing of it is left");
+        let without = IoContext::new(false).expect("an event");
+        assert!(without.register(&memory).is_err(), "there is no ring");
+    }
+
+    /// The kernel knows less memory than we believe: the operation is made again without it, and nothing is lost.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "tests prepare files behind the ring's back")]
+    fn what_the_kernel_refuses_is_done_the_ordinary_way() {
+        let Some((context, memory, first)) = registered(8192) else { return };
+        context.unregister(&first);
+        let half = context.register(&memory.slice(0, 4096)).expect("it was registered before");
+        context.pieces.borrow_mut().stretch(half.pieces[0], 8192);
+        let file = tempfile::tempfile().expect("a file");
+        assert_eq!(rustix::io::pwrite(&file, &[7; 8192], 0), Ok(8192));
+        let mut op = FileOp::read(0, memory.clone());
+        op.fd = file.as_raw_fd();
+        op.options = HostFileOptions { engine: FileEngine::Ring, memory_alignment: 512 };
+        let hold = Hold::File(Arc::new(file.into()));
+        context.start(op, hold, None, Target::Queue(1));
+        assert_eq!(context.slots.borrow().iter().next().expect("one").1.fixed, Some(half.pieces[0]));
+        // Unregistering waits for it.
+        context.unregister(&half);
+        while context.ready.borrow().is_empty() {
+            context.flush_and_wait();
+            context.reap();
+        }
+        let done = context.ready.borrow_mut().pop_front().expect("one").done;
+        assert_eq!(done.result, Ok(()));
+        assert!(done.buf.expect("its buffer").to_aligned(1).iter().all(|byte| *byte == 7));
+        assert_eq!(context.in_flight(), 0);
     }
 }

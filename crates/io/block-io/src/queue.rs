@@ -4,9 +4,10 @@
 //! mapped at once go to their root's home thread. No runtime is needed. A queue belongs to one thread.
 
 use crate::context::{Inbox, IoContext, Target};
+use crate::registered::RegisteredBuf;
 use crate::request::{Completed, Done, Request};
 use crate::root::Root;
-use block_common::IoError;
+use block_common::{IoBuf, IoError};
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
@@ -95,6 +96,29 @@ impl Queue {
                 self.context.wait_event(left);
             }
         }
+    }
+
+    /// Have the host hold the pages of `memory`, so that requests of this queue on files around the page cache do not look them up each time. Buffers
+    /// that lie within one piece of it profit; all others work as before. The memory is kept for as long as it is registered.
+    ///
+    /// While it is, its pages must stay where they are: memory that is given back to the host by `madvise` or mapped anew would no longer
+    /// be what requests read and write.
+    ///
+    /// # Errors
+    /// What the host said: it has no io_uring or an old one, or a limit (of locked memory, of pieces) is reached. Nothing is registered then, and
+    /// requests work as before.
+    #[doc(alias = "bdrv_register_buf")]
+    #[doc(alias = "blk_register_buf")]
+    pub fn register(&mut self, memory: &IoBuf) -> std::io::Result<RegisteredBuf> {
+        self.context.register(memory)
+    }
+
+    /// Let go of what [`Queue::register`] of this queue registered. Waits for those requests in flight that use it; they are reaped as ever. Dropping the queue
+    /// does the same.
+    #[doc(alias = "bdrv_unregister_buf")]
+    #[doc(alias = "blk_unregister_buf")]
+    pub fn unregister(&mut self, memory: RegisteredBuf) {
+        self.context.unregister(&memory);
     }
 
     /// How many requests were submitted and not yet reaped.

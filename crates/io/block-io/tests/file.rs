@@ -163,6 +163,67 @@ fn cached_reads_are_answered_at_once() {
     }
 }
 
+/// Scenario: a device thread keeps requests in flight around the page cache, from memory of which half is registered with its queue, and
+/// registers and unregisters that meanwhile. Every byte is what it should be, and every buffer comes back.
+#[test]
+fn registered_memory_comes_and_goes_beside_requests() {
+    const DEPTH: u64 = 32;
+    const BLOCK: usize = 8192;
+    let named = Named::new(&pattern(DEPTH as usize * BLOCK));
+    let home = thread();
+    let stack = host(&home, named.open(libc::O_DIRECT), FileEngine::Ring, true, 4096, DEPTH * BLOCK as u64);
+    let root = stack.root.root();
+    let (mut queue, mut done) = (Queue::new().expect("a queue"), Vec::new());
+    let memory = AlignedBuf::zeroed(DEPTH as usize * BLOCK, 4096).into_io();
+    let region = memory.slice(0, memory.len() / 2);
+    // What each block holds, and what is being done to it: a write of this byte, or a read.
+    let mut model: Vec<_> = pattern(DEPTH as usize * BLOCK).chunks(BLOCK).map(<[u8]>::to_vec).collect();
+    let mut writing: Vec<Option<u8>> = vec![None; DEPTH as usize];
+    let mut free: Vec<_> = (0..DEPTH).map(|at| memory.slice(at as usize * BLOCK, BLOCK)).collect();
+    let mut registered = None;
+    for round in 0..400u64 {
+        for at in 0..DEPTH {
+            let buf = free.pop().expect("one for each block");
+            let byte = (round + at) as u8 | 1;
+            writing[at as usize] = ((round + at) % 3 == 0).then_some(byte);
+            let request = match writing[at as usize] {
+                Some(byte) => {
+                    buf.fill(0, BLOCK, byte);
+                    Request::write(at * BLOCK as u64, buf, NONE)
+                }
+                None => Request::read(at * BLOCK as u64, buf),
+            };
+            queue.submit(&root, request, at);
+        }
+        // In flight, or still in the queue.
+        registered = match registered {
+            None => queue.register(&region).inspect_err(|error| println!("nothing is registered: {error}")).ok(),
+            Some(old) => {
+                queue.unregister(old);
+                None
+            }
+        };
+        while queue.pending() > 0 {
+            queue.wait(&mut done, Some(LONG));
+        }
+        for completed in done.drain(..) {
+            assert_eq!(completed.done.result, Ok(()), "round {round}");
+            let (at, buf) = (completed.tag as usize, completed.done.buf.expect("it comes back"));
+            match writing[at] {
+                Some(byte) => model[at].fill(byte),
+                None => assert!(bytes(&buf) == model[at], "round {round}, block {at}"),
+            }
+            free.push(buf);
+        }
+        assert_eq!(free.len() as u64, DEPTH);
+    }
+    assert!(named.content() == model.concat());
+    // A queue that goes with registered memory and with requests in flight.
+    let _registered = queue.register(&memory);
+    queue.submit(&root, Request::read(0, free.pop().expect("one")), 0);
+    drop(queue);
+}
+
 /// More pieces of memory than one system call takes.
 #[test]
 fn req_3_thousands_of_segments() {
