@@ -204,7 +204,7 @@ fn sizes_that_are_none() {
         lines.push(format!("resize -f raw a.raw '+{size}'"));
         lines.push(format!("measure --size '{size}'"));
         lines.push(format!("convert -S '{size}' a.raw n.raw"));
-        lines.push(format!("dd bs='{size}' if=a.raw of=n.raw"));
+        lines.push(format!("dd bs='{size}' if=odd.raw of=n.raw"));
         lines.push(format!("dd count='{size}' if=odd.raw of=n.raw"));
         lines.push(format!("map --start-offset='{size}' a.raw"));
         lines.push(format!("map --max-length='{size}' a.raw"));
