@@ -4,9 +4,9 @@ use crate::image::{File, Image, parse_options, text};
 use crate::output::Output;
 use crate::requests::{Device, Failed, Outcome};
 use block_common::options::{Dialect, DriverKind};
-use block_common::{DebugEvent, IoError, IoResult, Options, Perm, PermPair, Preallocation, QapiEnum};
+use block_common::{DebugEvent, IoError, IoResult, Options, OptionsError, Perm, PermPair, Preallocation, QapiEnum};
 use block_drivers::{BlkdebugControl, Stop};
-use block_gs::{GlobalState, NodeRef};
+use block_gs::{GlobalState, LeftOut, NodeRef};
 use block_io::Root;
 use cairn_io::catalogue::{COMMANDS, Entry, Needs, find};
 use cairn_io::command::{Command, Open, Reopen};
@@ -409,8 +409,8 @@ impl Session {
         }
     }
 
-    /// What is to be changed is checked; changing it takes an API that does not exist yet.
-    async fn reopen(&self, reopen: &Reopen) -> Outcome {
+    /// Give the image other options. Who writes no more gives up the permission before, who is going to write takes it afterwards.
+    async fn reopen(&mut self, reopen: &Reopen) -> Outcome {
         let options = parse_options(&reopen.options, &self.out).or_else(|message| self.fail(message))?;
         if reopen.read_only.is_some() && options.lookup("read-only").is_some() {
             return self.fail("Cannot set both -r/-w and 'read-only'");
@@ -419,11 +419,36 @@ impl Session {
         if reopen.cache.is_some() && caches.iter().any(|key| options.lookup(key).is_some()) {
             return self.fail("Cannot set both -c and the cache options");
         }
-        let Some(file) = &self.file else { return Err(Failed) };
-        let is_read_only = file.backend.node().is_some_and(|node| node.io().is_read_only());
-        let same_access = reopen.read_only.is_none_or(|read_only| read_only == is_read_only);
-        if !same_access || reopen.cache.is_some_and(|cache| cache != file.cache) || !options.is_empty() {
-            return self.fail("reopen is not supported yet: the block layer cannot change the options of an open node");
+        let changes = with_modes(options, reopen).or_else(|error| self.fail(error.to_string()))?;
+        let Some(file) = &mut self.file else { return Err(Failed) };
+        let Some(node) = file.backend.node() else { return Err(Failed) };
+        let before = file.backend.perm();
+        let changed = match reopen.read_only {
+            Some(true) => file.backend.set_perm(PermPair { perm: before.perm & !Perm::WRITE, ..before }),
+            _ => Ok(()),
+        };
+        let changed = match changed {
+            Ok(()) => self.gs.reopen(&node, changes, LeftOut::Stays).await.map_err(|error| error.report()),
+            Err(error) => Err(error.report()),
+        };
+        let changed = match (changed, reopen.read_only) {
+            (Ok(()), Some(false)) => {
+                let writing = PermPair { perm: before.perm | Perm::WRITE, ..before };
+                file.backend.set_perm(writing).map_err(|error| error.report())
+            }
+            (Err(error), Some(true)) => {
+                // What it had a moment ago, nobody else has taken meanwhile; if so, the image stays one for reading.
+                drop(file.backend.set_perm(before));
+                Err(error)
+            }
+            (changed, _) => changed,
+        };
+        if let Err(message) = changed {
+            return self.fail(message);
+        }
+        if let Some(cache) = reopen.cache {
+            file.cache = cache;
+            file.backend.io().set_write_cache(!cache.writethrough);
         }
         Ok(())
     }
@@ -474,4 +499,17 @@ impl Session {
         let error = if outside { IoError::OUT_OF_BOUNDS } else { IoError::UNSUPPORTED };
         self.say(format!("zone {what} failed: {error}"))
     }
+}
+
+/// The options that a reopen changes, those of `-r`, `-w` and `-c` among them.
+fn with_modes(options: Options, reopen: &Reopen) -> Result<Options, OptionsError> {
+    let mut options = options;
+    if let Some(read_only) = reopen.read_only {
+        options.insert("read-only", read_only)?;
+    }
+    if let Some(cache) = reopen.cache {
+        options.insert("cache.direct", cache.direct)?;
+        options.insert("cache.no-flush", cache.no_flush)?;
+    }
+    Ok(options)
 }

@@ -3,9 +3,14 @@
 use async_trait::async_trait;
 use block_common::options::DriverKind;
 use block_common::{AioMode, OptionReader, PermPair, QapiEnum};
-use block_file_posix::{FileAccess, FileError, FilePosix, FilePosixControl, FilePosixOptions, HostKind};
-use block_gs::{DriverType, EngineControl, GlobalState, GraphError, GraphResult, OpenContext, Opened};
-use block_io::{FileEngine, ring_available};
+use block_file_posix::{
+    FileAccess, FileError, FilePosix, FilePosixControl, FilePosixModes, FilePosixOptions, FilePosixReopen, HostKind,
+};
+use block_gs::{
+    CommonOptions, DriverType, EngineControl, GlobalState, GraphError, GraphResult, OpenContext, Opened,
+    PreparingReopen, Reopening,
+};
+use block_io::{FileEngine, Quiesced, ring_available};
 use std::any::Any;
 
 /// The driver of what the host has, under one of its two names.
@@ -46,6 +51,36 @@ impl EngineControl for Control {
 
     fn abort_perm(&mut self) {
         self.0.abort_perm();
+    }
+
+    fn prepare_reopen(&mut self, to: &mut Reopening<'_>) -> GraphResult<PreparingReopen> {
+        let CommonOptions { cache_direct: direct, cache_no_flush: no_flush, .. } = to.common;
+        let modes = FilePosixModes { access: access(to.common), direct, no_flush };
+        let preparing = (modes != self.0.modes()).then(|| self.0.prepare(modes));
+        Ok(Box::pin(async move {
+            let prepared = match preparing {
+                Some(preparing) => Some(preparing.await.map_err(|error| graph_error(&error))?),
+                None => None,
+            };
+            Ok(Box::new(prepared) as Box<dyn Any>)
+        }))
+    }
+
+    fn commit_reopen(&mut self, prepared: Box<dyn Any>, proof: &Quiesced<'_>) {
+        if let Ok(prepared) = prepared.downcast::<Option<FilePosixReopen>>()
+            && let Some(reopen) = *prepared
+        {
+            self.0.commit(reopen, proof);
+        }
+    }
+}
+
+/// What a file is opened for. Without a promise to be writable, it is opened for writing when somebody wants to write.
+fn access(common: CommonOptions) -> FileAccess {
+    match (common.read_only, common.auto_read_only) {
+        (true, _) => FileAccess::ReadOnly,
+        (false, true) => FileAccess::AsNeeded,
+        (false, false) => FileAccess::ReadWrite,
     }
 }
 
@@ -108,15 +143,9 @@ impl DriverType for FileType {
         let locking = options.take_enum("locking")?.unwrap_or_default();
         let drop_cache = options.take_bool("drop-cache")?.unwrap_or(true);
         refuse_unbuilt(options, self.name())?;
-        // Without a promise to be writable, the file is opened for writing when somebody wants to write.
-        let access = match (common.read_only, common.auto_read_only) {
-            (true, _) => FileAccess::ReadOnly,
-            (false, true) => FileAccess::AsNeeded,
-            (false, false) => FileAccess::ReadWrite,
-        };
         let mut how = FilePosixOptions::new(&path);
         how.kind = self.0;
-        how.access = access;
+        how.access = access(common);
         how.direct = common.cache_direct;
         how.no_flush = common.cache_no_flush;
         how.engine = engine;

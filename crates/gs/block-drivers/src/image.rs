@@ -4,8 +4,10 @@
 
 use crate::file::driver_of_path;
 use block_common::options::{Dialect, Dict, Value, strip_protocol};
-use block_common::{AlignedBuf, CacheFlags, FileName, Options, PROBE_BYTES, ParentKind, Perm, PermPair, probe_format};
-use block_gs::{GlobalState, GraphError, GraphResult, NodeRef};
+use block_common::{
+    AlignedBuf, CacheFlags, ChildRole, FileName, Options, PROBE_BYTES, ParentKind, Perm, PermPair, probe_format,
+};
+use block_gs::{CommonOptions, GlobalState, GraphError, GraphResult, NodeRef};
 use block_raw::RawControl;
 
 const HOST_DEVICE: &str = "host_device";
@@ -167,10 +169,20 @@ fn common(options: &mut Options, how: &ImageOptions) -> GraphResult<()> {
     Ok(())
 }
 
+/// What a file takes from the image that it is opened for.
+fn inherited(how: &ImageOptions) -> CommonOptions {
+    CommonOptions {
+        read_only: how.read_only,
+        force_share: how.force_share,
+        cache_direct: how.cache.direct,
+        cache_no_flush: how.cache.no_flush,
+        ..CommonOptions::default()
+    }
+}
+
 /// Open `file`, and the format on it that was named or is guessed.
 async fn open_with_format(gs: &GlobalState, file: Options, how: &ImageOptions) -> GraphResult<NodeRef> {
     let mut file = file;
-    common(&mut file, how)?;
     if let Some(format) = &how.format {
         // The protocol itself may be asked for.
         let of_host =
@@ -179,12 +191,15 @@ async fn open_with_format(gs: &GlobalState, file: Options, how: &ImageOptions) -
             file.insert("driver", format.as_str())?;
         }
         if file.lookup("driver") == Some(&Value::Str(format.clone())) {
+            common(&mut file, how)?;
             return gs.open(file).await;
         }
         return gs.open(format_options(format, Value::Dict(file.into_dict()), how)?).await;
     }
-    let node = gs.open(file).await?;
-    open_on(gs, &node, how).await
+    let node = gs.open_for(file, inherited(how), ChildRole::IMAGE).await?;
+    let image = open_on(gs, &node, how).await?;
+    gs.adopt(&image, "file")?;
+    Ok(image)
 }
 
 /// Open the format on `node` that was named or is guessed.

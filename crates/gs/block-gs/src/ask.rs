@@ -11,7 +11,7 @@ use std::future::Future;
 
 impl GlobalState {
     /// Run `work` on an I/O thread with a token on the node. `None` when the node is gone, or about to be: nothing may come after its close.
-    async fn on_node<T: Send + 'static, F: Future<Output = IoResult<T>> + Send + 'static>(
+    pub(crate) async fn on_node<T: Send + 'static, F: Future<Output = IoResult<T>> + Send + 'static>(
         &self,
         id: Id,
         work: impl FnOnce(Req) -> F,

@@ -11,6 +11,7 @@ use block_io::{GateState, WriteObserver};
 use std::sync::Arc;
 
 /// What can be seen of a node.
+#[doc(alias = "bdrv_get_flags")]
 #[derive(Clone, Debug)]
 pub struct NodeInfo {
     /// Its name.

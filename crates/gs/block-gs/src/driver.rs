@@ -2,10 +2,11 @@
 
 use crate::error::GraphResult;
 use crate::open::OpenContext;
+use crate::reopen::{PreparingReopen, Reopening};
 use async_trait::async_trait;
 use block_common::options::DriverKind;
 use block_common::{ChildRole, OptionReader, Perm, PermPair};
-use block_io::Driver;
+use block_io::{Driver, Quiesced};
 use std::any::Any;
 use std::fmt;
 
@@ -32,6 +33,11 @@ pub trait DriverType: 'static {
     #[doc(alias = "bdrv_open")]
     #[doc(alias = "bdrv_file_open")]
     async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened>;
+
+    /// The options of its own that a reopen may change; all others it refuses by name.
+    fn reopenable(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// What an edge in `role` asks of its child and shares, when the node's own users ask `above` of it together.
     #[doc(alias = "bdrv_child_perm")]
@@ -110,6 +116,20 @@ pub trait EngineControl: Any {
     /// What was prepared last is not going to be: let go of what it took.
     #[doc(alias = "bdrv_abort_perm_update")]
     fn abort_perm(&mut self) {}
+
+    /// The node is going to have other options: take from `to` those of the driver's own, and get ready. Changes nothing; what the future returns comes
+    /// back with [`EngineControl::commit_reopen`], or is dropped.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    #[doc(alias = "bdrv_reopen_prepare")]
+    fn prepare_reopen(&mut self, _to: &mut Reopening<'_>) -> GraphResult<PreparingReopen> {
+        Ok(Box::pin(std::future::ready(Ok(Box::new(()) as Box<dyn Any>))))
+    }
+
+    /// The node has the options that were prepared from now on. Nothing is in flight; limits and lengths are asked for anew after it.
+    #[doc(alias = "bdrv_reopen_commit")]
+    fn commit_reopen(&mut self, _prepared: Box<dyn Any>, _proof: &Quiesced<'_>) {}
 }
 
 /// The control of an engine that has nothing to control.

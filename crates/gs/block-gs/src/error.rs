@@ -64,6 +64,12 @@ pub enum GraphError {
     /// Somebody would write to a node that was opened for reading.
     #[error("Block node '{0}' is read-only")]
     ReadOnly(String),
+    /// A node that has users who write would become one for reading.
+    #[error("Read-only block node '{0}' cannot support read-write users")]
+    HasWriters(String),
+    /// An open node keeps this option.
+    #[error("Cannot change the option '{0}'")]
+    CannotChange(String),
     /// A node would be below itself.
     #[error("Making '{child}' a {edge} child of '{parent}' would create a cycle")]
     Cycle {

@@ -6,6 +6,7 @@
 use crate::bitmap::BitmapRef;
 use crate::driver::{DriverType, EngineControl};
 use crate::error::{GraphError, GraphResult};
+use crate::open::CommonOptions;
 use crate::perm::{Change, Plan};
 use crate::threshold::Threshold;
 use block_common::options::Dict;
@@ -48,6 +49,8 @@ pub(crate) struct GsEdge {
     pub(crate) writer: EdgeWriter,
     pub(crate) child: Option<NodeRef>,
     pub(crate) frozen: bool,
+    /// The child was opened for this node, and takes from it what its own options do not say.
+    pub(crate) is_inline: bool,
 }
 
 pub(crate) struct GsNode {
@@ -59,8 +62,8 @@ pub(crate) struct GsNode {
     pub(crate) edges: Vec<GsEdge>,
     pub(crate) parents: BTreeSet<ParentEnd>,
     pub(crate) read_only: bool,
-    /// Its users share everything, whatever they say.
-    pub(crate) force_share: bool,
+    /// The options that every node has; of `force_share`, its users share everything, whatever they say.
+    pub(crate) common: CommonOptions,
     /// What its users need and share together, as the driver was told last.
     pub(crate) asked: PermPair,
     pub(crate) options: Dict,
@@ -226,14 +229,14 @@ pub(crate) struct NewNode {
     pub(crate) engine_control: Box<dyn EngineControl>,
     pub(crate) edges: Vec<GsEdge>,
     pub(crate) read_only: bool,
-    pub(crate) force_share: bool,
+    pub(crate) common: CommonOptions,
     pub(crate) options: Dict,
 }
 
 impl NewNode {
     /// As a node of the graph, that nobody refers to yet.
     pub(crate) fn complete(self) -> Box<GsNode> {
-        let Self { name, driver, control, engine_control, edges, read_only, force_share, options } = self;
+        let Self { name, driver, control, engine_control, edges, read_only, common, options } = self;
         Box::new(GsNode {
             perm_more: engine_control.child_perm_more(),
             name,
@@ -243,7 +246,7 @@ impl NewNode {
             edges,
             parents: BTreeSet::new(),
             read_only,
-            force_share,
+            common,
             asked: PermPair::NONE,
             options,
             bitmaps: BTreeMap::new(),

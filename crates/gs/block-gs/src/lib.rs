@@ -28,6 +28,7 @@ mod blocker;
 mod change;
 mod close;
 mod open;
+mod reopen;
 mod root;
 mod threshold;
 
@@ -43,5 +44,6 @@ pub use graph::NodeRef;
 pub use main_loop::{JoinHandle, MainHandle, MainLoop};
 pub use mutation::Ticket;
 pub use open::{CommonOptions, OpenContext};
+pub use reopen::{LeftOut, PreparingReopen, Reopening};
 pub use root::RootRef;
 pub use state::{GlobalOptions, GlobalState};

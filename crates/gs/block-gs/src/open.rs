@@ -12,7 +12,7 @@ use crate::state::GlobalState;
 use block_common::options::{Dialect, Dict, Value};
 use block_common::{
     ChildName, ChildOrNull, ChildRole, ChildSpec, DetectZeroes, DiscardMode, IoError, IoResult, NodeName, OptionReader,
-    Options, OptionsError, PermPair,
+    Options, OptionsError, PermPair, QapiEnum,
 };
 use block_io::{Edge, NodeControl, NodeModes, Req, ThreadPool};
 use std::cell::RefCell;
@@ -46,15 +46,20 @@ pub struct CommonOptions {
 
 /// What a child that is opened inline takes from its parent, unless it says otherwise.
 #[derive(Clone, Copy, Debug, Default)]
-struct Inherited {
-    common: Option<CommonOptions>,
-    depth: usize,
+pub(crate) struct Inherited {
+    pub(crate) common: Option<CommonOptions>,
+    pub(crate) depth: usize,
 }
 
 impl CommonOptions {
+    /// How requests are treated.
+    pub(crate) fn modes(self) -> NodeModes {
+        NodeModes { unmap: self.discard == DiscardMode::Unmap, detect_zeroes: self.detect_zeroes }
+    }
+
     /// What a child in `role` takes from this node.
     #[doc(alias = "inherit_options")]
-    fn for_child(mut self, role: ChildRole) -> Self {
+    pub(crate) fn for_child(mut self, role: ChildRole) -> Self {
         // A backing file is only read; what its own children do is its own business.
         if role.contains(ChildRole::COW) {
             self.read_only = true;
@@ -65,7 +70,7 @@ impl CommonOptions {
         self
     }
 
-    fn take(options: &mut OptionReader, inherited: Inherited) -> GraphResult<Self> {
+    pub(crate) fn take(options: &mut OptionReader, inherited: Inherited) -> GraphResult<Self> {
         let above = inherited.common.unwrap_or_default();
         let cache = options.take_dict("cache", |cache| {
             Ok::<_, GraphError>((cache.take_bool("direct")?, cache.take_bool("no-flush")?))
@@ -75,8 +80,9 @@ impl CommonOptions {
             read_only: options.take_bool("read-only")?.unwrap_or(above.read_only),
             auto_read_only: options.take_bool("auto-read-only")?.unwrap_or(above.auto_read_only),
             force_share: options.take_bool("force-share")?.unwrap_or(above.force_share),
-            discard: options.take_enum("discard")?.unwrap_or(above.discard),
-            detect_zeroes: options.take_enum("detect-zeroes")?.unwrap_or_default(),
+            discard: mode(options, "discard", |_| "Invalid discard option".into())?.unwrap_or(above.discard),
+            detect_zeroes: mode(options, "detect-zeroes", |value| format!("invalid parameter value: {value}"))?
+                .unwrap_or_default(),
             cache_direct: direct.unwrap_or(above.cache_direct),
             cache_no_flush: no_flush.unwrap_or(above.cache_no_flush),
         };
@@ -92,6 +98,15 @@ impl CommonOptions {
         }
         Ok(this)
     }
+}
+
+/// Take a mode. What is said of one that does not exist depends on the dialect.
+fn mode<T: QapiEnum>(options: &mut OptionReader, key: &str, unknown: fn(&str) -> String) -> GraphResult<Option<T>> {
+    let dialect = options.dialect();
+    options.take_enum(key).map_err(|error| match error {
+        OptionsError::BadValue { value, .. } if dialect == Dialect::Legacy => GraphError::Open(unknown(&value)),
+        other => other.into(),
+    })
 }
 
 /// A node under construction, as its driver's `open` sees it.
@@ -137,6 +152,7 @@ impl OpenContext<'_> {
     #[doc(alias = "bdrv_open_child")]
     #[doc(alias = "bdrv_open_blockdev_ref")]
     pub async fn open_child(&mut self, name: ChildName, role: ChildRole, spec: ChildSpec) -> GraphResult<Edge> {
+        let is_inline = matches!(spec, ChildSpec::Inline(_));
         let child = match spec {
             ChildSpec::Reference(name) => self.gs.find_node(&name)?,
             ChildSpec::Inline(options) => {
@@ -148,7 +164,7 @@ impl OpenContext<'_> {
                 child
             }
         };
-        self.attach(name, role, Some(child)).await
+        self.attach(name, role, Some(child), is_inline).await
     }
 
     /// Take the child called `name` out of the options and attach it.
@@ -176,12 +192,18 @@ impl OpenContext<'_> {
         role: ChildRole,
     ) -> GraphResult<Edge> {
         match options.take_child_or_null(name.as_str())? {
-            None | Some(ChildOrNull::Null) => self.attach(name, role, None).await,
+            None | Some(ChildOrNull::Null) => self.attach(name, role, None, false).await,
             Some(ChildOrNull::Child(spec)) => self.open_child(name, role, spec).await,
         }
     }
 
-    async fn attach(&mut self, name: ChildName, role: ChildRole, child: Option<NodeRef>) -> GraphResult<Edge> {
+    async fn attach(
+        &mut self,
+        name: ChildName,
+        role: ChildRole,
+        child: Option<NodeRef>,
+        is_inline: bool,
+    ) -> GraphResult<Edge> {
         if let Some(child) = &child {
             // What the node asks for itself; what its users ask is added when it has some.
             let perm = self.driver.child_perm(role, PermPair::NONE, self.common.read_only);
@@ -192,7 +214,7 @@ impl OpenContext<'_> {
         }
         let target = child.as_ref().map(NodeRef::target);
         let (writer, edge) = self.control.edge(role, PermPair::NONE, target);
-        self.edges.push(GsEdge { name, role, writer, child, frozen: false });
+        self.edges.push(GsEdge { name, role, writer, child, frozen: false, is_inline });
         Ok(edge)
     }
 
@@ -308,18 +330,8 @@ async fn open(
     };
     let Opened { engine, control: engine_control, read_only } = made;
     control.install(engine, 0, read_only);
-    control.set_modes(NodeModes { unmap: common.discard == DiscardMode::Unmap, detect_zeroes: common.detect_zeroes });
-    let node = NewNode {
-        name,
-        driver,
-        control,
-        engine_control,
-        edges,
-        read_only,
-        force_share: common.force_share,
-        options: shown,
-    }
-    .complete();
+    control.set_modes(common.modes());
+    let node = NewNode { name, driver, control, engine_control, edges, read_only, common, options: shown }.complete();
     let node = finish(gs, node, options, held).await?;
     opened.borrow_mut().insert(node.id());
     Ok(node)
@@ -416,9 +428,29 @@ impl GlobalState {
     /// # Errors
     /// As [`GlobalState::open`].
     pub async fn open_in_mutation(&self, options: Options) -> GraphResult<NodeRef> {
+        self.open_inheriting(options, Inherited::default()).await
+    }
+
+    /// As [`GlobalState::open`], for a node that is going to be a child in `role` of one with these options, from which it takes what its own do not
+    /// say: a file that is looked at before its format is known. Let the parent be opened with a reference to it, and then
+    /// [adopt](GlobalState::adopt) it.
+    ///
+    /// # Errors
+    /// As [`GlobalState::open`].
+    pub fn open_for(
+        &self,
+        options: Options,
+        parent: CommonOptions,
+        role: ChildRole,
+    ) -> impl Future<Output = GraphResult<NodeRef>> + 'static + use<> {
+        let inherited = Inherited { common: Some(parent.for_child(role)), depth: 0 };
+        self.mutate(move |gs| async move { gs.open_inheriting(options, inherited).await })
+    }
+
+    async fn open_inheriting(&self, options: Options, inherited: Inherited) -> GraphResult<NodeRef> {
         let _counted = Counted::new(self);
         let opened = Rc::default();
-        let result = open(self.clone(), options, Inherited::default(), Rc::clone(&opened)).await;
+        let result = open(self.clone(), options, inherited, Rc::clone(&opened)).await;
         if result.is_err() {
             let opened = opened.take();
             self.closed(&opened).await;
@@ -445,15 +477,24 @@ impl GlobalState {
         for (name, role, child) in children {
             let (writer, edge) = control.edge(*role, PermPair::NONE, Some(child.target()));
             let child = Some((*child).clone());
-            edges.push(GsEdge { name: name.clone(), role: *role, writer, child, frozen: false });
+            edges.push(GsEdge { name: name.clone(), role: *role, writer, child, frozen: false, is_inline: false });
             ends.push(edge);
         }
         let Opened { engine, control: engine_control, read_only } = build(ends);
         control.install(engine, 0, read_only);
         control.set_modes(NodeModes::default());
         let options = Dict::new();
-        let node =
-            NewNode { name, driver, control, engine_control, edges, read_only, force_share: false, options }.complete();
+        let node = NewNode {
+            name,
+            driver,
+            control,
+            engine_control,
+            edges,
+            read_only,
+            common: CommonOptions::default(),
+            options,
+        }
+        .complete();
         finish(self, node, Options::default().reader(), Vec::new()).await
     }
 

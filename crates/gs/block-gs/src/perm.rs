@@ -193,7 +193,7 @@ impl Future<'_> {
             return Err(GraphError::ReadOnly(node.name.as_str().into()));
         }
         // Of an image that is opened this way nothing is asked of other processes either.
-        let asked = if node.force_share { PermPair::new(above.perm, Perm::all()) } else { above };
+        let asked = if node.common.force_share { PermPair::new(above.perm, Perm::all()) } else { above };
         if asked != node.asked {
             self.asked.push((id, asked));
         }
@@ -201,7 +201,11 @@ impl Future<'_> {
         for (at, edge) in node.edges.iter().enumerate() {
             let end = ParentEnd::Node(id, at);
             let mut perm = node.driver.child_perm(edge.role, above, node.read_only).combine(node.perm_more);
-            if self.child(end).and_then(|child| self.graph.nodes.get(&child)).is_some_and(|child| child.force_share) {
+            if self
+                .child(end)
+                .and_then(|child| self.graph.nodes.get(&child))
+                .is_some_and(|child| child.common.force_share)
+            {
                 perm.shared = Perm::all();
             }
             if perm != self.perm(end) {

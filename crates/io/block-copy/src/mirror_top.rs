@@ -9,12 +9,12 @@ use block_common::{
 };
 use block_io::{Access, DirtyBitmap, Driver, Edge, Mapping, Req};
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 struct Shared {
     file: Edge,
-    limits: Limits,
+    limits: RwLock<Limits>,
     bitmap: Arc<DirtyBitmap>,
     tracking: AtomicBool,
 }
@@ -31,7 +31,7 @@ impl MirrorTop {
 
     /// A filter over `file`, whose limits are `limits`, that tracks writes in `bitmap` from the start.
     pub fn new(file: Edge, limits: Limits, bitmap: Arc<DirtyBitmap>) -> (Self, MirrorTopControl) {
-        let shared = Arc::new(Shared { file, limits, bitmap, tracking: AtomicBool::new(true) });
+        let shared = Arc::new(Shared { file, limits: RwLock::new(limits), bitmap, tracking: AtomicBool::new(true) });
         (Self(shared.clone()), MirrorTopControl(shared))
     }
 
@@ -78,7 +78,7 @@ impl Driver for MirrorTop {
     }
 
     fn limits(&self) -> Limits {
-        self.0.limits
+        *self.0.limits.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn filtered(&self) -> Option<&Edge> {
@@ -123,6 +123,11 @@ impl Driver for MirrorTop {
 
     async fn flush(&self, req: &Req) -> IoResult<()> {
         self.0.file.flush(req).await
+    }
+
+    async fn refresh_limits(&self, req: &Req) -> IoResult<()> {
+        *self.0.limits.write().unwrap_or_else(PoisonError::into_inner) = self.0.file.limits(req)?;
+        Ok(())
     }
 
     async fn block_status(&self, req: &Req, range: GuestRange) -> IoResult<StatusExtent> {

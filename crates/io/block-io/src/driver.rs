@@ -247,6 +247,7 @@ pub trait Driver: Send + Sync + 'static {
     ///
     /// # Errors
     /// What a child answered.
+    #[doc(alias = "bdrv_reopen_commit_post")]
     async fn refresh_limits(&self, _req: &Req) -> IoResult<()> {
         Ok(())
     }

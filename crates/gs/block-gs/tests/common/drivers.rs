@@ -11,8 +11,11 @@ use block_common::{
     BlockStatus, ChildName, ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, LENGTH_MAX,
     OptionReader, RequestFlags, StatusExtent,
 };
-use block_gs::{DriverType, EngineControl, GlobalState, GraphError, GraphResult, NoControl, OpenContext, Opened};
-use block_io::{Access, Driver, Edge, Mapping, NowRequest, Req};
+use block_gs::{
+    DriverType, EngineControl, GlobalState, GraphError, GraphResult, NoControl, OpenContext, Opened, PreparingReopen,
+    Reopening,
+};
+use block_io::{Access, Driver, Edge, Mapping, NowRequest, Quiesced, Req};
 use block_null::{Null, NullOptions};
 use std::any::Any;
 use std::cell::RefCell;
@@ -25,14 +28,17 @@ pub fn register(gs: &GlobalState) -> Rc<Leaves> {
     let leaves = Rc::new(Leaves::default());
     gs.register(Rc::new(NullType));
     gs.register(Rc::new(LeafType(leaves.clone())));
-    gs.register(Rc::new(PassType));
+    gs.register(Rc::new(PassType(leaves.clone())));
     gs.register(Rc::new(FmtType));
     leaves
 }
 
 /// The engines of all leaves that were made, in order.
 #[derive(Default)]
-pub struct Leaves(RefCell<Vec<(String, Leaf)>>);
+pub struct Leaves(RefCell<Vec<(String, Leaf)>>, Reopens);
+
+/// What `pass` nodes were told of reopens.
+pub type Reopens = Rc<RefCell<Vec<String>>>;
 
 impl Leaves {
     /// The newest leaf of that name.
@@ -40,6 +46,11 @@ impl Leaves {
         let leaves = self.0.borrow();
         let found = leaves.iter().rev().find(|(known, _)| known == name);
         found.map(|(_, leaf)| leaf.clone()).expect("there is such a leaf")
+    }
+
+    /// What `pass` nodes were told of reopens since this was asked last.
+    pub fn reopens(&self) -> Vec<String> {
+        std::mem::take(&mut *self.1.borrow_mut())
     }
 
     /// How many were made.
@@ -315,7 +326,50 @@ impl Driver for Pass {
     }
 }
 
-struct PassType;
+struct PassType(Rc<Leaves>);
+
+/// Notes what it is told. Its option `tag` may be changed, but not to `bad`.
+struct PassControl {
+    name: String,
+    told: Reopens,
+}
+
+impl EngineControl for PassControl {
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn prepare_reopen(&mut self, to: &mut Reopening<'_>) -> GraphResult<PreparingReopen> {
+        let tag = to.options.take_str("tag")?.unwrap_or_default();
+        self.told.borrow_mut().push(format!("prepare {} {tag}", self.name));
+        let (name, told) = (self.name.clone(), self.told.clone());
+        let length = to.run("no length", |req| async move { Ok(req.length()) })?;
+        Ok(Box::pin(async move {
+            length.await?;
+            match tag.as_str() {
+                "bad" => Err(GraphError::Open(format!("{name} does not want to"))),
+                _ => Ok(Box::new(Noted(name, told)) as Box<dyn Any>),
+            }
+        }))
+    }
+
+    fn commit_reopen(&mut self, prepared: Box<dyn Any>, _proof: &Quiesced<'_>) {
+        let mut noted = prepared.downcast::<Noted>().expect("what was prepared");
+        self.told.borrow_mut().push(format!("commit {}", noted.0));
+        noted.0.clear();
+    }
+}
+
+/// A prepared reopen; notes that it is given up.
+struct Noted(String, Reopens);
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        if !self.0.is_empty() {
+            self.1.borrow_mut().push(format!("abort {}", self.0));
+        }
+    }
+}
 
 #[async_trait(?Send)]
 impl DriverType for PassType {
@@ -331,12 +385,18 @@ impl DriverType for PassType {
         true
     }
 
+    fn reopenable(&self) -> &'static [&'static str] {
+        &["tag"]
+    }
+
     async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened> {
         let file = context.require_child(options, ChildName::FILE, ChildRole::FILTERED_PRIMARY).await?;
         let slow = options.take_bool("slow")?.unwrap_or(false);
+        drop(options.take_str("tag")?);
         let engine = Pass { name: "pass", file, slow, _backing: None };
         let read_only = context.common().read_only;
-        Ok(Opened { engine: Box::new(engine), control: Box::new(NoControl), read_only })
+        let control = PassControl { name: context.node_name(), told: self.0.1.clone() };
+        Ok(Opened { engine: Box::new(engine), control: Box::new(control), read_only })
     }
 }
 

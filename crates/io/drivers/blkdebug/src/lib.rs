@@ -23,7 +23,7 @@ use rules::Rules;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Poll, Waker};
 
 /// One who is stopped at a breakpoint.
@@ -59,7 +59,7 @@ pub enum Stop<'a> {
 struct Shared {
     image: Edge,
     limits: BlkdebugLimits,
-    effective: Limits,
+    effective: RwLock<Limits>,
     state: Mutex<State>,
 }
 
@@ -151,7 +151,7 @@ impl Blkdebug {
         limits: BlkdebugLimits,
         rules: Vec<Rule>,
     ) -> Result<(Self, BlkdebugControl), LimitsError> {
-        let effective = limits.over(below)?;
+        let effective = RwLock::new(limits.over(below)?);
         let state = State {
             rules: Rules::new(rules),
             breakpoints: Vec::new(),
@@ -236,7 +236,7 @@ impl Driver for Blkdebug {
     }
 
     fn limits(&self) -> Limits {
-        self.0.effective
+        *self.0.effective.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write_flags(&self) -> RequestFlags {
@@ -302,6 +302,14 @@ impl Driver for Blkdebug {
     async fn flush(&self, req: &Req) -> IoResult<()> {
         self.0.check(IoKind::Flush, 0, 0).await?;
         self.0.image.flush(req).await
+    }
+
+    /// Limits that cannot be had any more stay as they were: a request that the child refuses for them fails.
+    async fn refresh_limits(&self, req: &Req) -> IoResult<()> {
+        if let Ok(limits) = self.0.limits.over(self.0.image.limits(req)?) {
+            *self.0.effective.write().unwrap_or_else(PoisonError::into_inner) = limits;
+        }
+        Ok(())
     }
 
     async fn block_status(&self, req: &Req, range: GuestRange) -> IoResult<StatusExtent> {

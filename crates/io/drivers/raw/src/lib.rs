@@ -42,7 +42,7 @@ pub enum RawError {
     },
     /// The window ends past the child's end.
     #[error(
-        "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the actual size of the \
+        "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of the \
          containing file ({length})"
     )]
     WindowPastEnd {

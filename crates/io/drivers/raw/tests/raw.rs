@@ -124,13 +124,13 @@ fn windows_that_cannot_be_are_refused_in_the_fields_words() {
     check(
         524288,
         Some(1048576),
-        "The sum of offset (524288) and size (1048576) has to be smaller or equal to the actual size of the \
+        "The sum of offset (524288) and size (1048576) has to be smaller or equal to the  actual size of the \
          containing file (1048576)",
     );
     check(
         1,
         Some(u64::MAX),
-        "The sum of offset (1) and size (18446744073709551615) has to be smaller or equal to the actual size of the \
+        "The sum of offset (1) and size (18446744073709551615) has to be smaller or equal to the  actual size of the \
          containing file (1048576)",
     );
     check(0, Some(100), "Specified size is not multiple of 512");
