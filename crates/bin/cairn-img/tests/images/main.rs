@@ -14,6 +14,7 @@ mod faults;
 mod info;
 mod map;
 mod measure;
+mod memory;
 mod resize;
 mod surroundings;
 

@@ -85,27 +85,3 @@ fn a_signal_asks_for_progress() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.starts_with("    (") && text.ends_with("/100%)\n"), "{text}");
 }
-
-/// However long the image is, a conversion holds a bounded number of buffers: looked at again and again while it runs.
-#[test]
-fn memory_is_bounded() {
-    let dir = tempfile::tempdir().expect("a folder");
-    sparse(&dir.path().join("big.raw"), 96 << 20, &[(0, &data(96 << 20))]);
-    let mut command = Command::new(program());
-    command.args(["convert", "-m", "16", "-W", "-r", "80M", "big.raw", "n.raw"]).current_dir(dir.path());
-    let mut child = command.spawn().expect("the program");
-    let mut peak = 0;
-    let status = loop {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-        peak = peak.max(kib.unwrap_or(0));
-        if let Some(status) = child.try_wait().expect("a child") {
-            break status;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    };
-    assert!(status.success() && (1..48 << 10).contains(&peak), "{status}, {peak} KiB");
-    let same = Command::new("cmp").args(["big.raw", "n.raw"]).current_dir(dir.path()).status();
-    assert!(same.expect("cmp").success());
-}
