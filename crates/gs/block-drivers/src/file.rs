@@ -36,9 +36,10 @@ pub async fn driver_of_path(gs: &GlobalState, path: &str) -> &'static str {
 
 struct Control(FilePosixControl);
 
+/// Its nodes' control is a [`FilePosixControl`].
 impl EngineControl for Control {
     fn as_any(&mut self) -> &mut dyn Any {
-        self
+        &mut self.0
     }
 
     fn prepare_perm(&mut self, perm: PermPair) -> GraphResult<()> {

@@ -118,6 +118,17 @@ pub struct FileExtent {
     pub len: u64,
 }
 
+/// A disk as old firmware counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskGeometry {
+    /// Heads.
+    pub heads: u8,
+    /// Sectors of a track.
+    pub sectors: u8,
+    /// Cylinders; 16 bits of them.
+    pub cylinders: u16,
+}
+
 impl HostFile {
     /// Requests on `fd`, which was opened as `options` says. System calls that may sleep run in `pool`.
     pub fn new(fd: OwnedFd, options: HostFileOptions, pool: ThreadPool) -> (Self, HostFileControl) {
@@ -170,6 +181,16 @@ impl HostFile {
     /// What the host answered: ENOTSUP where the device cannot do it, EINVAL where the range is not aligned to its blocks.
     pub async fn discard_blocks(&self, offset: u64, len: u64) -> IoResult<()> {
         self.call(move |fd| discard_blocks(fd, [offset, len])).await
+    }
+
+    /// How the host counts the disk in heads, sectors and cylinders.
+    ///
+    /// # Errors
+    /// What the host answered: ENOTTY where the device has no such thing.
+    #[doc(alias = "bdrv_probe_geometry")]
+    #[doc(alias = "blk_probe_geometry")]
+    pub async fn geometry(&self) -> IoResult<DiskGeometry> {
+        self.call(geometry).await
     }
 
     /// Set the file's length in bytes.
@@ -339,6 +360,24 @@ impl fmt::Debug for HostFileControl {
 
 fn host(errno: rustix::io::Errno) -> IoError {
     IoError::host(errno.raw_os_error())
+}
+
+/// The ioctl HDIO_GETGEO.
+fn geometry(fd: BorrowedFd<'_>) -> IoResult<DiskGeometry> {
+    use rustix::ioctl::{Getter, ioctl};
+    #[repr(C)]
+    struct HdGeometry {
+        heads: u8,
+        sectors: u8,
+        cylinders: u16,
+        start: libc::c_ulong,
+    }
+    const HDIO_GETGEO: rustix::ioctl::Opcode = 0x0301;
+    // SAFETY: the request fills a structure of this layout, all of whose bit patterns are valid, and keeps no pointer to it. On what is
+    // no disk the number means nothing to anybody.
+    let told = unsafe { ioctl(fd, Getter::<HDIO_GETGEO, HdGeometry>::new()) }.map_err(host)?;
+    let HdGeometry { heads, sectors, cylinders, start: _ } = told;
+    Ok(DiskGeometry { heads, sectors, cylinders })
 }
 
 /// The ioctl BLKDISCARD: offset and length in bytes.

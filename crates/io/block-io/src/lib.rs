@@ -44,7 +44,7 @@ pub use bitmap::{DirtyBitmap, NodeBitmap};
 pub use context::ring_available;
 pub use driver::{Access, Driver, Mapping, NowRequest};
 pub use edge::{Edge, EdgeWriter};
-pub use file::{FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
+pub use file::{DiskGeometry, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
 pub use gate::GateState;
 pub use host_range::{HostRange, on_host_files};
 pub use node::{ChangeKind, IoNode, NodeControl, NodeModes, NodeTarget, Quiesced, Req, WriteObserver};

@@ -239,6 +239,11 @@ pub(crate) mod device {
         rustix::fs::ioctl_blksszget(fd)
     }
 
+    /// That, and the smallest piece that is written without being read first.
+    pub(crate) fn block_sizes(fd: BorrowedFd<'_>) -> rustix::io::Result<(u32, u32)> {
+        Ok((rustix::fs::ioctl_blksszget(fd)?, rustix::fs::ioctl_blkpbszget(fd)?))
+    }
+
     /// A number from the device's directory in sysfs.
     fn attribute(stat: &Stat, name: &str) -> Option<u64> {
         let (major, minor) = (major(stat.st_rdev), minor(stat.st_rdev));

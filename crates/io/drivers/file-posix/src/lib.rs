@@ -19,8 +19,8 @@ use block_common::{
     Perm, PermPair, Preallocation, RequestFlags, StatusExtent,
 };
 use block_io::{
-    Access, Driver, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions, Mapping, Quiesced, Req,
-    ThreadPool,
+    Access, DiskGeometry, Driver, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions, Mapping,
+    Quiesced, Req, ThreadPool,
 };
 use lock::Locks;
 use std::fmt;
@@ -234,6 +234,17 @@ pub struct FilePosixControl {
 /// The permissions that take a descriptor which can be written.
 const WRITING: Perm = Perm::WRITE.union(Perm::WRITE_UNCHANGED).union(Perm::RESIZE);
 
+/// What the host tells of a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// The smallest piece that can be read and written, in bytes.
+    pub logical_block: u32,
+    /// The smallest piece that is written without being read first, in bytes.
+    pub physical_block: u32,
+    /// Heads, sectors and cylinders, where the device has them.
+    pub geometry: Option<DiskGeometry>,
+}
+
 /// What a reopen may change of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FilePosixModes {
@@ -373,6 +384,26 @@ impl FilePosixControl {
         self.abort_locks();
         if let Some((_, true)) = self.coming.take() {
             self.narrow();
+        }
+    }
+
+    /// What the host tells of the device for those who make a guest's disk of it. `None` for what is no block device.
+    ///
+    /// # Errors
+    /// What the host answered.
+    #[doc(alias = "bdrv_probe_blocksizes")]
+    #[doc(alias = "blk_probe_blocksizes")]
+    pub fn device(&self) -> impl Future<Output = IoResult<Option<DeviceInfo>>> + Send + use<> {
+        let shared = self.shared.clone();
+        async move {
+            if shared.kind != FileKind::BlockDevice {
+                return Ok(None);
+            }
+            let errno = |errno: rustix::io::Errno| IoError::host(errno.raw_os_error());
+            let sizes = move |fd: BorrowedFd<'_>| host::device::block_sizes(fd).map_err(errno);
+            let (logical_block, physical_block) = shared.file.call(sizes).await?;
+            let geometry = shared.file.geometry().await.ok();
+            Ok(Some(DeviceInfo { logical_block, physical_block, geometry }))
         }
     }
 

@@ -1,6 +1,6 @@
 //! Block devices: a loop device over a file, where this host lets us have one.
 
-use crate::common::{create, dir, filled, graph, open, pool, read};
+use crate::common::{create, dir, filled, graph, open, options, pool, read};
 use block_common::{Errno, IoError, Preallocation, RequestFlags};
 use block_file_posix::{FileAccess, FileError, FileKind, FilePosixOptions, HostKind};
 use block_io::Driver;
@@ -38,6 +38,26 @@ impl Drop for Loop {
 
 fn device(path: &Path, access: FileAccess, direct: bool) -> FilePosixOptions {
     FilePosixOptions { kind: HostKind::Device, access, direct, ..FilePosixOptions::new(path) }
+}
+
+/// What a guest's disk is made of: the block sizes, and a geometry where there is one.
+#[test]
+fn a_device_tells_its_blocks() {
+    let dir = dir();
+    let file = dir.path().join("image");
+    create(&file, 4 << 20);
+    let Some(held) = Loop::new("a_device_tells_its_blocks", &file, &["--sector-size", "4096"]) else { return };
+    let (engine, control) = open(device(&held.0, FileAccess::ReadOnly, false)).expect("opened");
+    let opened = graph(Way::ALL[0], engine);
+    let info = block_on(control.device()).expect("told").expect("a device");
+    assert_eq!((info.logical_block, info.physical_block), (4096, 4096));
+    // Loop devices have no heads; the numbers of a disk that has them multiply to something.
+    assert!(info.geometry.is_none_or(|geometry| geometry.heads > 0 && geometry.sectors > 0), "{info:?}");
+    opened.close();
+    let (engine, control) = open(options(&file, false)).expect("opened");
+    let opened = graph(Way::ALL[0], engine);
+    assert_eq!(block_on(control.device()), Ok(None));
+    opened.close();
 }
 
 #[test]
