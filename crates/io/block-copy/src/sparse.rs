@@ -1,7 +1,7 @@
 //! Copying images into an image as tools do: one source behind the other, holes left out, zeroes found in the data.
 //!
 //! Nobody writes to any of them meanwhile. Reads run ahead while earlier data is written; at most
-//! [`SparseOptions::depth`] buffers of [`SparseOptions::CHUNK`] bytes are held, however long the images are. Where the target
+//! [`SparseOptions::depth`] buffers of four times [`SparseOptions::CHUNK`] bytes are held, however long the images are. Where the target
 //! comes from, its length and its last flush are the caller's business.
 
 use crate::error::{CopyAct, CopyError};
@@ -14,14 +14,16 @@ use block_io::{Access, HostRange, Root, on_host_files};
 use std::fmt;
 use std::future::poll_fn;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-/// How many pieces are copied by threads that may sleep at a time: more than processors, fewer than fill their caches.
-const HOSTED_MAX: usize = 4;
+/// How many pieces are copied by threads that may sleep at a time: one is read while another one is written.
+const HOSTED_MAX: usize = 2;
+/// How long such a thread waits for the piece before its own to be written.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// How to copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,12 +98,14 @@ pub async fn sparse_copy(
         alignment = alignment.max(limits.memory_alignment).max(limits.request_alignment);
     }
     // Few are unused at a time.
-    let pool = BufPool::new(alignment as usize, 4 * SparseOptions::CHUNK as usize);
+    let pool = BufPool::new(alignment as usize, 2 * Piece::LEN_MAX as usize);
     let turns = watch::Sender::new(0);
     let copier = Arc::new(Copier {
         target,
         pool,
         turns,
+        turn_to_sleepers: Mutex::new(0),
+        turn_passed: Condvar::new(),
         options,
         note: Box::new(note),
         offloads: AtomicBool::new(options.offload),
@@ -259,8 +263,9 @@ struct Piece {
 }
 
 impl Piece {
-    /// More extents are not copied together.
+    /// More extents, or bytes in buffers, are not copied together. A processor's cache has room for them.
     const EXTENTS_MAX: usize = 64;
+    const LEN_MAX: u64 = 4 * SparseOptions::CHUNK;
 
     fn push(&mut self, extent: Extent) {
         self.len += if extent.is_buffered { extent.len } else { 0 };
@@ -273,7 +278,7 @@ impl Piece {
     }
 
     fn is_full(&self) -> bool {
-        self.len >= SparseOptions::CHUNK || self.extents.len() >= Self::EXTENTS_MAX
+        self.len >= Self::LEN_MAX || self.extents.len() >= Self::EXTENTS_MAX
     }
 
     /// The extents that are in the buffer, and where they are there.
@@ -334,6 +339,9 @@ struct Copier {
     pool: BufPool,
     /// The number of the piece that may write.
     turns: watch::Sender<u64>,
+    /// The same, for threads that may sleep.
+    turn_to_sleepers: Mutex<u64>,
+    turn_passed: Condvar,
     options: SparseOptions,
     note: Box<dyn Fn(SparseNote) + Send + Sync>,
     /// Whether the host is still asked to copy.
@@ -351,8 +359,23 @@ impl Copier {
         copied
     }
 
+    /// Wait a little, on a thread that may sleep, for the turn of a piece. Whoever is before it may need that thread.
+    fn turn_here(&self, number: u64) -> bool {
+        if !self.options.in_order {
+            return true;
+        }
+        let turn = self.turn_to_sleepers.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.turn_passed.wait_timeout_while(turn, PATIENCE, |turn| *turn < number);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 >= number
+    }
+
     /// The piece after this one may write.
     fn pass_turn(&self, number: u64) {
+        {
+            let mut turn = self.turn_to_sleepers.lock().unwrap_or_else(PoisonError::into_inner);
+            *turn = (*turn).max(number + 1);
+        }
+        self.turn_passed.notify_all();
         self.turns.send_if_modified(|turn| {
             let passed = *turn <= number;
             *turn = (*turn).max(number + 1);
@@ -451,7 +474,7 @@ impl Copier {
         }
         let runs = piece.runs(&data, self.options.sparse);
         let has_zeroes = !self.options.target_is_zero && runs.iter().any(|(.., place)| place.is_none());
-        if has_zeroes || (self.options.in_order && *self.turns.borrow() < number) {
+        if has_zeroes || !self.turn_here(number) {
             return Ok(Hosted::Read(data, runs));
         }
         let last = runs.iter().rposition(|(.., place)| place.is_some());
@@ -597,7 +620,7 @@ impl Flow {
     async fn start_all(&mut self, copier: &Arc<Copier>, mut extents: Extents) -> Result<(), CopyError> {
         let options = copier.options;
         let mut piece = Piece::default();
-        while let Some(extent) = extents.next(SparseOptions::CHUNK - piece.len).await? {
+        while let Some(extent) = extents.next(SparseOptions::CHUNK.min(Piece::LEN_MAX - piece.len)).await? {
             if extent.zero {
                 (copier.note)(SparseNote::Skipped(extent.len));
                 if options.target_is_zero && options.sparse > 0 {
