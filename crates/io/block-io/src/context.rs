@@ -181,10 +181,18 @@ pub fn ring_available() -> bool {
 
 impl IoContext {
     pub(crate) fn new(use_ring: bool) -> std::io::Result<Rc<Self>> {
+        Ok(Self::with_event(use_ring, Self::event_fd()?))
+    }
+
+    /// What [`IoContext::with_event`] needs.
+    pub(crate) fn event_fd() -> std::io::Result<OwnedFd> {
+        Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+    }
+
+    pub(crate) fn with_event(use_ring: bool, event: OwnedFd) -> Rc<Self> {
         // Numbers contexts; it holds no state of any block layer.
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Rc::new(Self {
+        Rc::new(Self {
             id: NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             use_ring,
             ring: OnceCell::new(),
@@ -199,7 +207,7 @@ impl IoContext {
             ring_in_flight: Cell::new(0),
             pool_in_flight: Cell::new(0),
             away: Cell::new(0),
-        }))
+        })
     }
 
     /// The ring, made now if there is none yet. `None` when it is not to be used, or the host refuses it.

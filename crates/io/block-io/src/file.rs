@@ -12,7 +12,7 @@ use crate::pool::ThreadPool;
 use block_common::{GuestOffset, IoBuf, IoError, IoResult, RequestFlags};
 use std::fmt;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Who carries out reads and writes of a host file.
@@ -93,6 +93,8 @@ pub(crate) struct FileShared {
     engine: FileEngine,
     /// Of the descriptor. Both change together, while nothing is in flight.
     memory_alignment: AtomicU32,
+    /// What the host knows of the file is in its memory: asking does not sleep.
+    is_local: AtomicBool,
     pool: ThreadPool,
 }
 
@@ -138,6 +140,7 @@ impl HostFile {
             owned: Mutex::new(Some(Arc::new(fd))),
             engine: options.engine,
             memory_alignment: AtomicU32::new(options.memory_alignment.max(1)),
+            is_local: AtomicBool::new(false),
             pool,
         });
         (Self(shared.clone()), HostFileControl(shared))
@@ -207,7 +210,23 @@ impl HostFile {
     /// # Errors
     /// What the host answered.
     pub async fn length(&self) -> IoResult<u64> {
-        self.call(|fd| rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0)).map_err(host)).await
+        self.look(|fd| rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0)).map_err(host)).await
+    }
+
+    /// Ask the host for something that a local file system keeps in memory: at once where [`HostFileControl::set_local`] says that it is one, else
+    /// as [`HostFile::call`].
+    ///
+    /// # Errors
+    /// As [`HostFile::call`].
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(BorrowedFd<'_>) -> IoResult<T> + Send + 'static,
+    ) -> IoResult<T> {
+        use std::os::fd::AsFd;
+        match self.0.is_local.load(Ordering::Relaxed) {
+            true => look(self.owned()?.as_fd()),
+            false => self.call(look).await,
+        }
     }
 
     /// Whether the byte at `offset` is data or a hole, and for how long. Past the end it is a hole.
@@ -245,10 +264,22 @@ impl HostFile {
     /// # Errors
     /// None today; the descriptor of a file that was written is synced before, by the engine's flush.
     pub async fn close(&self) -> IoResult<()> {
+        self.close_after(|| ()).await
+    }
+
+    /// As [`HostFile::close`], with `first` run before it on the same thread, which may sleep.
+    ///
+    /// # Errors
+    /// As [`HostFile::close`].
+    pub async fn close_after(&self, first: impl FnOnce() + Send + 'static) -> IoResult<()> {
         self.0.fd.store(-1, Ordering::Release);
         let fd = self.0.owned.lock().unwrap_or_else(PoisonError::into_inner).take();
         // close(2) may sleep.
-        self.0.pool.run(move || drop(fd)).await.ok_or(IoError::BUG)
+        let close = move || {
+            first();
+            drop(fd);
+        };
+        self.0.pool.run(close).await.ok_or(IoError::BUG)
     }
 
     fn owned(&self) -> IoResult<Arc<OwnedFd>> {
@@ -329,6 +360,11 @@ impl HostFileControl {
 }
 
 impl HostFileControl {
+    /// The file is on a file system that keeps lengths and the like in memory: they may be asked for on any thread.
+    pub fn set_local(&mut self) {
+        self.0.is_local.store(true, Ordering::Relaxed);
+    }
+
     /// The descriptor, or `None` after [`HostFile::close`].
     pub fn descriptor(&self) -> Option<Arc<OwnedFd>> {
         self.0.owned.lock().unwrap_or_else(PoisonError::into_inner).clone()

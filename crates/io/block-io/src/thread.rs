@@ -6,7 +6,7 @@
 use crate::context::IoContext;
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -127,17 +127,25 @@ impl IoThread {
         let tasks = Arc::new(Tasks::default());
         let receive = Receiver(tasks.clone());
         let (stop, stopped) = oneshot::channel();
-        let (started, start) = std::sync::mpsc::channel();
         let poll_max_ns = AtomicU32::new(u32::try_from(options.poll_max.as_nanos()).unwrap_or(u32::MAX));
         let shared = Arc::new(Shared { name: options.name.clone(), tasks, poll_max_ns });
         let for_thread = Arc::downgrade(&shared);
+        // All that may fail is done here, so that nobody waits for the thread.
+        let event = IoContext::event_fd()?;
+        let runtime = runtime(move || for_thread.upgrade().map_or(0, |s| s.poll_max_ns.load(Ordering::Relaxed)))?;
+        let watched = {
+            let _entered = runtime.enter();
+            watch(event.as_fd())?
+        };
         let body = move || {
-            let poller = move || for_thread.upgrade().map_or(0, |s| s.poll_max_ns.load(Ordering::Relaxed));
-            run(options.ring, poller, receive, stopped, &started);
+            let context = IoContext::with_event(options.ring, event);
+            IoContext::set_current(Some(context.clone()));
+            runtime.block_on(serve(&context, watched, receive, stopped));
+            // The tasks that still wait go first: they may detach operations from the context.
+            drop(runtime);
+            IoContext::set_current(None);
         };
         let thread = std::thread::Builder::new().name(shared.name.clone()).stack_size(STACK_SIZE).spawn(body)?;
-        // A thread that ends without a word could not start its runtime.
-        start.recv().unwrap_or_else(|_| Err(std::io::Error::other("the I/O thread did not start")))?;
         Ok(Self { handle: IoThreadHandle(shared), stop: Some(stop), thread: Some(thread) })
     }
 
@@ -213,34 +221,6 @@ impl fmt::Debug for IoThreadHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "IoThread({})", self.0.name)
     }
-}
-
-fn run(
-    use_ring: bool,
-    poll_max_ns: impl Fn() -> u32 + Send + Sync + 'static,
-    tasks: Receiver,
-    stopped: oneshot::Receiver<()>,
-    started: &std::sync::mpsc::Sender<std::io::Result<()>>,
-) {
-    let set_up = || {
-        let context = IoContext::new(use_ring)?;
-        let runtime = runtime(poll_max_ns)?;
-        let event = {
-            let _entered = runtime.enter();
-            watch(context.event())?
-        };
-        Ok((context, runtime, event))
-    };
-    let (context, runtime, event) = match set_up() {
-        Ok(all) => all,
-        Err(error) => return drop(started.send(Err(error))),
-    };
-    IoContext::set_current(Some(context.clone()));
-    let _ = started.send(Ok(()));
-    runtime.block_on(serve(&context, event, tasks, stopped));
-    // The tasks that still wait go first: they may detach operations from the context.
-    drop(runtime);
-    IoContext::set_current(None);
 }
 
 #[cfg_attr(

@@ -37,6 +37,8 @@ pub(crate) struct Opened {
     pub(crate) device_block: u32,
     /// The file system's or the device's preferred request size, in bytes.
     pub(crate) block_size: u32,
+    /// Whether its file system keeps lengths and the like in memory.
+    pub(crate) is_local: bool,
 }
 
 /// How a file is to be opened.
@@ -185,8 +187,12 @@ fn look(path: &Path, fd: OwnedFd, how: How) -> Result<Opened, FileError> {
         _ => u32::try_from(stat.st_blksize).unwrap_or(0),
     };
     let locks = locks(path, fd.as_fd(), kind, how.locking)?;
-    Ok(Opened { fd, kind, locks, alignment, device_block, block_size })
+    let is_local = rustix::fs::fstatfs(&fd).is_ok_and(|told| LOCAL.contains(&(told.f_type as u64)));
+    Ok(Opened { fd, kind, locks, alignment, device_block, block_size, is_local })
 }
+
+/// The numbers of file systems that are this host's own: ext2 and its successors, XFS, Btrfs, F2FS, and tmpfs.
+const LOCAL: [u64; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994];
 
 /// What requests on a descriptor have to be aligned to.
 pub(crate) fn alignment(

@@ -290,7 +290,10 @@ impl FilePosix {
             ..Limits::NONE
         };
         let options = HostFileOptions { engine, memory_alignment: alignment };
-        let (file, control) = HostFile::new(opened.fd, options, pool);
+        let (file, mut control) = HostFile::new(opened.fd, options, pool);
+        if opened.is_local {
+            control.set_local();
+        }
         let shared = Arc::new(Shared {
             file,
             kind: opened.kind,
@@ -496,7 +499,7 @@ impl Driver for FilePosix {
     }
 
     async fn allocated_size(&self, _req: &Req) -> IoResult<u64> {
-        self.0.file.call(|fd| host::allocated_size(fd).map_err(|errno| IoError::host(errno.raw_os_error()))).await
+        self.0.file.look(|fd| host::allocated_size(fd).map_err(|errno| IoError::host(errno.raw_os_error()))).await
     }
 
     async fn read(&self, _req: &Req, offset: GuestOffset, buf: &IoBuf) -> IoResult<()> {
@@ -587,12 +590,7 @@ impl Driver for FilePosix {
     async fn close(&self, _req: &Req) -> IoResult<()> {
         // Everything is written by now, so others may have the file. Releasing locks sleeps where the file is another host's.
         let locks = self.0.locks().take();
-        let release = move |_: BorrowedFd<'_>| {
-            drop(locks);
-            Ok(())
-        };
-        let released = self.0.file.call(release).await;
-        self.0.file.close().await.and(released)
+        self.0.file.close_after(move || drop(locks)).await
     }
 }
 
