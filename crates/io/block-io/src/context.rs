@@ -471,12 +471,21 @@ impl IoContext {
         self.reap();
         let old = self.flusher.borrow_mut().replace(waker.clone());
         drop(old);
+        // What the kernel did not take for now is tried again, also by a thread that never sleeps: nothing else would wake this.
+        if self.is_unsubmitted() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether something still waits to be handed to the kernel.
+    fn is_unsubmitted(&self) -> bool {
+        self.unsubmitted.get() > 0 || !self.backlog.borrow().is_empty()
     }
 
     #[cfg_attr(loom, allow(dead_code, reason = "no model runs an I/O thread"))]
     /// The kernel refused entries for now: do not sleep over it.
     pub(crate) fn wake_unless_submitted(&self) {
-        if self.unsubmitted.get() > 0 || !self.backlog.borrow().is_empty() {
+        if self.is_unsubmitted() {
             self.inbox.ring_bell();
         }
     }
@@ -929,6 +938,27 @@ mod tests {
                 println!("left out: no memory can be registered with a ring: {error}");
                 None
             }
+        }
+    }
+
+    /// The kernel refuses entries while it is short of memory, say. Who submits for a busy thread comes back until it has taken them.
+    #[test]
+    fn what_the_kernel_did_not_take_is_tried_again() {
+        #[derive(Default)]
+        struct Counted(std::sync::atomic::AtomicUsize);
+        impl std::task::Wake for Counted {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let counted = Arc::new(Counted::default());
+        let waker = Waker::from(counted.clone());
+        // Without a ring nothing is ever taken.
+        let context = IoContext::new(false).expect("an event");
+        for (unsubmitted, wakes) in [(1, 1), (2, 2), (0, 2)] {
+            context.unsubmitted.set(unsubmitted);
+            context.flush_by(&waker);
+            assert_eq!(counted.0.load(Ordering::Relaxed), wakes);
         }
     }
 

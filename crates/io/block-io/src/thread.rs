@@ -282,7 +282,11 @@ async fn serve(context: &Rc<IoContext>, event: AsyncFd<OwnedFd>, tasks: Receiver
         tokio::select! {
             biased;
             _ = &mut stopped => return,
-            tasks = poll_fn(|cx| tasks.0.poll_take(cx)) => tasks.into_iter().for_each(|task| drop(tokio::spawn(task))),
+            tasks = poll_fn(|cx| tasks.0.poll_take(cx)) => {
+                tasks.into_iter().for_each(|task| drop(tokio::spawn(task)));
+                // While tasks come without end, nobody gets to the event, and a drain may wait for what has completed.
+                context.reap();
+            }
             ready = event.readable() => if let Ok(mut ready) = ready {
                 // Each signal is an edge of its own, so the event's counter need not be read.
                 ready.clear_ready();

@@ -261,6 +261,40 @@ fn a_busy_thread_serves_requests() {
     }
 }
 
+/// A thread that is given new tasks without end takes completions all the same: requests whose futures are dropped come like that while a drain
+/// holds them back, and it waits for those.
+#[test]
+fn drain_5_a_flooded_thread_serves_requests() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let home = thread();
+    let dir = tempfile::tempdir_in("/var/tmp").expect("a folder");
+    let path = dir.path().join("file");
+    std::fs::write(&path, vec![1; 1 << 16]).expect("room");
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).expect("it is there");
+    let (file, _control) = host_file(file, FileEngine::Ring, 4096);
+    let stack = stack(&home.handle(), Host { file, fast: true, limits: Limits::NONE, length: None }, 1 << 16);
+    let stop = Arc::new(AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let waiting = Arc::new(AtomicUsize::new(0));
+            while !stop.load(Ordering::SeqCst) {
+                if waiting.load(Ordering::Relaxed) < 10_000 {
+                    waiting.fetch_add(1, Ordering::Relaxed);
+                    let over = waiting.clone();
+                    home.handle().spawn(async move {
+                        over.fetch_sub(1, Ordering::Relaxed);
+                    });
+                }
+            }
+        });
+        let root = stack.root.root();
+        for _ in 0..20 {
+            assert_eq!(block_on(root.read(0, buf(4096, 0))).0, Ok(()));
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+}
+
 /// A thread that only sleeps between completions is woken by each, at once or by an interrupt, with and without polling.
 #[test]
 fn a_sleeping_thread_is_woken_by_completions() {
