@@ -672,3 +672,17 @@ impl Flow {
         ended
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_earlier_of_two_errors_is_told() {
+        let failed = |at| Err(CopyError::at(CopyAct::Write, at)(IoError::host(28)));
+        assert_eq!(earlier(failed(5), failed(7)), failed(5));
+        assert_eq!(earlier(failed(7), failed(5)), failed(5));
+        assert_eq!((earlier(Ok(()), failed(7)), earlier(failed(7), Ok(()))), (failed(7), failed(7)));
+        assert_eq!(earlier(Ok(()), Ok(())), Ok(()));
+    }
+}
