@@ -5,7 +5,6 @@
 #![allow(clippy::disallowed_methods, reason = "tests run programs and look at files")]
 
 use std::fmt;
-use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
@@ -90,17 +89,7 @@ fn theirs(args: &[&str]) -> Option<Outcome> {
 
 /// Say that there is nothing to compare with.
 fn skipped(test: &str) {
-    skip(&format!("{test}: qemu-img is not installed"));
-}
-
-/// Say that a test did not run, and why.
-fn skip(what: &str) {
-    let line = format!("SKIPPED: {what}");
-    eprintln!("{line}");
-    if let Some(log) = std::env::var_os("CAIRN_SKIP_LOG") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(log).expect("the skip log");
-        writeln!(file, "{line}").expect("the skip log");
-    }
+    block_testkit::bed::skipped(test, "qemu-img is not installed");
 }
 
 /// Both do the same. `false` when there is nobody to compare with.

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hasher};
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -195,12 +194,7 @@ pub(crate) fn skipped(test: &str) {
 
 /// Say that a test could not be run here, and why.
 pub(crate) fn skipped_because(test: &str, reason: &str) {
-    let line = format!("SKIPPED: {test}: {reason}");
-    eprintln!("{line}");
-    if let Some(log) = std::env::var_os("CAIRN_SKIP_LOG") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(log).expect("the skip log");
-        writeln!(file, "{line}").expect("the skip log");
-    }
+    block_testkit::bed::skipped(test, reason);
 }
 
 /// The words of a line, which stand between single spaces; `''` is an empty one.

@@ -32,12 +32,7 @@ pub(crate) fn theirs() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let found = std::env::split_paths(&path).map(|dir| dir.join("qemu-io")).find(|path| path.is_file());
     if found.is_none() {
-        let line = "SKIPPED: cairn-io is not compared with qemu-io, which is not installed\n";
-        print!("{line}");
-        if let Some(log) = std::env::var_os("CAIRN_SKIP_LOG") {
-            let log = std::fs::OpenOptions::new().append(true).create(true).open(log);
-            log.and_then(|mut log| log.write_all(line.as_bytes())).expect("the log of skipped tests");
-        }
+        block_testkit::bed::skipped("a comparison with qemu-io", "it is not installed");
     }
     found
 }
