@@ -1,6 +1,6 @@
 //! An image in memory, open.
 
-use block_common::{ChildRole, IoBuf, IoError, Perm, RequestFlags, AlignedBuf};
+use block_common::{AlignedBuf, ChildRole, IoBuf, IoError, Perm, RequestFlags};
 use block_io::{IoThread, Root, StaticGraph, ThreadPool};
 use block_qcow2::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Options};
 use block_testkit::bed::block_on;
@@ -28,7 +28,8 @@ pub(crate) fn open(
 ) -> Result<Image, String> {
     let mut graph = StaticGraph::new(thread.handle());
     let file = block_on(graph.node("file").install(storage.driver(), false)).map_err(|error| error.to_string())?;
-    let backing = backing.map(|backing| block_on(graph.node("backing").install(backing.driver(), true)).expect("a backing node"));
+    let backing =
+        backing.map(|backing| block_on(graph.node("backing").install(backing.driver(), true)).expect("a backing node"));
     let mut shell = graph.node("qcow2");
     let file = shell.child(ChildRole::IMAGE, Perm::all(), &file);
     let backing = backing.map(|backing| shell.child(ChildRole::COW, Perm::CONSISTENT_READ, &backing));

@@ -1,8 +1,8 @@
 //! A second opinion on images: what is in them and what is wrong with them, from their bytes alone, without the engine.
 
 use block_qcow2_format::{
-    AutoclearFeatures, CompatibleFeatures, CompressionType, Geometry, Header, IncompatibleFeatures, L1Entry, L2Entry, L2Kind,
-    RefcountBits, SubclusterBits, SubclusterState, Version, feature_names,
+    AutoclearFeatures, CompatibleFeatures, CompressionType, Geometry, Header, IncompatibleFeatures, L1Entry, L2Entry,
+    L2Kind, RefcountBits, SubclusterBits, SubclusterState, Version, feature_names,
 };
 use std::collections::BTreeMap;
 
@@ -132,7 +132,11 @@ impl Inspector<'_> {
         let geometry = self.header.geometry;
         let size = geometry.cluster_size();
         self.uses(0, size, "the header");
-        self.uses(self.header.refcount_table_offset, u64::from(self.header.refcount_table_clusters) * size, "the table of counts");
+        self.uses(
+            self.header.refcount_table_offset,
+            u64::from(self.header.refcount_table_clusters) * size,
+            "the table of counts",
+        );
         for i in 0..u64::from(self.header.refcount_table_clusters) * size / 8 {
             let block = number(self.bytes, self.header.refcount_table_offset + i * 8) & !511;
             if block != 0 {
@@ -153,7 +157,10 @@ impl Inspector<'_> {
             self.uses(table, size, "an L2 table");
             for at in 0..geometry.l2_entries() {
                 let place = table + at * geometry.l2_entry_size();
-                let raw = (L2Entry::from_raw(number(self.bytes, place)), SubclusterBits::from_raw(number(self.bytes, place + 8)));
+                let raw = (
+                    L2Entry::from_raw(number(self.bytes, place)),
+                    SubclusterBits::from_raw(number(self.bytes, place + 8)),
+                );
                 self.cluster(raw, (index * geometry.l2_entries() + at) * size, &mut report);
             }
         }
@@ -241,7 +248,13 @@ impl Inspector<'_> {
     }
 
     fn compare(&mut self, report: &mut Report) {
-        let end = self.uses.keys().next_back().copied().unwrap_or(0).max(self.bytes.len() as u64 >> self.header.geometry.cluster_bits());
+        let end = self
+            .uses
+            .keys()
+            .next_back()
+            .copied()
+            .unwrap_or(0)
+            .max(self.bytes.len() as u64 >> self.header.geometry.cluster_bits());
         for cluster in 0..=end {
             let (uses, count) = (self.uses.get(&cluster).copied().unwrap_or(0), self.count(cluster));
             if uses > count {

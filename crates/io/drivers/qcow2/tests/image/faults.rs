@@ -11,7 +11,10 @@ use block_testkit::bed::{block_on, io_thread};
 #[test]
 fn qcow2_4_what_fails_leaves_the_image_valid() {
     let thread = io_thread(true);
-    let kinds = [Format { cluster_bits: 12, ..Format::new(4 << 20) }, Format { cluster_bits: 14, extended: true, ..Format::new(4 << 20) }];
+    let kinds = [
+        Format { cluster_bits: 12, ..Format::new(4 << 20) },
+        Format { cluster_bits: 14, extended: true, ..Format::new(4 << 20) },
+    ];
     for format in kinds {
         for errno in [5, 28] {
             for nth in 0.. {
@@ -37,7 +40,14 @@ fn qcow2_4_what_fails_leaves_the_image_valid() {
                         0 if len == 0 => block_on(image.root.flush()),
                         0 => block_on(image.root.zero(offset, len, RequestFlags::MAY_UNMAP)),
                         0xd => block_on(image.root.discard(offset, len)),
-                        4 => block_on(image.root.write(offset, buf(&vec![4; len as usize]), RequestFlags::WRITE_COMPRESSED)).0,
+                        4 => {
+                            block_on(image.root.write(
+                                offset,
+                                buf(&vec![4; len as usize]),
+                                RequestFlags::WRITE_COMPRESSED,
+                            ))
+                            .0
+                        }
                         _ => block_on(image.root.write(offset, buf(&vec![value; len as usize]), NONE)).0,
                     };
                     let value = if value == 0xd { 0 } else { value };
@@ -58,12 +68,17 @@ fn qcow2_4_what_fails_leaves_the_image_valid() {
                 file.clear_script();
                 let check = |guest: &[u8]| {
                     for (at, wanted) in model.iter().enumerate() {
-                        assert!(wanted.is_none_or(|wanted| guest[at] == wanted), "byte {at:#x} is {:#x}, not {wanted:?}; request {nth}", guest[at]);
+                        assert!(
+                            wanted.is_none_or(|wanted| guest[at] == wanted),
+                            "byte {at:#x} is {:#x}, not {wanted:?}; request {nth}",
+                            guest[at]
+                        );
                     }
                 };
                 check(&image.read(0, 4 << 20));
                 block_on(image.root.flush()).expect("flushed");
-                let cut = inspect(&file.power_cut(|_, _| false), &[]).unwrap_or_else(|error| panic!("{format:?} {nth}: {error}"));
+                let cut = inspect(&file.power_cut(|_, _| false), &[])
+                    .unwrap_or_else(|error| panic!("{format:?} {nth}: {error}"));
                 check(&cut.guest);
                 image.close().expect("closes");
                 let report = inspect(&file.bytes(0, file.len() as usize), &[]);

@@ -46,7 +46,8 @@ fn a_model_agrees_with_images_of_every_kind() {
     let threads = [io_thread(true), io_thread(true)];
     for format in formats(2 << 20) {
         // Two slices of the smallest kind: they are let go of and read again all the time.
-        let options = Qcow2Options { l2_cache_size: Some(1024), l2_cache_entry_size: Some(512), ..Qcow2Options::default() };
+        let options =
+            Qcow2Options { l2_cache_size: Some(1024), l2_cache_entry_size: Some(512), ..Qcow2Options::default() };
         let file = storage(format.bytes());
         let image = open(&threads[0], &file, None, options).expect("opens");
         let handles = threads.iter().map(|thread| thread.handle()).collect();
@@ -78,7 +79,8 @@ fn compressed_clusters_are_written_and_read_and_overwritten() {
         block_on(image.root.discard(3 * size as u64, 3 * size as u64)).expect("discarded");
         assert_eq!(image.read(3 * size as u64, 3 * size), vec![0; 3 * size]);
         image.close().expect("closes");
-        let report = inspect(&file.bytes(0, file.len() as usize), &[]).unwrap_or_else(|error| panic!("{format:?}: {error}"));
+        let report =
+            inspect(&file.bytes(0, file.len() as usize), &[]).unwrap_or_else(|error| panic!("{format:?}: {error}"));
         assert_eq!((report.leaks, report.compressed), (0, 2), "{format:?}");
     }
 }
@@ -97,7 +99,8 @@ fn trunc_1_what_was_cut_off_does_not_come_back() {
         assert!(image.read(100 << 9, 1 << 20).iter().all(|byte| *byte == 0), "{format:?}");
         image.write((40 << 20) - 512, &[4; 512]);
         image.close().expect("closes");
-        let report = inspect(&file.bytes(0, file.len() as usize), &[]).unwrap_or_else(|error| panic!("{format:?}: {error}"));
+        let report =
+            inspect(&file.bytes(0, file.len() as usize), &[]).unwrap_or_else(|error| panic!("{format:?}: {error}"));
         assert_eq!((report.leaks, report.guest.len(), report.guest[(40 << 20) - 1]), (0, 40 << 20, 4), "{format:?}");
     }
 }
