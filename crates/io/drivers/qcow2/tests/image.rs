@@ -14,3 +14,6 @@ mod faults;
 
 #[path = "image/requests.rs"]
 mod requests;
+
+#[path = "image/rules.rs"]
+mod rules;

@@ -2,7 +2,7 @@
 
 use block_common::{AlignedBuf, ChildRole, IoBuf, IoError, Perm, RequestFlags};
 use block_io::{IoThread, Root, StaticGraph, ThreadPool};
-use block_qcow2::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Options};
+use block_qcow2::{Qcow2, Qcow2Children, Qcow2Options};
 use block_testkit::bed::block_on;
 use block_testkit::{MemOptions, MemStorage};
 
@@ -15,7 +15,6 @@ pub(crate) fn storage(bytes: Vec<u8>) -> MemStorage {
 
 pub(crate) struct Image {
     pub(crate) root: Root,
-    pub(crate) control: Qcow2Control,
     graph: StaticGraph,
 }
 
@@ -25,6 +24,17 @@ pub(crate) fn open(
     storage: &MemStorage,
     backing: Option<&MemStorage>,
     options: Qcow2Options,
+) -> Result<Image, String> {
+    open_for(thread, storage, backing, options, false)
+}
+
+/// As [`open`], for reading only if `read_only`.
+pub(crate) fn open_for(
+    thread: &IoThread,
+    storage: &MemStorage,
+    backing: Option<&MemStorage>,
+    options: Qcow2Options,
+    read_only: bool,
 ) -> Result<Image, String> {
     let mut graph = StaticGraph::new(thread.handle());
     let file = block_on(graph.node("file").install(storage.driver(), false)).map_err(|error| error.to_string())?;
@@ -37,15 +47,15 @@ pub(crate) fn open(
         let opened = async {
             let header = Qcow2::read_header(&req, &file).await?;
             let children = Qcow2Children { file, data: None, backing };
-            Qcow2::open(&req, children, header, options, false, ThreadPool::new(2)).await
+            Qcow2::open(&req, children, header, options, read_only, ThreadPool::new(2)).await
         };
         Ok(opened.await)
     };
     let opened = block_on(shell.run(open)).map_err(|error| error.to_string())?;
-    let (engine, control) = opened.map_err(|error| error.to_string())?;
-    let node = block_on(shell.install(engine, false)).map_err(|error| error.to_string())?;
+    let (engine, _) = opened.map_err(|error| error.to_string())?;
+    let node = block_on(shell.install(engine, read_only)).map_err(|error| error.to_string())?;
     let root = graph.root("root", &node, Perm::all());
-    Ok(Image { root, control, graph })
+    Ok(Image { root, graph })
 }
 
 impl Image {

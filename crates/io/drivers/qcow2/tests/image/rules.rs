@@ -1,0 +1,174 @@
+//! The rules of the format, one by one.
+
+use crate::bed::{Image, NONE, buf, open, open_for, storage};
+use crate::disk::{Format, inspect};
+use block_common::{AlignedBuf, IoErrorKind, RequestFlags};
+use block_io::IoThread;
+use block_qcow2::{Header, Qcow2Options};
+use block_qcow2_format::{IncompatibleFeatures, RefcountBits};
+use block_testkit::bed::{block_on, io_thread};
+use block_testkit::{MemOpKind, MemStorage, Verdict};
+
+const CLUSTER: u64 = 1 << 16;
+/// Where [`Format`] puts its block of counts, and where the first L2 table and the first data come to lie.
+const BLOCK: u64 = 2 * CLUSTER;
+const TABLE: u64 = 4 * CLUSTER;
+const DATA: u64 = 5 * CLUSTER;
+
+fn plain(thread: &IoThread, file: &MemStorage) -> Image {
+    open(thread, file, None, Qcow2Options::default()).expect("opens")
+}
+
+/// An image with one cluster of ones, with `change` made to its bytes.
+fn changed(thread: &IoThread, change: impl FnOnce(&mut Vec<u8>)) -> MemStorage {
+    let file = storage(Format::new(8 << 20).bytes());
+    let image = plain(thread, &file);
+    image.write(0, &[1; CLUSTER as usize]);
+    image.close().expect("closes");
+    let mut bytes = file.bytes(0, file.len() as usize);
+    change(&mut bytes);
+    storage(bytes)
+}
+
+fn put(bytes: &mut [u8], at: u64, number: u64) {
+    bytes[at as usize..at as usize + 8].copy_from_slice(&number.to_be_bytes());
+}
+
+fn set_count(bytes: &mut [u8], cluster: u64, count: u64) {
+    RefcountBits::DEFAULT.set(&mut bytes[BLOCK as usize..], cluster as usize, count);
+}
+
+fn header(file: &MemStorage) -> Header {
+    Header::parse(&file.bytes(0, CLUSTER as usize)).expect("a header")
+}
+
+// Scenario: a cluster and its table belong to a snapshot, too. What is written goes elsewhere, and what was there stays.
+#[test]
+fn qcow2_7_a_cluster_that_others_have_is_not_overwritten() {
+    let thread = io_thread(true);
+    for (table_is_shared, data_is_shared) in [(true, true), (false, true)] {
+        let file = changed(&thread, |bytes| {
+            if table_is_shared {
+                put(bytes, 3 * CLUSTER, TABLE);
+                set_count(bytes, 4, 2);
+            }
+            if data_is_shared {
+                put(bytes, TABLE, DATA);
+                set_count(bytes, 5, 2);
+            }
+        });
+        let before = file.bytes(TABLE, CLUSTER as usize);
+        let image = plain(&thread, &file);
+        image.write(512, &[2; 512]);
+        block_on(image.root.write(1024, buf(&[3; 512]), RequestFlags::FUA)).0.expect("written");
+        let now = image.read(0, 2048);
+        assert_eq!((now[511], now[512], now[1024], now[1536]), (1, 2, 3, 1));
+        image.close().expect("closes");
+        assert_eq!(file.bytes(DATA, CLUSTER as usize), [1; CLUSTER as usize]);
+        assert!(!table_is_shared || file.bytes(TABLE, CLUSTER as usize) == before, "the table has changed");
+        // The other's uses are none that the inspector knows.
+        let report = inspect(&file.bytes(0, file.len() as usize), &[]).expect("an image");
+        assert_eq!(report.leaks, 1 + u64::from(table_is_shared));
+    }
+}
+
+// Scenario: the counts say that an L2 table is free. It is not handed out; the image is marked, and nothing is written any more.
+#[test]
+fn qcow2_8_metadata_is_never_handed_out() {
+    let thread = io_thread(true);
+    let file = changed(&thread, |bytes| set_count(bytes, 4, 0));
+    let image = plain(&thread, &file);
+    let refused = block_on(image.root.write(4 * CLUSTER, buf(&[2; 512]), NONE)).0.expect_err("refused");
+    assert_eq!(refused.kind(), IoErrorKind::BadImage);
+    assert!(header(&file).incompatible.contains(IncompatibleFeatures::CORRUPT));
+    // Rule qcow2-5: in place or not.
+    file.clear_log();
+    for offset in [0, 4 * CLUSTER] {
+        let refused = block_on(image.root.write(offset, buf(&[2; 512]), NONE)).0.expect_err("refused");
+        assert_eq!(refused.kind(), IoErrorKind::BadImage);
+    }
+    assert_eq!(image.read(0, 512), [1; 512]);
+    assert_eq!(file.count(MemOpKind::Write), 0);
+    image.close().expect("closes");
+    assert_eq!(file.count(MemOpKind::Write), 0);
+}
+
+#[test]
+fn qcow2_5_an_image_that_is_marked_corrupt_is_only_read() {
+    let thread = io_thread(true);
+    let file = changed(&thread, |bytes| put(bytes, 72, 2));
+    let refused = open(&thread, &file, None, Qcow2Options::default()).err();
+    assert_eq!(refused.as_deref(), Some("qcow2: Image is corrupt; cannot be opened read/write"));
+    let image = open_for(&thread, &file, None, Qcow2Options::default(), true).expect("opens");
+    assert_eq!(image.read(0, 512), [1; 512]);
+    image.close().expect("closes");
+}
+
+#[test]
+fn qcow2_9_unknown_autoclear_features_are_cleared_by_who_writes() {
+    let thread = io_thread(true);
+    let file = changed(&thread, |bytes| {
+        put(bytes, 80, 1 << 40);
+        put(bytes, 88, 1 << 7);
+    });
+    open_for(&thread, &file, None, Qcow2Options::default(), true).expect("opens").close().expect("closes");
+    assert_eq!(header(&file).autoclear.bits(), 1 << 7);
+    plain(&thread, &file).close().expect("closes");
+    assert_eq!((header(&file).autoclear.bits(), header(&file).compatible.bits()), (0, 1 << 40));
+}
+
+// Scenario: a read is on its way to a cluster that is discarded meanwhile, flushed, and would be the next to be used. It must not see what is
+// written then.
+#[test]
+fn qcow2_3_a_read_on_its_way_never_sees_another_clusters_data() {
+    let thread = io_thread(true);
+    let file = changed(&thread, |_| {});
+    let image = plain(&thread, &file);
+    image.read(0, 512);
+    file.set_script(|op| if op.kind == MemOpKind::Read && op.offset == DATA { Verdict::Hold } else { Verdict::Serve });
+    let root = image.root.clone();
+    let reading = Box::pin(thread.handle().run(async move {
+        let (result, buf) = root.read(0, AlignedBuf::zeroed(512, 4096).into_io()).await;
+        result.map(|()| buf.expect("the buffer").to_aligned(1).to_vec())
+    }));
+    block_on(file.wait_held(1));
+    block_on(image.root.discard(0, CLUSTER)).expect("discarded");
+    for i in 1..20 {
+        block_on(image.root.flush()).expect("flushed");
+        image.write(i * CLUSTER, &[9; CLUSTER as usize]);
+    }
+    file.release_all();
+    assert_eq!(block_on(reading).expect("runs"), Ok(vec![1; 512]));
+    // Once it is over, the cluster is used again.
+    block_on(image.root.discard(CLUSTER, CLUSTER)).expect("discarded");
+    for _ in 0..3 {
+        block_on(image.root.flush()).expect("flushed");
+        image.write(30 * CLUSTER, &[8; 512]);
+        block_on(image.root.discard(30 * CLUSTER, CLUSTER)).expect("discarded");
+    }
+    image.write(40 * CLUSTER, &[9; 512]);
+    image.close().expect("closes");
+    assert_eq!(inspect(&file.bytes(0, file.len() as usize), &[]).expect("an image").leaks, 0);
+}
+
+// Scenario: clusters are discarded and written for a long time. The file does not grow.
+#[test]
+fn qcow2_2_what_was_freed_is_used_again_after_a_flush_and_not_before() {
+    let thread = io_thread(true);
+    let file = changed(&thread, |_| {});
+    let image = plain(&thread, &file);
+    let before = file.len();
+    // Not before: the table on the disk names it.
+    block_on(image.root.discard(0, CLUSTER)).expect("discarded");
+    image.write(CLUSTER, &[2; CLUSTER as usize]);
+    let report = inspect(&file.power_cut(|_, _| true), &[]).expect("an image");
+    assert_eq!(report.guest[..CLUSTER as usize], [1; CLUSTER as usize]);
+    for _ in 0..50 {
+        block_on(image.root.discard(CLUSTER, CLUSTER)).expect("discarded");
+        block_on(image.root.flush()).expect("flushed");
+        image.write(CLUSTER, &[3; CLUSTER as usize]);
+        block_on(image.root.flush()).expect("flushed");
+    }
+    image.close().expect("closes");
+    assert!(file.len() <= before + 6 * CLUSTER, "the file has grown to {:#x}", file.len());
+}
