@@ -2,7 +2,7 @@
 
 use crate::bed::{Image, NONE, buf, open, open_for, storage};
 use crate::disk::{Format, inspect};
-use block_common::{AlignedBuf, IoErrorKind, RequestFlags};
+use block_common::{AlignedBuf, IoError, IoErrorKind, RequestFlags};
 use block_io::IoThread;
 use block_qcow2::{Header, Qcow2Options};
 use block_qcow2_format::{IncompatibleFeatures, RefcountBits};
@@ -147,6 +147,29 @@ fn qcow2_3_a_read_on_its_way_never_sees_another_clusters_data() {
         block_on(image.root.discard(30 * CLUSTER, CLUSTER)).expect("discarded");
     }
     image.write(40 * CLUSTER, &[9; 512]);
+    image.close().expect("closes");
+    assert_eq!(inspect(&file.bytes(0, file.len() as usize), &[]).expect("an image").leaks, 0);
+}
+
+// Scenario: data cannot be written, once where there is a table and once where there is none yet.
+#[test]
+fn qcow2_4_a_write_that_fails_gives_its_clusters_back() {
+    let thread = io_thread(true);
+    let file = changed(&thread, |_| {});
+    let image = plain(&thread, &file);
+    image.read(0, 512);
+    file.set_script(|op| match op.kind {
+        MemOpKind::Write if op.offset > DATA => Verdict::Fail(IoError::host(28)),
+        _ => Verdict::Serve,
+    });
+    for offset in [CLUSTER, 2 * CLUSTER + 512] {
+        for packed in [NONE, RequestFlags::WRITE_COMPRESSED] {
+            let offset = if packed.is_empty() { offset } else { 8 * CLUSTER };
+            let refused = block_on(image.root.write(offset, buf(&[2; CLUSTER as usize]), packed)).0;
+            assert_eq!(refused, Err(IoError::host(28)));
+        }
+    }
+    file.clear_script();
     image.close().expect("closes");
     assert_eq!(inspect(&file.bytes(0, file.len() as usize), &[]).expect("an image").leaks, 0);
 }
