@@ -1,1 +1,3 @@
 //! The qcow2 driver's engine.
+
+pub mod check;
