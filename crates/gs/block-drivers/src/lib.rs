@@ -8,6 +8,7 @@
 mod blkdebug;
 mod file;
 mod null;
+mod qcow2;
 mod raw;
 
 mod create;
@@ -15,12 +16,14 @@ mod image;
 
 pub use blkdebug::BlkdebugType;
 pub use block_blkdebug::{BlkdebugControl, Stop};
+pub use block_qcow2::Qcow2Control;
 pub use create::{
     CreateError, CreateOption, CreateOptionKind, NewImage, check_format, check_not_open, creation_options,
 };
 pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options};
 pub use null::NullType;
+pub use qcow2::{Qcow2Type, StoredNames};
 pub use raw::RawType;
 
 use block_gs::GlobalState;
@@ -34,5 +37,6 @@ pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(FileType::FILE));
     gs.register(Rc::new(FileType::HOST_DEVICE));
     gs.register(Rc::new(RawType));
+    gs.register(Rc::new(Qcow2Type(StoredNames::Open)));
     gs.register(Rc::new(BlkdebugType));
 }

@@ -197,6 +197,12 @@ impl OpenContext<'_> {
         }
     }
 
+    /// The name of the node that was attached as `name`.
+    pub fn child_name(&self, name: &ChildName) -> Option<String> {
+        let edge = self.edges.iter().find(|edge| edge.name == *name)?;
+        edge.child.as_ref().map(|child| child.name().to_owned())
+    }
+
     async fn attach(
         &mut self,
         name: ChildName,

@@ -1,0 +1,252 @@
+//! `qcow2`: children `file`, `backing` and `data-file`, caches, and what of discards the host is told.
+//!
+//! An image names its backing file and its data file. Such a name opens something only if whoever registered the driver allows it
+//! ([`StoredNames`]), is a plain file name whatever it looks like, and counts from the folder of the image.
+
+use async_trait::async_trait;
+use block_common::options::{Dialect, Dict, DriverKind, Value};
+use block_common::{ChildName, ChildOrNull, ChildRole, ChildSpec, DiscardMode, OptionReader, Options};
+use block_gs::{
+    DriverType, EngineControl, GlobalState, GraphError, GraphResult, OpenContext, Opened, PreparingReopen, Reopening,
+};
+use block_io::Edge;
+use block_qcow2::{Header, Qcow2, Qcow2Children, Qcow2Control, Qcow2Options, WeakControl};
+use block_qcow2_format::IncompatibleFeatures;
+use std::any::Any;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const DATA_FILE: ChildName = ChildName::from_static("data-file");
+/// Tables that were not used for so long leave the memory, unless the user says otherwise.
+const CLEAN_INTERVAL: u64 = 600;
+/// How deep the search for an image's file goes.
+const DEPTH_MAX: usize = 16;
+
+/// What becomes of the names of other files that stand in an image (rule trust-2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredNames {
+    /// They are opened, unless options say what to take instead.
+    Open,
+    /// An image that has one, and no option instead of it, is refused.
+    Refuse,
+}
+
+/// The qcow2 driver.
+#[derive(Clone, Copy, Debug)]
+pub struct Qcow2Type(pub StoredNames);
+
+/// Its nodes' control is a [`Qcow2Control`].
+struct Control {
+    engine: Qcow2Control,
+    read_only: bool,
+}
+
+impl EngineControl for Control {
+    fn as_any(&mut self) -> &mut dyn Any {
+        &mut self.engine
+    }
+
+    fn prepare_reopen(&mut self, to: &mut Reopening<'_>) -> GraphResult<PreparingReopen> {
+        if to.common.read_only != self.read_only {
+            return Err(GraphError::NotBuilt("Changing 'read-only' of a qcow2 node".into()));
+        }
+        Ok(Box::pin(std::future::ready(Ok(Box::new(()) as Box<dyn Any>))))
+    }
+}
+
+/// What the driver's own options say.
+struct Own {
+    engine: Qcow2Options,
+    clean_interval: u64,
+}
+
+impl Own {
+    fn take(options: &mut OptionReader, discard: DiscardMode) -> GraphResult<Self> {
+        let engine = Qcow2Options {
+            l2_cache_size: options.take_size("l2-cache-size")?,
+            l2_cache_entry_size: options.take_size("l2-cache-entry-size")?,
+            refcount_cache_size: options.take_size("refcount-cache-size")?,
+            cache_size: options.take_size("cache-size")?,
+            pass_discard_request: options.take_bool("pass-discard-request")?.unwrap_or(discard == DiscardMode::Unmap),
+            pass_discard_other: options.take_bool("pass-discard-other")?.unwrap_or(false),
+        };
+        // What is as it would be without the option may be said; anything else is not ignored.
+        let built = [("lazy-refcounts", false), ("discard-no-unref", false), ("pass-discard-snapshot", true)];
+        for (key, only) in built {
+            if options.take_bool(key)?.is_some_and(|value| value != only) {
+                return Err(GraphError::NotBuilt(format!(
+                    "Option '{key}={}' of driver 'qcow2'",
+                    if only { "off" } else { "on" }
+                )));
+            }
+        }
+        for (key, only) in [("overlap-check", "cached"), ("overlap-check.template", "cached")] {
+            if options.take_str(key)?.is_some_and(|value| value != only) {
+                return Err(GraphError::NotBuilt(format!(
+                    "Option '{key}' of driver 'qcow2' with another value than '{only}'"
+                )));
+            }
+        }
+        let clean_interval = options.take_size("cache-clean-interval")?.unwrap_or(CLEAN_INTERVAL);
+        Ok(Self { engine, clean_interval })
+    }
+}
+
+/// A name that stands in an image, from the folder of the file that the image is in.
+fn stored_path(image: Option<&Path>, name: &[u8]) -> GraphResult<String> {
+    let name = PathBuf::from(std::ffi::OsString::from_vec(name.to_vec()));
+    let path = match image.and_then(Path::parent) {
+        Some(folder) if name.is_relative() => folder.join(name),
+        _ => name,
+    };
+    path.into_os_string()
+        .into_string()
+        .map_err(|name| GraphError::Open(format!("The name '{}' in the image is no text", name.to_string_lossy())))
+}
+
+/// The file that a node's bytes are in, if it is one.
+fn file_of(gs: &GlobalState, node: &str) -> Option<PathBuf> {
+    let mut name = node.to_owned();
+    for _ in 0..DEPTH_MAX {
+        let info = gs.find_node(&name).and_then(|node| gs.node_info(&node)).ok()?;
+        if let Some(Value::Str(path)) = info.options.lookup("filename") {
+            return Some(path.into());
+        }
+        name = info.children.into_iter().next()?.1?;
+    }
+    None
+}
+
+/// The options of a file.
+fn file_options(path: String) -> GraphResult<Dict> {
+    let mut file = Dict::new();
+    file.insert("driver", "file")?;
+    file.insert("filename", path)?;
+    Ok(file)
+}
+
+impl Qcow2Type {
+    /// Attach what `option` says, or what the image says if it says nothing.
+    async fn named_child(
+        self,
+        context: &mut OpenContext<'_>,
+        (name, role): (ChildName, ChildRole),
+        option: Option<ChildOrNull>,
+        stored: Option<(&[u8], Option<&[u8]>)>,
+    ) -> GraphResult<Option<Edge>> {
+        let key = name.as_str().to_owned();
+        match (option, stored) {
+            (Some(ChildOrNull::Child(spec)), _) => context.open_child(name, role, spec).await.map(Some),
+            (Some(ChildOrNull::Null), _) | (None, None) => Ok(None),
+            (None, Some(_)) if self.0 == StoredNames::Refuse => Err(GraphError::Open(format!(
+                "The image names another file, which nobody allowed to be opened: give the option '{key}'"
+            ))),
+            (None, Some((stored, format))) => {
+                let image = context.child_name(&ChildName::FILE).and_then(|file| file_of(context.global(), &file));
+                let file = file_options(stored_path(image.as_deref(), stored)?)?;
+                let options = match format {
+                    None => file,
+                    Some(format) => {
+                        let mut image = Dict::new();
+                        image.insert("driver", String::from_utf8_lossy(format).into_owned())?;
+                        image.insert("file", Value::Dict(file))?;
+                        image
+                    }
+                };
+                let spec = ChildSpec::Inline(Options::from_dict(Dialect::Legacy, options));
+                context.open_child(name, role, spec).await.map(Some)
+            }
+        }
+    }
+
+    async fn backing(
+        self,
+        context: &mut OpenContext<'_>,
+        option: Option<ChildOrNull>,
+        header: &Header,
+    ) -> GraphResult<Option<Edge>> {
+        let format = header.backing_format.as_deref();
+        let stored = header.backing_file.as_deref().map(|name| (name, format));
+        if option.is_none() && stored.is_some() && format.is_none() {
+            return Err(GraphError::NotBuilt(
+                "Guessing the format of a backing file that the image does not name".into(),
+            ));
+        }
+        let edge = self.named_child(context, (ChildName::BACKING, ChildRole::COW), option, stored).await;
+        edge.map_err(|error| match (header.backing_file.as_deref(), error) {
+            (Some(_), error @ GraphError::NotBuilt(_)) => error,
+            (Some(_), error) => GraphError::Open(format!("Could not open backing file: {}", error.report())),
+            (None, error) => error,
+        })
+    }
+
+    async fn data_file(
+        self,
+        context: &mut OpenContext<'_>,
+        option: Option<ChildOrNull>,
+        header: &Header,
+    ) -> GraphResult<Option<Edge>> {
+        if !header.incompatible.contains(IncompatibleFeatures::DATA_FILE) {
+            return match option {
+                None | Some(ChildOrNull::Null) => Ok(None),
+                Some(_) => {
+                    Err(GraphError::Open("'data-file' can only be set for images with an external data file".into()))
+                }
+            };
+        }
+        let stored = header.data_file.as_deref().map(|name| (name, None));
+        let edge = self.named_child(context, (DATA_FILE, ChildRole::DATA), option, stored).await?;
+        edge.map(Some).ok_or_else(|| GraphError::Open("'data-file' is required for this image".into()))
+    }
+}
+
+#[async_trait(?Send)]
+impl DriverType for Qcow2Type {
+    fn name(&self) -> &'static str {
+        "qcow2"
+    }
+
+    fn kind(&self) -> DriverKind {
+        DriverKind::Format
+    }
+
+    async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened> {
+        let common = context.common();
+        let own = Own::take(options, common.discard)?;
+        let file = context.require_child(options, ChildName::FILE, ChildRole::IMAGE).await?;
+        let read = |req| async move { Ok((Qcow2::read_header(&req, &file).await, file)) };
+        let (header, file) = context.run("Could not read the qcow2 header", read).await?;
+        let header = header.map_err(|error| GraphError::Open(error.to_string()))?;
+        let option = options.take_child_or_null(DATA_FILE.as_str())?;
+        let data = self.data_file(context, option, &header).await?;
+        let option = options.take_child_or_null(ChildName::BACKING.as_str())?;
+        let backing = self.backing(context, option, &header).await?;
+        let children = Qcow2Children { file, data, backing };
+        let (pool, read_only) = (context.pool().clone(), common.read_only);
+        let open = move |req| async move { Ok(Qcow2::open(&req, children, header, own.engine, read_only, pool).await) };
+        let opened = context.run("Could not open the qcow2 image", open).await?;
+        let (engine, control) = opened.map_err(|error| GraphError::Open(error.to_string()))?;
+        if own.clean_interval > 0 {
+            drop(context.global().main().spawn(clean(
+                context.global().clone(),
+                control.downgrade(),
+                own.clean_interval,
+            )));
+        }
+        let control = Control { engine: control, read_only };
+        Ok(Opened { engine: Box::new(engine), control: Box::new(control), read_only })
+    }
+}
+
+/// Let tables go that were not used, every so many seconds, as long as there is the image.
+async fn clean(gs: GlobalState, control: WeakControl, interval: u64) {
+    let main = gs.main().clone();
+    // The task is no reason for the block layer to stay.
+    drop(gs);
+    loop {
+        main.sleep(Duration::from_secs(interval)).await;
+        let Some(control) = control.upgrade() else { return };
+        control.clean_cache();
+    }
+}

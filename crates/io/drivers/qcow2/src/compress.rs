@@ -1,0 +1,156 @@
+//! Compressing and decompressing clusters, and writing compressed ones.
+
+use crate::image::Shared;
+use crate::refcounts::Class;
+use block_common::{AlignedBuf, IoBuf, IoError, IoResult};
+use block_io::Req;
+use block_qcow2_format::{CompressionType, L2Entry, L2Kind, SubclusterBits};
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+
+/// Raw deflate looks back this far at most: 1 << 12 bytes.
+const WINDOW_BITS: u8 = 12;
+
+/// `size` bytes from compressed ones, behind which others may follow. `None` when that is not what they are.
+pub(crate) fn decompress(kind: CompressionType, bytes: &[u8], size: usize) -> Option<AlignedBuf> {
+    let mut out = AlignedBuf::zeroed(size, 4096);
+    let done = match kind {
+        CompressionType::Zlib => inflate(bytes, &mut out),
+        CompressionType::Zstd => unzstd(bytes, &mut out),
+    };
+    (done == Some(size)).then_some(out)
+}
+
+/// The stream may end early or late: what counts is that a cluster came out of it.
+fn inflate(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
+    // Whoever wrote the cluster may have looked back further than this project does.
+    let mut stream = Decompress::new(false);
+    match stream.decompress(bytes, out, FlushDecompress::Finish) {
+        Ok(Status::Ok | Status::BufError | Status::StreamEnd) => Some(stream.total_out() as usize),
+        Err(_) => None,
+    }
+}
+
+/// One frame or several, one behind the other, and rubbish behind them.
+fn unzstd(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
+    let mut decoder = zstd::stream::raw::Decoder::new().ok()?;
+    let (mut from, mut to) = (0, 0);
+    while to < out.len() {
+        use zstd::stream::raw::Operation;
+        let status = decoder.run_on_buffers(&bytes[from..], &mut out[to..]).ok()?;
+        if status.bytes_read == 0 && status.bytes_written == 0 {
+            break;
+        }
+        from += status.bytes_read;
+        to += status.bytes_written;
+    }
+    Some(to)
+}
+
+/// `bytes` compressed to less than they are, or `None`.
+pub(crate) fn compress(kind: CompressionType, bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut out = vec![0; bytes.len().checked_sub(1)?];
+    let len = match kind {
+        CompressionType::Zlib => {
+            let mut stream = Compress::new_with_window_bits(Compression::default(), false, WINDOW_BITS);
+            match stream.compress(bytes, &mut out, FlushCompress::Finish) {
+                Ok(Status::StreamEnd) => stream.total_out() as usize,
+                _ => return None,
+            }
+        }
+        CompressionType::Zstd => zstd::bulk::Compressor::new(0).ok()?.compress_to_buffer(bytes, &mut out).ok()?,
+    };
+    out.truncate(len);
+    Some(out)
+}
+
+impl Shared {
+    /// Store whole clusters compressed; the last one may end with the disk. What does not shrink is stored as it is.
+    pub(crate) async fn write_compressed(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        if self.data.is_some() {
+            return Err(IoError::UNSUPPORTED);
+        }
+        let size = self.geometry.cluster_size();
+        let is_end = offset + buf.len() as u64 == self.length();
+        if !self.geometry.is_aligned(offset) || !self.geometry.is_aligned(buf.len() as u64) && !is_end {
+            return Err(IoError::INVALID);
+        }
+        let mut done = 0;
+        while done < buf.len() {
+            let len = (buf.len() - done).min(size as usize);
+            self.write_compressed_cluster(req, offset + done as u64, &buf.slice(done, len)).await?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    async fn write_compressed_cluster(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        let (size, kind, source) = (self.geometry.cluster_size() as usize, self.compression, buf.clone());
+        let work = move || {
+            let mut plain = vec![0; size];
+            source.copy_to_slice(0, &mut plain[..source.len()]);
+            compress(kind, &plain)
+        };
+        let Some(data) = self.pool.run(work).await.ok_or(IoError::BUG)? else {
+            return self.write(req, offset, buf).await;
+        };
+        let cluster = self.geometry.cluster(offset);
+        let _lock = self.locks.lock(cluster..cluster + 1).await;
+        self.ensure_table(req, offset).await?;
+        let (old, _) = self.entry(req, offset).await?;
+        // As in the field: compressed data is for clusters that were never written.
+        if !matches!(self.kind(old), L2Kind::Unallocated | L2Kind::Zero) {
+            return Err(IoError::host(block_common::Errno::EIO.raw()));
+        }
+        let place = self.allocate_bytes(req, data.len() as u64).await?;
+        let written = crate::meta::write(req, &self.file, place, &data).await;
+        let entry = L2Entry::compressed(&self.geometry, place, data.len() as u64);
+        match (written, entry) {
+            (Ok(()), Some(entry)) => self.set_entry(req, offset, (entry, SubclusterBits::default())).await,
+            (written, _) => {
+                // No entry names it: it goes back at once.
+                self.give_back_bytes(req, place, data.len() as u64).await;
+                written.and(Err(IoError::host(block_common::Errno::EFBIG.raw())))
+            }
+        }
+    }
+
+    /// Nobody names these compressed bytes any more.
+    pub(crate) fn retire_compressed(&self, req: &Req, at: u64, len: u64, class: Class) {
+        let first = self.geometry.cluster(at);
+        let last = self.geometry.cluster(at + len - 1);
+        self.retire(req, first << self.geometry.cluster_bits(), last - first + 1, class);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i / 7 * 31 % 251) as u8).collect()
+    }
+
+    #[test]
+    fn clusters_come_back_with_rubbish_behind_them() {
+        for kind in [CompressionType::Zlib, CompressionType::Zstd] {
+            for size in [512, 65536, 2 << 20] {
+                let plain = text(size);
+                let mut packed = compress(kind, &plain).expect("it shrinks");
+                packed.extend([0xa5; 600]);
+                assert_eq!(decompress(kind, &packed, size).expect("a cluster")[..], plain[..]);
+                assert!(decompress(kind, &packed, size + 1).is_none(), "{kind:?}: longer than it was");
+                packed.truncate(20);
+                assert!(decompress(kind, &packed, size).is_none(), "{kind:?}: a part of it");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_told() {
+        let mut rng = block_testkit::Rng::new(5);
+        let noise: Vec<u8> = (0..4096).map(|_| rng.below(0..256) as u8).collect();
+        assert!(compress(CompressionType::Zlib, &noise).is_none() && compress(CompressionType::Zstd, &noise).is_none());
+        assert!(decompress(CompressionType::Zlib, &noise, 65536).is_none());
+        assert!(decompress(CompressionType::Zstd, &noise, 65536).is_none());
+    }
+}

@@ -1,0 +1,120 @@
+//! What is durable when.
+//!
+//! A flush takes the changes of the tables as they are, then: counts, a flush of the file, tables, a flush of the file. So whatever a
+//! table on the disk names was there, and was counted, before (rule qcow2-1). Clusters that these tables no longer name are free after it
+//! (rule qcow2-2); their counts go down in memory then, and reach the disk with a later flush: a power cut in between leaks them.
+
+use crate::cache::DirtySlice;
+use crate::image::Shared;
+use crate::meta;
+use block_common::IoResult;
+use block_io::Req;
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
+impl Shared {
+    /// Bring everything that is over to stable storage.
+    pub(crate) async fn flush(&self, req: &Req) -> IoResult<()> {
+        let _turn = self.flushing.lock().await;
+        self.store(req).await?;
+        if let Err(error) = self.free_ripe(req, false).await {
+            tracing::warn!(%error, "freed clusters stay in use until the image is checked");
+        }
+        Ok(())
+    }
+
+    /// Write tables because there are too many changed ones in memory.
+    pub(crate) async fn write_back(&self, req: &Req) -> IoResult<()> {
+        if !self.cache.is_crowded() {
+            return Ok(());
+        }
+        let _turn = self.flushing.lock().await;
+        if self.cache.is_crowded() { self.store(req).await } else { Ok(()) }
+    }
+
+    async fn store(&self, req: &Req) -> IoResult<()> {
+        // In this order: what is retired was taken out of the tables before it was retired.
+        let retired = std::mem::take(&mut self.lists().retired);
+        let slices = self.cache.take_dirty();
+        let entries = std::mem::take(&mut self.lists().l1_dirty);
+        // Entries that are made from now on may lead to tables that are not on the disk yet: they wait for the next flush.
+        let sectors = self.l1_sectors(&entries);
+        let stored = self.store_all(req, &slices, &sectors).await;
+        self.cache.written(&slices, stored.is_ok());
+        let mut lists = self.lists();
+        match stored {
+            Ok(()) => lists.ripe.extend(retired),
+            Err(_) => {
+                lists.retired.extend(retired);
+                lists.l1_dirty.extend(entries);
+            }
+        }
+        stored
+    }
+
+    async fn store_all(&self, req: &Req, slices: &[DirtySlice], l1_sectors: &[(u64, Vec<u8>)]) -> IoResult<()> {
+        self.write_counts(req).await?;
+        if !slices.is_empty() || !l1_sectors.is_empty() {
+            self.flush_files(req).await?;
+            for slice in slices {
+                self.write_slice(req, slice).await?;
+            }
+            let l1 = self.header().l1_offset;
+            for (at, bytes) in l1_sectors {
+                meta::write(req, &self.file, l1 + at, bytes).await?;
+            }
+        }
+        self.flush_files(req).await
+    }
+
+    async fn flush_files(&self, req: &Req) -> IoResult<()> {
+        if let Some(data) = &self.data {
+            data.flush(req).await?;
+        }
+        self.file.flush(req).await
+    }
+
+    async fn write_slice(&self, req: &Req, slice: &DirtySlice) -> IoResult<()> {
+        let index = slice.index();
+        // A slice that was changed has a table of its own.
+        let Some(table) = self.l1_entry(index << self.slice_bits).table() else { return Ok(()) };
+        let place = self.slice_place(table, index);
+        for (at, bytes) in &slice.parts {
+            meta::write(req, &self.file, place + at, bytes).await?;
+        }
+        Ok(())
+    }
+
+    /// The sectors of the L1 table that have these entries, as they are now, with their places in the table.
+    fn l1_sectors(&self, entries: &BTreeSet<u64>) -> Vec<(u64, Vec<u8>)> {
+        const SECTOR_ENTRIES: u64 = 64;
+        let l1 = self.l1.load_full();
+        let sectors: BTreeSet<u64> = entries.iter().map(|entry| entry / SECTOR_ENTRIES).collect();
+        let bytes = |sector: u64| {
+            let from = (sector * SECTOR_ENTRIES) as usize;
+            let to = (from + SECTOR_ENTRIES as usize).min(l1.len());
+            let entries = l1[from.min(to)..to].iter().map(|entry| entry.load(Ordering::SeqCst));
+            (from as u64 * 8, meta::table_bytes(entries))
+        };
+        sectors.into_iter().map(bytes).collect()
+    }
+
+    /// Write out everything. Nothing is in flight.
+    pub(crate) async fn close(&self, req: &Req) -> IoResult<()> {
+        self.closed.store(true, Ordering::Relaxed);
+        if req.is_read_only() || !self.is_plain() {
+            return Ok(());
+        }
+        let stored = self.store(req).await;
+        if stored.is_ok() {
+            // Only leaks are left to be lost.
+            let freed = self.free_ripe(req, true).await;
+            if self.has_dirty_counts().await {
+                self.write_counts(req).await?;
+                self.file.flush(req).await?;
+            }
+            return freed;
+        }
+        stored
+    }
+}

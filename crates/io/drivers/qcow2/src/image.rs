@@ -1,0 +1,513 @@
+//! An open image: what its parts share, and how it is opened.
+
+use crate::cache::SliceCache;
+use crate::locks::RangeLocks;
+use crate::meta;
+use crate::refcounts::{Class, Refcounts, Retired};
+use arc_swap::ArcSwap;
+use block_common::{Errno, IoError, IoErrorKind, IoResult, Limits};
+use block_io::{Edge, Req, ThreadPool};
+use block_qcow2_format::{
+    AutoclearFeatures, CompressionType, FormatError, Geometry, Header, IncompatibleFeatures, L1Entry, L2Entry, Version,
+};
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+
+/// L2 tables in memory, in bytes, unless the user says otherwise: what the field's tools allow.
+const L2_CACHE_MAX: u64 = 32 << 20;
+/// A slice, in bytes, unless the user says otherwise.
+const SLICE_BYTES: u64 = 4096;
+
+/// Why an image cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Qcow2Error {
+    /// Its header is wrong.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The file did not tell what is in it.
+    #[error("Could not read {what}: {error}")]
+    Read {
+        /// What was to be read.
+        what: &'static str,
+        /// What the file answered.
+        error: IoError,
+    },
+    /// Somebody found it corrupt.
+    #[error("qcow2: Image is corrupt; cannot be opened read/write")]
+    Corrupt,
+    /// A cache option makes no sense.
+    #[error("{0}")]
+    Option(String),
+    /// This build cannot do that.
+    #[error("{0} is not built yet")]
+    NotBuilt(String),
+}
+
+/// What an image's user may choose. Sizes are in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Qcow2Options {
+    /// Room for L2 tables: `l2-cache-size`.
+    pub l2_cache_size: Option<u64>,
+    /// A slice of one: `l2-cache-entry-size`.
+    pub l2_cache_entry_size: Option<u64>,
+    /// Room for reference counts: `refcount-cache-size`.
+    pub refcount_cache_size: Option<u64>,
+    /// Room for both: `cache-size`.
+    pub cache_size: Option<u64>,
+    /// Tell the host when a guest's discard frees a cluster: `pass-discard-request`.
+    pub pass_discard_request: bool,
+    /// The same for what is freed because it is stored elsewhere now: `pass-discard-other`.
+    pub pass_discard_other: bool,
+}
+
+/// What an image is made of.
+#[derive(Debug)]
+pub struct Qcow2Children {
+    /// The image itself.
+    pub file: Edge,
+    /// Where guest data is, if that is not in the image.
+    pub data: Option<Edge>,
+    /// What has the content of unallocated clusters; the edge may lead nowhere.
+    pub backing: Option<Edge>,
+}
+
+/// Changes that wait for a flush.
+#[derive(Debug, Default)]
+pub(crate) struct Lists {
+    pub(crate) retired: Vec<Retired>,
+    /// No entry on the disk names them.
+    pub(crate) ripe: Vec<Retired>,
+    pub(crate) l1_dirty: BTreeSet<u64>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) file: Edge,
+    pub(crate) data: Option<Edge>,
+    pub(crate) backing: Option<Edge>,
+    pub(crate) geometry: Geometry,
+    pub(crate) version: Version,
+    pub(crate) compression: CompressionType,
+    /// A slice maps so many bytes of the virtual disk, as a power of two.
+    pub(crate) slice_bits: u32,
+    pub(crate) slice_bytes: u64,
+    limits: RwLock<Limits>,
+    length: AtomicU64,
+    header: Mutex<Header>,
+    /// One change of the header at a time.
+    header_turn: tokio::sync::Mutex<()>,
+    /// The active L1 table. Replaced and changed by who holds `tables`.
+    pub(crate) l1: ArcSwap<Vec<AtomicU64>>,
+    pub(crate) tables: tokio::sync::Mutex<()>,
+    pub(crate) cache: SliceCache,
+    /// Slices that are being read.
+    pub(crate) loading: RangeLocks,
+    /// Guest clusters whose entries are being changed.
+    pub(crate) locks: RangeLocks,
+    pub(crate) refcounts: tokio::sync::Mutex<Refcounts>,
+    lists: Mutex<Lists>,
+    /// Clusters that hold L2 tables and blocks of reference counts.
+    metadata: Mutex<HashSet<u64>>,
+    /// One flush at a time.
+    pub(crate) flushing: tokio::sync::Mutex<()>,
+    /// One change of length at a time.
+    pub(crate) resizing: tokio::sync::Mutex<()>,
+    pub(crate) pool: ThreadPool,
+    options: Qcow2Options,
+    /// It is not to be written any more.
+    corrupt: AtomicBool,
+    writable: bool,
+    pub(crate) closed: AtomicBool,
+}
+
+/// The engine.
+pub struct Qcow2(pub(crate) Arc<Shared>);
+
+/// The engine's control half.
+#[derive(Clone)]
+pub struct Qcow2Control(pub(crate) Arc<Shared>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Qcow2 {
+    /// The header of the image in `file`: whoever opens it attaches what it names before. `req` is a token on the node that owns the edge.
+    ///
+    /// # Errors
+    /// [`Qcow2Error`] says what is wrong with it.
+    #[doc(alias = "qcow2_open")]
+    pub async fn read_header(req: &Req, file: &Edge) -> Result<Header, Qcow2Error> {
+        let failed = |error| Qcow2Error::Read { what: "qcow2 header", error };
+        let prefix = meta::read(req, file, 0, Header::PREFIX).await.map_err(failed)?;
+        let cluster_size = Header::cluster_size(&prefix)?;
+        let there = file.length(req).map_err(failed)?.min(cluster_size);
+        let cluster = meta::read(req, file, 0, there as usize).await.map_err(failed)?;
+        Ok(Header::parse(&cluster)?)
+    }
+
+    /// Open the image with this header, for writing unless `read_only`. CPU work runs in `pool`. Reads the active L1 table and the
+    /// table of reference counts, and nothing else.
+    ///
+    /// # Errors
+    /// [`Qcow2Error`] says why it cannot be used.
+    pub async fn open(
+        req: &Req,
+        children: Qcow2Children,
+        header: Header,
+        options: Qcow2Options,
+        read_only: bool,
+        pool: ThreadPool,
+    ) -> Result<(Self, Qcow2Control), Qcow2Error> {
+        let Qcow2Children { file, data, backing } = children;
+        check_built(&header, read_only)?;
+        let geometry = header.geometry;
+        let read = |what| move |error| Qcow2Error::Read { what, error };
+        let l1 =
+            meta::read_table(req, &file, header.l1_offset, header.l1_size as usize).await.map_err(read("L1 table"))?;
+        let entries = (u64::from(header.refcount_table_clusters) << geometry.cluster_bits()) / 8;
+        let table = match read_only {
+            true => Vec::new(),
+            false => meta::read_table(req, &file, header.refcount_table_offset, entries as usize)
+                .await
+                .map_err(read("refcount table"))?,
+        };
+        let caches = Caches::new(&geometry, header.size, options)?;
+        let file_len = file.length(req).map_err(read("the file's length"))?;
+        let metadata = metadata_clusters(&geometry, &l1, &table);
+        let fresh_from = file_len.next_multiple_of(geometry.cluster_size());
+        let refcounts =
+            Refcounts::new(header.refcount_bits, geometry.cluster_bits(), table, caches.refcounts, fresh_from);
+        let entry_bytes = geometry.l2_entry_size() as usize;
+        let shared = Arc::new(Shared {
+            file,
+            data,
+            backing,
+            geometry,
+            version: header.version,
+            compression: header.compression,
+            slice_bits: geometry.cluster_bits() + (caches.slice / geometry.l2_entry_size()).trailing_zeros(),
+            slice_bytes: caches.slice,
+            limits: RwLock::new(Limits::NONE),
+            length: AtomicU64::new(header.size),
+            l1: ArcSwap::from_pointee(l1.into_iter().map(AtomicU64::new).collect()),
+            tables: tokio::sync::Mutex::default(),
+            cache: SliceCache::new(caches.slice as usize, entry_bytes, caches.l2),
+            loading: RangeLocks::default(),
+            locks: RangeLocks::default(),
+            refcounts: tokio::sync::Mutex::new(refcounts),
+            lists: Mutex::default(),
+            metadata: Mutex::new(metadata),
+            flushing: tokio::sync::Mutex::default(),
+            resizing: tokio::sync::Mutex::default(),
+            pool,
+            options,
+            corrupt: AtomicBool::new(header.incompatible.contains(IncompatibleFeatures::CORRUPT)),
+            writable: !read_only,
+            closed: AtomicBool::new(false),
+            header: Mutex::new(header),
+            header_turn: tokio::sync::Mutex::default(),
+        });
+        shared.refresh_limits(req).map_err(read("the file's limits"))?;
+        if !read_only {
+            shared.clear_autoclear(req).await.map_err(read("and update the header"))?;
+        }
+        Ok((Self(shared.clone()), Qcow2Control(shared)))
+    }
+}
+
+/// A control that does not keep the image.
+#[derive(Clone, Debug)]
+pub struct WeakControl(Weak<Shared>);
+
+impl WeakControl {
+    /// The control, while there is an image.
+    pub fn upgrade(&self) -> Option<Qcow2Control> {
+        self.0.upgrade().map(Qcow2Control)
+    }
+}
+
+impl Qcow2Control {
+    /// The same, without keeping the image.
+    pub fn downgrade(&self) -> WeakControl {
+        WeakControl(Arc::downgrade(&self.0))
+    }
+
+    /// The header as it is now.
+    pub fn header(&self) -> Header {
+        self.0.header().clone()
+    }
+
+    /// Let go of tables in memory that were not used since the last time this was called: the field's `cache-clean-interval`.
+    pub fn clean_cache(&self) {
+        self.0.cache.clean();
+    }
+
+    /// Forget what is in memory. Nothing is in flight, and nothing was changed since the last flush.
+    pub fn forget(&mut self, _proof: &block_io::Quiesced<'_>) {
+        self.0.cache.clear();
+    }
+}
+
+/// What this build does not do with an image that has it.
+fn check_built(header: &Header, read_only: bool) -> Result<(), Qcow2Error> {
+    let not_built = |what: &str| Err(Qcow2Error::NotBuilt(what.into()));
+    if header.crypt_method != 0 {
+        return not_built("Reading encrypted qcow2 images");
+    }
+    if read_only {
+        return Ok(());
+    }
+    if header.incompatible.contains(IncompatibleFeatures::CORRUPT) {
+        return Err(Qcow2Error::Corrupt);
+    }
+    if header.incompatible.contains(IncompatibleFeatures::DIRTY) {
+        return not_built("Repairing the reference counts of a qcow2 image while it is opened");
+    }
+    if header.bitmaps.is_some() {
+        return not_built("Writing to qcow2 images with persistent bitmaps");
+    }
+    Ok(())
+}
+
+/// How memory is divided.
+struct Caches {
+    l2: u64,
+    slice: u64,
+    refcounts: u64,
+}
+
+impl Caches {
+    fn new(geometry: &Geometry, size: u64, options: Qcow2Options) -> Result<Self, Qcow2Error> {
+        let refused = |text: &str| Err(Qcow2Error::Option(text.into()));
+        let cluster = geometry.cluster_size();
+        let slice = options.l2_cache_entry_size.unwrap_or(SLICE_BYTES.min(cluster));
+        if !(512..=cluster).contains(&slice) || !slice.is_power_of_two() {
+            let text =
+                format!("L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})");
+            return Err(Qcow2Error::Option(text));
+        }
+        let refcounts_min = 4 * cluster;
+        // All tables of the disk, and no more than that.
+        let needed = (size.div_ceil(cluster) * geometry.l2_entry_size()).next_multiple_of(slice).max(slice);
+        let l2_default = L2_CACHE_MAX.min(needed);
+        let (l2, refcounts) = match (options.cache_size, options.l2_cache_size, options.refcount_cache_size) {
+            (Some(_), Some(_), Some(_)) => {
+                return refused("cache-size, l2-cache-size and refcount-cache-size may not be set at the same time");
+            }
+            (Some(all), Some(l2), None) if l2 > all => return refused("l2-cache-size may not exceed cache-size"),
+            (Some(all), None, Some(counts)) if counts > all => {
+                return refused("refcount-cache-size may not exceed cache-size");
+            }
+            (Some(all), Some(l2), None) => (l2, all - l2),
+            (Some(all), None, Some(counts)) => (all - counts, counts),
+            (Some(all), None, None) => {
+                let l2 = if all >= needed + refcounts_min { needed } else { all.saturating_sub(refcounts_min) };
+                (l2, all - l2)
+            }
+            (None, l2, counts) => (l2.unwrap_or(l2_default), counts.unwrap_or(refcounts_min)),
+        };
+        Ok(Self { l2, slice, refcounts })
+    }
+}
+
+/// Clusters that tables lie in.
+fn metadata_clusters(geometry: &Geometry, l1: &[u64], refcount_table: &[u64]) -> HashSet<u64> {
+    let tables = l1.iter().filter_map(|entry| L1Entry::from_raw(*entry).table());
+    let blocks = refcount_table.iter().map(|entry| entry & !0x1ff).filter(|offset| *offset != 0);
+    tables.chain(blocks).map(|offset| geometry.cluster(offset)).collect()
+}
+
+impl Shared {
+    pub(crate) fn limits(&self) -> Limits {
+        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn refresh_limits(&self, req: &Req) -> IoResult<()> {
+        let file = self.file.limits(req)?;
+        let data = self.data.as_ref().map(|data| data.limits(req)).transpose()?.unwrap_or(file);
+        let size = self.geometry.cluster_size() as u32;
+        let limits = Limits {
+            // Compressed data is taken apart and put together here; blocks of a backing file are its own business.
+            request_alignment: file.request_alignment.max(data.request_alignment),
+            memory_alignment: file.memory_alignment.max(data.memory_alignment),
+            transfer_optimal: size,
+            discard_alignment: size,
+            zero_alignment: self.geometry.subcluster_size() as u32,
+            ..Limits::NONE
+        };
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+        Ok(())
+    }
+
+    /// Bytes of the virtual disk.
+    pub(crate) fn length(&self) -> u64 {
+        self.length.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_length(&self, len: u64) {
+        self.length.store(len, Ordering::Release);
+    }
+
+    /// Where the guest's data is.
+    #[inline]
+    pub(crate) fn data_edge(&self) -> &Edge {
+        self.data.as_ref().unwrap_or(&self.file)
+    }
+
+    pub(crate) fn header(&self) -> MutexGuard<'_, Header> {
+        lock(&self.header)
+    }
+
+    pub(crate) fn lists(&self) -> MutexGuard<'_, Lists> {
+        lock(&self.lists)
+    }
+
+    pub(crate) fn metadata(&self) -> MutexGuard<'_, HashSet<u64>> {
+        lock(&self.metadata)
+    }
+
+    /// Whether the data file is the virtual disk, byte for byte.
+    pub(crate) fn data_is_raw(&self) -> bool {
+        self.data.is_some() && self.header().autoclear.contains(AutoclearFeatures::DATA_FILE_RAW)
+    }
+
+    /// Whether the host is told what is freed.
+    pub(crate) fn passes_discards(&self, class: Class) -> bool {
+        match class {
+            Class::Request => self.options.pass_discard_request,
+            Class::Other => self.options.pass_discard_other,
+        }
+    }
+
+    /// Whether it may be written.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.writable && !self.corrupt.load(Ordering::Relaxed)
+    }
+
+    /// # Errors
+    /// It was found to be corrupt (rule qcow2-5), or was opened for reading.
+    pub(crate) fn writable(&self) -> IoResult<()> {
+        match (self.writable, self.corrupt.load(Ordering::Relaxed)) {
+            (false, _) => Err(IoError::READ_ONLY),
+            (true, true) => Err(IoError::new(Errno::EIO, IoErrorKind::BadImage)),
+            (true, false) => Ok(()),
+        }
+    }
+
+    /// What of the image's own structures a place in the file lies in, if any is known to be there.
+    pub(crate) fn metadata_at(&self, offset: u64, len: u64) -> Option<&'static str> {
+        let overlaps = |at: u64, bytes: u64| bytes > 0 && at < offset + len && offset < at.saturating_add(bytes);
+        let size = self.geometry.cluster_size();
+        let header = self.header();
+        if overlaps(0, size) {
+            return Some("main header");
+        }
+        if overlaps(header.l1_offset, u64::from(header.l1_size) * 8) {
+            return Some("active L1 table");
+        }
+        if overlaps(header.refcount_table_offset, u64::from(header.refcount_table_clusters) * size) {
+            return Some("refcount table");
+        }
+        if header.snapshots > 0 && overlaps(header.snapshots_offset, u64::from(header.snapshots) * 40) {
+            return Some("snapshot table");
+        }
+        drop(header);
+        let metadata = self.metadata();
+        let mut clusters = self.geometry.cluster(offset)..self.geometry.clusters_for(offset + len);
+        clusters.any(|cluster| metadata.contains(&cluster)).then_some("active L2 table or refcount block")
+    }
+
+    /// Something in the image cannot be as it is: say so, and let nobody write any more. Returns the error for who found it.
+    pub(crate) async fn corrupt(&self, req: &Req, what: String) -> IoError {
+        let error = IoError::new(Errno::EIO, IoErrorKind::BadImage);
+        if !self.writable {
+            tracing::error!(node = req.node_name(), what, "Image is corrupt");
+            return error;
+        }
+        if self.corrupt.swap(true, Ordering::Relaxed) {
+            return error;
+        }
+        tracing::error!(
+            node = req.node_name(),
+            what,
+            "Marking image as corrupt; further corruption events will be suppressed"
+        );
+        if self.version >= Version::V3 {
+            let marked = self.change_header(req, |header| header.incompatible |= IncompatibleFeatures::CORRUPT).await;
+            if let Err(error) = marked {
+                tracing::error!(%error, "the image could not be marked as corrupt");
+            }
+        }
+        error
+    }
+
+    /// An L2 entry that cannot be.
+    pub(crate) async fn bad_entry(&self, req: &Req, offset: u64, entry: L2Entry) -> IoError {
+        let raw = entry.raw();
+        self.corrupt(req, format!("L2 entry {raw:#x} of guest offset {offset:#x} names no cluster")).await
+    }
+
+    /// Change the header, in memory and in the file. What stands behind its fixed fields stays as it is. It is durable with the next flush.
+    pub(crate) async fn change_header(&self, req: &Req, change: impl FnOnce(&mut Header)) -> IoResult<()> {
+        let _turn = self.header_turn.lock().await;
+        let mut header = self.header().clone();
+        change(&mut header);
+        let bytes = header.to_bytes().map_err(|_| IoError::INVALID)?;
+        let fixed = match header.version {
+            Version::V2 => &bytes[..72],
+            Version::V3 => &bytes[..104],
+        };
+        // The name of the backing file stays where it is.
+        let mut fixed = fixed.to_vec();
+        let name = meta::read(req, &self.file, 8, 12).await?;
+        fixed[8..20].copy_from_slice(&name);
+        if header.version == Version::V3 {
+            // So do fields that a later version of the header may have.
+            fixed.truncate(100);
+        }
+        meta::write(req, &self.file, 0, &fixed).await?;
+        *self.header() = header;
+        Ok(())
+    }
+
+    /// Whoever writes an image clears the features that it does not keep up (rule qcow2-9).
+    async fn clear_autoclear(&self, req: &Req) -> IoResult<()> {
+        let known = AutoclearFeatures::DATA_FILE_RAW;
+        let wanted = self.header().autoclear & known;
+        if self.header().autoclear == wanted {
+            return Ok(());
+        }
+        self.change_header(req, |header| header.autoclear = wanted).await?;
+        self.file.flush(req).await
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if !self.closed.load(Ordering::Relaxed) && self.cache.has_dirty() {
+            tracing::warn!("a qcow2 image was dropped without being closed: what was not flushed is lost");
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes, {:?}", self.length(), self.geometry)
+    }
+}
+
+impl fmt::Debug for Qcow2 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Qcow2({:?})", self.0)
+    }
+}
+
+impl fmt::Debug for Qcow2Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Qcow2Control({:?})", self.0)
+    }
+}

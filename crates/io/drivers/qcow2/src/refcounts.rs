@@ -1,0 +1,420 @@
+//! Which clusters of the file are free: reference counts in memory, and who gets which cluster.
+//!
+//! Counts go up when a cluster is handed out, before anything names it. They go down only when no entry on the disk names it any more
+//! and no request from before is left: see [`Shared::retire`]. So what is free here is free everywhere, and a block of counts
+//! may be written at any time.
+
+use crate::image::Shared;
+use crate::meta;
+use block_common::{Errno, HostOffset, IoError, IoResult};
+use block_io::Req;
+use block_qcow2_format::RefcountBits;
+use std::collections::BTreeMap;
+
+/// The reference count table's entries: bits 9 to 63 are an offset.
+const TABLE_OFFSET: u64 = !0x1ff;
+/// A reference count table is no longer than this, in bytes.
+const TABLE_BYTES_MAX: u64 = 8 << 20;
+/// Places in a file that an L2 entry can name end here.
+const FILE_MAX: u64 = 1 << 56;
+
+/// Why a cluster was freed: that decides whether the host is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// A guest's discard or zero write.
+    Request,
+    /// Anything else.
+    Other,
+}
+
+/// Clusters that no entry names any more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Retired {
+    offset: u64,
+    clusters: u64,
+    /// Requests from up to here may still use them.
+    epoch: u64,
+    class: Class,
+}
+
+#[derive(Debug)]
+struct Block {
+    bytes: Vec<u8>,
+    dirty: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Refcounts {
+    bits: RefcountBits,
+    cluster_bits: u32,
+    /// Where blocks lie, by number.
+    table: Vec<u64>,
+    blocks: BTreeMap<u64, Block>,
+    blocks_max: usize,
+    /// No cluster before this one is free.
+    free_from: u64,
+    /// The next free byte of a cluster that holds compressed data, or 0.
+    bytes_at: u64,
+    /// What lies from here on was never written to, so it is zeroes.
+    pub(crate) fresh_from: u64,
+}
+
+/// Clusters for somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Allocated {
+    pub(crate) offset: u64,
+    pub(crate) clusters: u64,
+    /// They are zeroes, and were never anything else.
+    pub(crate) is_fresh: bool,
+}
+
+fn full() -> IoError {
+    IoError::host(Errno::EFBIG.raw())
+}
+
+impl Refcounts {
+    /// With the table of an image, and room for `bytes_max` bytes of blocks that are on the disk.
+    pub(crate) fn new(bits: RefcountBits, cluster_bits: u32, table: Vec<u64>, bytes_max: u64, fresh_from: u64) -> Self {
+        let blocks_max = usize::try_from(bytes_max >> cluster_bits).unwrap_or(usize::MAX).clamp(4, 1 << 20);
+        Self { bits, cluster_bits, table, blocks: BTreeMap::new(), blocks_max, free_from: 0, bytes_at: 0, fresh_from }
+    }
+
+    fn block_bits(&self) -> u32 {
+        self.bits.block_bits(self.cluster_bits)
+    }
+
+    /// The number of the block that has the count of `cluster`, and which of its counts that is.
+    fn place(&self, cluster: u64) -> (u64, usize) {
+        let bits = self.block_bits();
+        (cluster >> bits, (cluster & ((1 << bits) - 1)) as usize)
+    }
+
+    /// The count of a cluster whose block is in memory.
+    fn get(&self, cluster: u64) -> Option<u64> {
+        let (block, at) = self.place(cluster);
+        self.blocks.get(&block).map(|block| self.bits.get(&block.bytes, at))
+    }
+
+    fn set(&mut self, cluster: u64, count: u64) {
+        let (number, at) = self.place(cluster);
+        if let Some(block) = self.blocks.get_mut(&number) {
+            self.bits.set(&mut block.bytes, at, count);
+            block.dirty = true;
+        }
+        if count == 0 {
+            self.free_from = self.free_from.min(cluster);
+        }
+    }
+
+    /// Let go of blocks that are on the disk, while there are too many, beside `keep`.
+    fn make_room(&mut self, keep: u64) {
+        while self.blocks.len() >= self.blocks_max {
+            let clean = self.blocks.iter().find(|(number, block)| !block.dirty && **number != keep);
+            let Some(number) = clean.map(|(number, _)| *number) else { return };
+            self.blocks.remove(&number);
+        }
+    }
+
+    fn has_dirty(&self) -> bool {
+        self.blocks.values().any(|block| block.dirty)
+    }
+
+    /// What was changed, with its place in the file. It counts as written from now on.
+    fn take_dirty(&mut self) -> Vec<(u64, u64, Vec<u8>)> {
+        let table = &self.table;
+        let dirty = self.blocks.iter_mut().filter(|(_, block)| block.dirty);
+        dirty
+            .map(|(number, block)| {
+                block.dirty = false;
+                (*number, table[*number as usize] & TABLE_OFFSET, block.bytes.clone())
+            })
+            .collect()
+    }
+
+    fn not_written(&mut self, numbers: impl Iterator<Item = u64>) {
+        for number in numbers {
+            if let Some(block) = self.blocks.get_mut(&number) {
+                block.dirty = true;
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Have the block in memory that counts `cluster`. `false` when there is none.
+    async fn load_block(&self, req: &Req, counts: &mut Refcounts, cluster: u64) -> IoResult<bool> {
+        let (number, _) = counts.place(cluster);
+        if counts.blocks.contains_key(&number) {
+            return Ok(true);
+        }
+        let Some(offset) = counts.table.get(number as usize).map(|entry| entry & TABLE_OFFSET).filter(|at| *at != 0)
+        else {
+            return Ok(false);
+        };
+        if !self.geometry.is_aligned(offset) || offset >= FILE_MAX {
+            return Err(self
+                .corrupt(req, format!("Refblock offset {offset:#x} unaligned (reftable index: {number:#x})"))
+                .await);
+        }
+        let bytes = meta::read(req, &self.file, offset, self.geometry.cluster_size() as usize).await?;
+        counts.make_room(number);
+        counts.blocks.insert(number, Block { bytes, dirty: false });
+        Ok(true)
+    }
+
+    /// Up to `want` clusters, one behind the other; at least one.
+    ///
+    /// # Errors
+    /// What the file answered, or that it cannot become so long.
+    pub(crate) async fn allocate(&self, req: &Req, want: u64) -> IoResult<Allocated> {
+        let mut counts = self.refcounts.lock().await;
+        let (first, clusters) = self.find_free(req, &mut counts, want).await?;
+        let size = self.geometry.cluster_size();
+        let offset = first * size;
+        // Rule qcow2-8: a count may be wrong; what is known to be in use is not handed out.
+        if let Some(what) = self.metadata_at(offset, clusters * size) {
+            let text = format!("Preventing invalid write on metadata (overlaps with {what}); offset {offset:#x}");
+            drop(counts);
+            return Err(self.corrupt(req, text).await);
+        }
+        (first..first + clusters).for_each(|cluster| counts.set(cluster, 1));
+        counts.free_from = first + clusters;
+        let is_fresh = offset >= counts.fresh_from;
+        counts.fresh_from = counts.fresh_from.max(offset + clusters * size);
+        Ok(Allocated { offset, clusters, is_fresh })
+    }
+
+    /// The first free clusters. They are not marked yet.
+    async fn find_free(&self, req: &Req, counts: &mut Refcounts, want: u64) -> IoResult<(u64, u64)> {
+        let last = FILE_MAX >> self.geometry.cluster_bits();
+        let mut at = counts.free_from;
+        loop {
+            if at >= last {
+                return Err(full());
+            }
+            if !self.load_block(req, counts, at).await? {
+                self.add_block(req, counts, at).await?;
+            }
+            if counts.get(at) != Some(0) {
+                at += 1;
+                continue;
+            }
+            let mut clusters = 1;
+            while clusters < want && at + clusters < last && counts.get(at + clusters) == Some(0) {
+                clusters += 1;
+            }
+            return Ok((at, clusters));
+        }
+    }
+
+    /// Make a block that counts `at`, for which there is none yet; it takes that cluster. Nothing names it before it is on the disk.
+    async fn add_block(&self, req: &Req, counts: &mut Refcounts, at: u64) -> IoResult<()> {
+        let (number, place) = counts.place(at);
+        if number >= counts.table.len() as u64 {
+            return self.grow_table(req, counts, at).await;
+        }
+        let size = self.geometry.cluster_size();
+        let mut bytes = vec![0; size as usize];
+        counts.bits.set(&mut bytes, place, 1);
+        meta::write(req, &self.file, at * size, &bytes).await?;
+        counts.fresh_from = counts.fresh_from.max((at + 1) * size);
+        self.file.flush(req).await?;
+        let table_at = self.header().refcount_table_offset;
+        let entry = (at * size).to_be_bytes();
+        meta::write(req, &self.file, table_at + number * 8, &entry).await?;
+        counts.table[number as usize] = at * size;
+        counts.make_room(number);
+        counts.blocks.insert(number, Block { bytes, dirty: false });
+        Ok(())
+    }
+
+    /// Make a longer table, which reaches `at` and what it takes itself. Everything from `at` on is uncounted, and so free.
+    async fn grow_table(&self, req: &Req, counts: &mut Refcounts, at: u64) -> IoResult<()> {
+        let (size, block_bits) = (self.geometry.cluster_size(), counts.block_bits());
+        let wanted = ((at >> block_bits) + 1).max(counts.table.len() as u64 * 3 / 2);
+        let mut table_clusters = (wanted * 8).div_ceil(size);
+        let (first, blocks) = loop {
+            let first = at >> block_bits;
+            // Blocks count themselves and the table, too.
+            let mut blocks = 1;
+            while (at + table_clusters + blocks - 1) >> block_bits >= first + blocks {
+                blocks += 1;
+            }
+            if first + blocks <= table_clusters * size / 8 {
+                break (first, blocks);
+            }
+            table_clusters += 1;
+        };
+        if table_clusters * size > TABLE_BYTES_MAX || (at + table_clusters + blocks) * size > FILE_MAX {
+            return Err(full());
+        }
+        let mut table = counts.table.clone();
+        table.resize((table_clusters * size / 8) as usize, 0);
+        let mut new_blocks = Vec::new();
+        for i in 0..blocks {
+            let mut bytes = vec![0; size as usize];
+            let covered = (first + i) << block_bits..(first + i + 1) << block_bits;
+            for cluster in (at..at + table_clusters + blocks).filter(|cluster| covered.contains(cluster)) {
+                counts.bits.set(&mut bytes, (cluster - covered.start) as usize, 1);
+            }
+            let offset = (at + table_clusters + i) * size;
+            meta::write(req, &self.file, offset, &bytes).await?;
+            table[(first + i) as usize] = offset;
+            new_blocks.push((first + i, Block { bytes, dirty: false }));
+        }
+        meta::write(req, &self.file, at * size, &meta::table_bytes(table.iter().copied())).await?;
+        counts.fresh_from = counts.fresh_from.max((at + table_clusters + blocks) * size);
+        self.file.flush(req).await?;
+        let (old, old_clusters) = {
+            let header = self.header();
+            (header.refcount_table_offset, header.refcount_table_clusters)
+        };
+        self.change_header(req, |header| {
+            header.refcount_table_offset = at * size;
+            header.refcount_table_clusters = table_clusters as u32;
+        })
+        .await?;
+        self.file.flush(req).await?;
+        counts.table = table;
+        counts.blocks.extend(new_blocks);
+        self.retire(req, old, old_clusters.into(), Class::Other);
+        Ok(())
+    }
+
+    /// Clusters that were handed out and that no entry has ever named are free again.
+    pub(crate) async fn give_back(&self, req: &Req, offset: u64, clusters: u64) {
+        let mut counts = self.refcounts.lock().await;
+        if let Err(error) = self.lower(req, &mut counts, offset, clusters).await {
+            tracing::warn!(offset, clusters, %error, "clusters are lost until the image is checked");
+        }
+    }
+
+    /// Take one from the count of each of these clusters.
+    async fn lower(&self, req: &Req, counts: &mut Refcounts, offset: u64, clusters: u64) -> IoResult<()> {
+        let first = self.geometry.cluster(offset);
+        for cluster in first..first + clusters {
+            let there = self.load_block(req, counts, cluster).await?;
+            match counts.get(cluster).filter(|count| there && *count > 0) {
+                Some(count) => counts.set(cluster, count - 1),
+                None => {
+                    return Err(self.corrupt(req, format!("cluster {cluster:#x} is freed and was not in use")).await);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Room for `len` compressed bytes, less than a cluster. Several of them share clusters, each of which counts them.
+    pub(crate) async fn allocate_bytes(&self, req: &Req, len: u64) -> IoResult<u64> {
+        let size = self.geometry.cluster_size();
+        let mut counts = self.refcounts.lock().await;
+        let at = counts.bytes_at;
+        let left = if at == 0 { 0 } else { size - self.geometry.within(at) };
+        if left > 0 && self.load_block(req, &mut counts, self.geometry.cluster(at)).await? {
+            let cluster = self.geometry.cluster(at);
+            let shared = counts.get(cluster).filter(|count| *count > 0 && *count < counts.bits.max());
+            if let (Some(count), true) = (shared, len <= left) {
+                counts.set(cluster, count + 1);
+                counts.bytes_at = if len == left { 0 } else { at + len };
+                return Ok(at);
+            }
+            // On into the next cluster, if that is free.
+            if let (Some(count), true) = (shared, self.load_block(req, &mut counts, cluster + 1).await?)
+                && counts.get(cluster + 1) == Some(0)
+                && counts.get(cluster) == Some(count)
+                && self.metadata_at((cluster + 1) * size, size).is_none()
+            {
+                counts.set(cluster, count + 1);
+                counts.set(cluster + 1, 1);
+                counts.fresh_from = counts.fresh_from.max((cluster + 2) * size);
+                counts.bytes_at = at + len;
+                return Ok(at);
+            }
+        }
+        drop(counts);
+        let Allocated { offset, .. } = self.allocate(req, 1).await?;
+        self.refcounts.lock().await.bytes_at = offset + len;
+        Ok(offset)
+    }
+
+    /// Compressed bytes that were handed out and that no entry has ever named are free again.
+    pub(crate) async fn give_back_bytes(&self, req: &Req, at: u64, len: u64) {
+        let (first, last) = (self.geometry.cluster(at), self.geometry.cluster(at + len - 1));
+        self.refcounts.lock().await.bytes_at = 0;
+        self.give_back(req, first << self.geometry.cluster_bits(), last - first + 1).await;
+    }
+
+    /// No entry in memory names these clusters any more. They are free when the disk says so, too, and requests from before are over.
+    pub(crate) fn retire(&self, req: &Req, offset: u64, clusters: u64, class: Class) {
+        // Rules qcow2-2 and qcow2-3.
+        self.lists().retired.push(Retired { offset, clusters, epoch: req.epoch(), class });
+    }
+
+    /// Free what no entry on the disk names any more, as far as requests from before are over. `all`: nothing is in flight.
+    pub(crate) async fn free_ripe(&self, req: &Req, all: bool) -> IoResult<()> {
+        let ripe = {
+            let mut lists = self.lists();
+            let list = std::mem::take(&mut lists.ripe);
+            let (ripe, wait) =
+                list.into_iter().partition::<Vec<_>, _>(|retired| all || req.epoch_passed(retired.epoch));
+            lists.ripe = wait;
+            ripe
+        };
+        let size = self.geometry.cluster_size();
+        for Retired { offset, clusters, class, .. } in ripe {
+            let mut counts = self.refcounts.lock().await;
+            // Compressed data goes on behind what is there only as long as that is there.
+            let freed = offset..offset + clusters * size;
+            if freed.contains(&counts.bytes_at) {
+                counts.bytes_at = 0;
+            }
+            if self.passes_discards(class) {
+                self.discard_last(req, &mut counts, offset, clusters).await;
+            }
+            self.lower(req, &mut counts, offset, clusters).await?;
+        }
+        Ok(())
+    }
+
+    /// Tell the host of those clusters whose last user goes. They are not free yet, so nobody writes to them.
+    async fn discard_last(&self, req: &Req, counts: &mut Refcounts, offset: u64, clusters: u64) {
+        let size = self.geometry.cluster_size();
+        let first = self.geometry.cluster(offset);
+        let mut run: Option<(u64, u64)> = None;
+        for cluster in first..=first + clusters {
+            let is_last = cluster < first + clusters
+                && matches!(self.load_block(req, counts, cluster).await, Ok(true))
+                && counts.get(cluster) == Some(1);
+            match (&mut run, is_last) {
+                (Some((_, n)), true) => *n += 1,
+                (None, true) => run = Some((cluster, 1)),
+                (Some((from, n)), false) => {
+                    let told = self.file.discard(req, HostOffset(*from * size), *n * size).await;
+                    if let Err(error) = told {
+                        // The space stays with the file, and that is all.
+                        tracing::debug!(%error, "freed clusters were not discarded");
+                    }
+                    run = None;
+                }
+                (None, false) => {}
+            }
+        }
+    }
+
+    /// Whether any count was changed since it was written.
+    pub(crate) async fn has_dirty_counts(&self) -> bool {
+        self.refcounts.lock().await.has_dirty()
+    }
+
+    /// Write the counts that were changed. Only one at a time does that.
+    pub(crate) async fn write_counts(&self, req: &Req) -> IoResult<()> {
+        let blocks = self.refcounts.lock().await.take_dirty();
+        for (at, (_, offset, bytes)) in blocks.iter().enumerate() {
+            if let Err(error) = meta::write(req, &self.file, *offset, bytes).await {
+                self.refcounts.lock().await.not_written(blocks[at..].iter().map(|(number, ..)| *number));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
