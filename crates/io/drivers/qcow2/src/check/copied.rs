@@ -30,7 +30,10 @@ impl Walk<'_> {
         let mut l1_changed = Vec::new();
         for (index, raw) in l1.into_iter().enumerate() {
             let l1_entry = L1Entry::from_raw(raw);
-            let Some(table) = l1_entry.table() else { continue };
+            if raw == 0 {
+                continue;
+            }
+            let table = l1_entry.table().unwrap_or(0);
             if let Some(count) = self.count_on_disk(self.geometry().cluster(table)) {
                 let copied = count == 1;
                 if copied != l1_entry.is_copied() {

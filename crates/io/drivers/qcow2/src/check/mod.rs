@@ -7,10 +7,13 @@
 //! *What an image can cost* (rule trust-3): each table is read once, however many others refer to it; the counts are kept for those parts
 //! of the file that somebody refers to, and take [`MEMORY_MAX`] bytes at most.
 //!
+//! When an image is too absurd for all of it to be looked at, that is an error of the check, and nothing is repaired: what nobody has seen may
+//! refer to anything.
+//!
 //! *Order of repairs* (rule qcow2-2): an entry that is cleared reaches the disk before a count goes down; new reference counts are whole, on
 //! disk and somewhere else than the old ones, before the header names them. A power cut in between leaves the old or the new ones.
 //!
-//! Reading order: this file, `storage`, `counts`, `walk`, `tables`, `refcounts`, `rebuild`, `copied`, `snapshots`.
+//! Reading order: this file, `storage`, `counts`, `walk`, `tables`, `refcounts`, `rebuild`, `snapshots`, `copied`.
 
 mod storage;
 
@@ -24,9 +27,9 @@ mod refcounts;
 
 mod rebuild;
 
-mod copied;
-
 mod snapshots;
+
+mod copied;
 
 #[cfg(test)]
 mod tests;
@@ -158,8 +161,8 @@ impl Walk<'_> {
         self.protect();
         self.count_all().await?;
         self.settle_refcounts().await?;
-        self.check_copied().await?;
         self.store_snapshots().await?;
+        self.check_copied().await?;
         self.clear_bits().await?;
         self.report.image_end = self.image_end();
         Ok(())

@@ -22,21 +22,24 @@ impl Walk<'_> {
     pub(super) async fn load_snapshots(&mut self) -> Result<(), CheckError> {
         let (mut bytes, mut at) = (Vec::new(), 0);
         for index in 0..self.header.snapshots {
-            let (mut snapshot, len) = self.load_snapshot(index, &mut bytes, at).await?;
+            let (snapshot, len) = self.load_snapshot(index, &mut bytes, at).await?;
             at += len;
-            if !snapshot.is_complete(self.header.version) {
-                let repairs = self.repair == Repair::All;
-                let verb = if repairs { "Repairing" } else { "ERROR" };
-                self.say(format_args!("{verb} snapshot table entry {index} is incomplete"));
-                self.snapshots.is_changed |= repairs;
-                if repairs {
-                    self.report.corruptions_fixed += 1;
-                    snapshot.disk_size = Some(self.header.size);
-                } else {
-                    self.report.corruptions += 1;
-                }
-            }
             self.snapshots.list.push(snapshot);
+        }
+        let repairs = self.repair == Repair::All;
+        for index in 0..self.snapshots.list.len() {
+            if self.snapshots.list[index].is_complete(self.header.version) {
+                continue;
+            }
+            let verb = if repairs { "Repairing" } else { "ERROR" };
+            self.say(format_args!("{verb} snapshot table entry {index} is incomplete"));
+            if repairs {
+                self.report.corruptions_fixed += 1;
+                self.snapshots.is_changed = true;
+                self.snapshots.list[index].disk_size = Some(self.header.size);
+            } else {
+                self.report.corruptions += 1;
+            }
         }
         self.snapshots.bytes = at as u64;
         Ok(())

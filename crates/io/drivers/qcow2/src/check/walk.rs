@@ -85,6 +85,13 @@ impl<'a> Walk<'a> {
         self.report.corruptions += times;
     }
 
+    /// Something is so wrong that it is not looked at. What it refers to is not known, so nothing may be freed.
+    pub(super) fn not_seen(&mut self, text: fmt::Arguments<'_>) {
+        self.watch.message(format_args!("ERROR {text}; nothing is repaired"));
+        self.report.check_errors += 1;
+        self.repair = Repair::None;
+    }
+
     /// `times` references to the clusters of `len` bytes at `offset`.
     pub(super) fn refer(&mut self, offset: u64, len: u64, times: u64) -> Result<(), CheckError> {
         if len == 0 {
@@ -160,7 +167,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Where the clusters of `bitmap` lie.
-    async fn bitmap_clusters(&self, bitmap: &Bitmap) -> Result<Vec<u64>, CheckError> {
+    async fn bitmap_clusters(&mut self, bitmap: &Bitmap) -> Result<Vec<u64>, CheckError> {
         let bytes = u64::from(bitmap.table_size) * 8;
         let (mut clusters, mut at) = (Vec::new(), 0);
         while at < bytes {
