@@ -31,9 +31,6 @@ mod snapshots;
 
 mod copied;
 
-#[cfg(test)]
-mod tests;
-
 pub use storage::Storage;
 
 use block_common::IoError;
