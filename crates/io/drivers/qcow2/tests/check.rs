@@ -314,7 +314,7 @@ fn trust_3_no_image_brings_a_check_down() {
             let value = match rng.below(0..4) {
                 0 => rng.next(),
                 1 => rng.below(0..END as u64 + 4) * CLUSTER as u64,
-                2 => rng.below(0..END as u64 + 4) * CLUSTER as u64 | interesting[rng.below(0..14) as usize],
+                2 => (rng.below(0..END as u64 + 4) * CLUSTER as u64) | interesting[rng.below(0..14) as usize],
                 _ => interesting[rng.below(0..14) as usize],
             };
             image.put(at, value);

@@ -222,7 +222,7 @@ impl Walk<'_> {
         offset: u64,
         len: u64,
     ) -> Result<(), CheckError> {
-        let (times, raw) = (table.times, entry.raw());
+        let (times, raw) = (table.times, entry.with_copied(false).raw());
         if entry.is_copied() {
             let text = "copied flag must never be set for compressed clusters";
             self.corrupt(times, format_args!("ERROR: coffset={offset:#x}: {text}"));
