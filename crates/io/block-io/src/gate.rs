@@ -28,6 +28,7 @@
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::sync::{Arc, COUNTERS, FAST, Mutex, lock, shard, slow_shard};
 use crossbeam_utils::CachePadded;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::ops::Deref;
@@ -89,7 +90,9 @@ struct Cell {
 #[derive(Default)]
 struct Waiting {
     next: u64,
-    wakers: Vec<(u64, Interest, Waker)>,
+    /// By number, for each [`Interest`]. While a node is drained, any number may wait for it to open: nobody who comes or goes looks at
+    /// them all.
+    wakers: [BTreeMap<u64, Waker>; 2],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -102,8 +105,11 @@ impl Waiting {
     /// Take out the waker registered under `key`. To be dropped without the lock: with the last waker of a task, some executors
     /// drop the task, and pins of this gate with it.
     fn remove(&mut self, key: u64) -> Option<Waker> {
-        let at = self.wakers.iter().position(|(k, ..)| *k == key)?;
-        Some(self.wakers.swap_remove(at).2)
+        self.wakers.iter_mut().find_map(|wakers| wakers.remove(&key))
+    }
+
+    fn of(&mut self, interest: Interest) -> &mut BTreeMap<u64, Waker> {
+        &mut self.wakers[interest as usize]
     }
 }
 
@@ -140,7 +146,7 @@ impl<T> Inner<T> {
         let mut woken = Vec::new();
         {
             let mut waiting = lock(&self.core.cell.waiting);
-            waiting.wakers.retain(|(_, i, waker)| *i != interest || (woken.push(waker.clone()), false).1);
+            woken.extend(std::mem::take(waiting.of(interest)).into_values());
         }
         woken.into_iter().for_each(Waker::wake);
     }
@@ -432,7 +438,7 @@ impl<T> Wait<'_, T> {
             waiting.next
         });
         let old = waiting.remove(key);
-        waiting.wakers.push((key, interest, waker));
+        waiting.of(interest).insert(key, waker);
         if interest == Interest::Idle {
             inner.set(WAIT);
         }
@@ -447,7 +453,7 @@ impl<T> Drop for Wait<'_, T> {
         let inner = self.inner;
         let mut waiting = lock(&inner.core.cell.waiting);
         let old = waiting.remove(key);
-        if !waiting.wakers.iter().any(|(_, i, _)| *i == Interest::Idle) {
+        if waiting.of(Interest::Idle).is_empty() {
             inner.clear(WAIT);
         }
         drop(waiting);
@@ -566,10 +572,9 @@ impl<T> Pin<T> {
         // Cloned while still counted: after counting down, the value may be freed by somebody else.
         let cell = gate.core.cell.clone();
         let (wakers, free) = {
-            let waiting = lock(&cell.waiting);
+            let mut waiting = lock(&cell.waiting);
             let word = gate.word(self.shard as usize).fetch_sub(UNITS[self.parity as usize], Ordering::AcqRel);
-            let wakers: Vec<_> =
-                waiting.wakers.iter().filter(|(_, i, _)| *i == Interest::Idle).map(|(.., w)| w.clone()).collect();
+            let wakers: Vec<_> = waiting.of(Interest::Idle).values().cloned().collect();
             (wakers, word & DEAD != 0 && gate.count(COUNT_MASK) == 0)
         };
         if free {

@@ -22,9 +22,6 @@ impl Shared {
     /// Make the disk `len` bytes long.
     pub(crate) async fn resize(&self, req: &Req, len: u64) -> IoResult<()> {
         let _turn = self.resizing.lock().await;
-        if !len.is_multiple_of(512) {
-            return Err(IoError::INVALID);
-        }
         // A snapshot's disk has another length, which this build cannot keep apart.
         if self.header().snapshots > 0 && len != self.length() {
             return Err(IoError::UNSUPPORTED);

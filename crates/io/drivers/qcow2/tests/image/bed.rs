@@ -1,0 +1,72 @@
+//! An image in memory, open.
+
+use block_common::{AlignedBuf, ChildRole, IoBuf, IoError, Perm, RequestFlags};
+use block_io::{IoThread, Root, StaticGraph, ThreadPool};
+use block_qcow2::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Options};
+use block_testkit::bed::block_on;
+use block_testkit::{MemOptions, MemStorage};
+
+pub(crate) const NONE: RequestFlags = RequestFlags::empty();
+
+/// Storage with these bytes.
+pub(crate) fn storage(bytes: Vec<u8>) -> MemStorage {
+    MemStorage::with_content(MemOptions { journal: true, ..MemOptions::new(bytes.len() as u64) }, bytes)
+}
+
+pub(crate) struct Image {
+    pub(crate) root: Root,
+    pub(crate) control: Qcow2Control,
+    graph: StaticGraph,
+}
+
+/// Open the image in `storage`.
+pub(crate) fn open(
+    thread: &IoThread,
+    storage: &MemStorage,
+    backing: Option<&MemStorage>,
+    options: Qcow2Options,
+) -> Result<Image, String> {
+    let mut graph = StaticGraph::new(thread.handle());
+    let file = block_on(graph.node("file").install(storage.driver(), false)).map_err(|error| error.to_string())?;
+    let backing =
+        backing.map(|backing| block_on(graph.node("backing").install(backing.driver(), true)).expect("a backing node"));
+    let mut shell = graph.node("qcow2");
+    let file = shell.child(ChildRole::IMAGE, Perm::all(), &file);
+    let backing = backing.map(|backing| shell.child(ChildRole::COW, Perm::CONSISTENT_READ, &backing));
+    let open = |req| async move {
+        let opened = async {
+            let header = Qcow2::read_header(&req, &file).await?;
+            let children = Qcow2Children { file, data: None, backing };
+            Qcow2::open(&req, children, header, options, false, ThreadPool::new(2)).await
+        };
+        Ok(opened.await)
+    };
+    let opened = block_on(shell.run(open)).map_err(|error| error.to_string())?;
+    let (engine, control) = opened.map_err(|error| error.to_string())?;
+    let node = block_on(shell.install(engine, false)).map_err(|error| error.to_string())?;
+    let root = graph.root("root", &node, Perm::all());
+    Ok(Image { root, control, graph })
+}
+
+impl Image {
+    pub(crate) fn close(self) -> Result<(), IoError> {
+        drop(self.root);
+        block_on(self.graph.close())
+    }
+
+    pub(crate) fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+        let (result, buf) = block_on(self.root.read(offset, AlignedBuf::zeroed(len, 4096).into_io()));
+        result.expect("read");
+        buf.expect("the buffer").to_aligned(1).to_vec()
+    }
+
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) {
+        block_on(self.root.write(offset, buf(data), NONE)).0.expect("written");
+    }
+}
+
+pub(crate) fn buf(data: &[u8]) -> IoBuf {
+    let mut buf = AlignedBuf::zeroed(data.len(), 4096);
+    buf.copy_from_slice(data);
+    buf.into_io()
+}

@@ -1,0 +1,267 @@
+//! A second opinion on images: what is in them and what is wrong with them, from their bytes alone, without the engine.
+
+use block_qcow2_format::{
+    AutoclearFeatures, CompatibleFeatures, CompressionType, Geometry, Header, IncompatibleFeatures, L1Entry, L2Entry,
+    L2Kind, RefcountBits, SubclusterBits, SubclusterState, Version, feature_names,
+};
+use std::collections::BTreeMap;
+
+/// A new image.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Format {
+    pub(crate) version: Version,
+    pub(crate) cluster_bits: u32,
+    pub(crate) refcount_order: u32,
+    pub(crate) extended: bool,
+    pub(crate) compression: CompressionType,
+    pub(crate) size: u64,
+}
+
+impl Format {
+    /// Version 3 with clusters of 64 KiB.
+    pub(crate) fn new(size: u64) -> Self {
+        let compression = CompressionType::Zlib;
+        Self { version: Version::V3, cluster_bits: 16, refcount_order: 4, extended: false, compression, size }
+    }
+
+    /// An empty image: header, table of counts, a block of counts, L1 table.
+    pub(crate) fn bytes(self) -> Vec<u8> {
+        let geometry = Geometry::new(self.cluster_bits, self.extended).expect("a geometry");
+        let size = geometry.cluster_size();
+        let bits = RefcountBits::new(self.refcount_order).expect("a width");
+        let l1_size = geometry.l1_entries_for(self.size);
+        let l1_clusters = (l1_size * 8).div_ceil(size).max(1);
+        let mut incompatible = IncompatibleFeatures::empty();
+        incompatible.set(IncompatibleFeatures::EXTENDED_L2, self.extended);
+        incompatible.set(IncompatibleFeatures::COMPRESSION, self.compression == CompressionType::Zstd);
+        // Names of features do not fit beside the header into the smallest clusters.
+        let features = if self.version == Version::V3 && size > 512 { feature_names() } else { Vec::new() };
+        let header = Header {
+            version: self.version,
+            geometry,
+            size: self.size,
+            crypt_method: 0,
+            l1_size: l1_size as u32,
+            l1_offset: 3 * size,
+            refcount_table_offset: size,
+            refcount_table_clusters: 1,
+            snapshots: 0,
+            snapshots_offset: 0,
+            incompatible,
+            compatible: CompatibleFeatures::empty(),
+            autoclear: AutoclearFeatures::empty(),
+            refcount_bits: bits,
+            compression: self.compression,
+            more: Vec::new(),
+            backing_file: None,
+            backing_format: None,
+            data_file: None,
+            crypto: None,
+            features,
+            bitmaps: None,
+            unknown: Vec::new(),
+        };
+        let mut bytes = header.to_bytes().expect("a header");
+        bytes.resize(((3 + l1_clusters) * size) as usize, 0);
+        bytes[size as usize..size as usize + 8].copy_from_slice(&(2 * size).to_be_bytes());
+        let block = &mut bytes[2 * size as usize..3 * size as usize];
+        (0..3 + l1_clusters as usize).for_each(|cluster| bits.set(block, cluster, 1));
+        bytes
+    }
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    /// Clusters that are counted more often than they are used.
+    pub(crate) leaks: u64,
+    /// The virtual disk.
+    pub(crate) guest: Vec<u8>,
+    /// Compressed clusters.
+    pub(crate) compressed: u64,
+}
+
+struct Inspector<'a> {
+    bytes: &'a [u8],
+    header: Header,
+    /// How often each cluster is used.
+    uses: BTreeMap<u64, u64>,
+    wrong: Vec<String>,
+}
+
+fn number(bytes: &[u8], at: u64) -> u64 {
+    let mut number = [0; 8];
+    for (i, byte) in number.iter_mut().enumerate() {
+        *byte = bytes.get(at as usize + i).copied().unwrap_or(0);
+    }
+    u64::from_be_bytes(number)
+}
+
+/// Look at an image, which has no snapshots. `backing` has what it has not.
+pub(crate) fn inspect(bytes: &[u8], backing: &[u8]) -> Result<Report, String> {
+    let header = Header::parse(&bytes[..bytes.len().min(1 << 21)]).map_err(|error| error.to_string())?;
+    let mut inspector = Inspector { bytes, header, uses: BTreeMap::new(), wrong: Vec::new() };
+    let report = inspector.run(backing);
+    if inspector.wrong.is_empty() { Ok(report) } else { Err(inspector.wrong.join("; ")) }
+}
+
+impl Inspector<'_> {
+    fn uses(&mut self, offset: u64, len: u64, what: &str) {
+        let geometry = self.header.geometry;
+        if offset > self.bytes.len() as u64 + (64 << 20) {
+            return self.wrong.push(format!("{what} at {offset:#x}, far past the end"));
+        }
+        for cluster in geometry.cluster(offset)..geometry.clusters_for(offset + len) {
+            *self.uses.entry(cluster).or_default() += 1;
+        }
+    }
+
+    fn count(&self, cluster: u64) -> u64 {
+        let bits = self.header.refcount_bits;
+        let block_bits = bits.block_bits(self.header.geometry.cluster_bits());
+        let entries = u64::from(self.header.refcount_table_clusters) << (self.header.geometry.cluster_bits() - 3);
+        if cluster >> block_bits >= entries {
+            return 0;
+        }
+        let block = number(self.bytes, self.header.refcount_table_offset + (cluster >> block_bits) * 8) & !511;
+        let from = (block as usize).min(self.bytes.len());
+        if block == 0 { 0 } else { bits.get(&self.bytes[from..], (cluster & ((1 << block_bits) - 1)) as usize) }
+    }
+
+    fn run(&mut self, backing: &[u8]) -> Report {
+        let geometry = self.header.geometry;
+        let size = geometry.cluster_size();
+        self.uses(0, size, "the header");
+        self.uses(
+            self.header.refcount_table_offset,
+            u64::from(self.header.refcount_table_clusters) * size,
+            "the table of counts",
+        );
+        for i in 0..u64::from(self.header.refcount_table_clusters) * size / 8 {
+            let block = number(self.bytes, self.header.refcount_table_offset + i * 8) & !511;
+            if block != 0 {
+                self.uses(block, size, "a block of counts");
+            }
+        }
+        self.uses(self.header.l1_offset, (u64::from(self.header.l1_size) * 8).max(1), "the L1 table");
+        let mut report = Report { guest: vec![0; self.header.size as usize], ..Report::default() };
+        let there = backing.len().min(report.guest.len());
+        report.guest[..there].copy_from_slice(&backing[..there]);
+        for index in 0..u64::from(self.header.l1_size) {
+            let entry = L1Entry::from_raw(number(self.bytes, self.header.l1_offset + index * 8));
+            let Some(table) = entry.table() else { continue };
+            if !geometry.is_aligned(table) || entry.reserved() != 0 {
+                self.wrong.push(format!("L1 entry {index}: {:#x}", entry.raw()));
+                continue;
+            }
+            self.uses(table, size, "an L2 table");
+            for at in 0..geometry.l2_entries() {
+                let place = table + at * geometry.l2_entry_size();
+                let raw = (
+                    L2Entry::from_raw(number(self.bytes, place)),
+                    SubclusterBits::from_raw(number(self.bytes, place + 8)),
+                );
+                self.cluster(raw, (index * geometry.l2_entries() + at) * size, &mut report);
+            }
+        }
+        self.compare(&mut report);
+        report
+    }
+
+    fn cluster(&mut self, (entry, bits): (L2Entry, SubclusterBits), offset: u64, report: &mut Report) {
+        let geometry = self.header.geometry;
+        let size = geometry.cluster_size();
+        let room = report.guest.len().saturating_sub(offset as usize).min(size as usize);
+        if entry.reserved(&geometry) != 0 {
+            self.wrong.push(format!("L2 entry of {offset:#x}: {:#x}", entry.raw()));
+        }
+        let host = match entry.kind(&geometry) {
+            L2Kind::Unallocated => None,
+            L2Kind::Zero => {
+                report.guest[offset as usize..][..room].fill(0);
+                None
+            }
+            L2Kind::ZeroAllocated(host) => {
+                report.guest[offset as usize..][..room].fill(0);
+                Some(host)
+            }
+            L2Kind::Data(host) => {
+                if !geometry.is_extended() {
+                    self.copy(host, &mut report.guest[offset as usize..][..room]);
+                }
+                Some(host)
+            }
+            L2Kind::Compressed(at, len) => {
+                self.uses(at, len, "compressed data");
+                report.compressed += 1;
+                match self.unpack(at, len, size as usize) {
+                    Some(plain) => report.guest[offset as usize..][..room].copy_from_slice(&plain[..room]),
+                    None => self.wrong.push(format!("rubbish in the compressed cluster of {offset:#x}")),
+                }
+                None
+            }
+        };
+        if let Some(host) = host {
+            if !geometry.is_aligned(host) {
+                self.wrong.push(format!("L2 entry of {offset:#x}: {:#x}", entry.raw()));
+            }
+            self.uses(host, size, "data");
+            if entry.is_copied() != (self.count(geometry.cluster(host)) == 1) {
+                self.wrong.push(format!("the COPIED bit of {offset:#x} does not fit its count"));
+            }
+        }
+        if geometry.is_extended() && !matches!(entry.kind(&geometry), L2Kind::Compressed(..)) {
+            let sub = geometry.subcluster_size() as usize;
+            for i in 0..32 {
+                let from = offset as usize + i * sub;
+                let room = report.guest.len().saturating_sub(from).min(sub);
+                match (bits.state(i as u32), host) {
+                    (SubclusterState::Unallocated, _) => {}
+                    _ if room == 0 => {}
+                    (SubclusterState::Zero, _) => report.guest[from..][..room].fill(0),
+                    (SubclusterState::Allocated, Some(host)) => {
+                        self.copy(host + (i * sub) as u64, &mut report.guest[from..][..room]);
+                    }
+                    _ => self.wrong.push(format!("subclusters of {offset:#x}: {:#x}", bits.raw())),
+                }
+            }
+        }
+    }
+
+    fn copy(&self, host: u64, to: &mut [u8]) {
+        to.fill(0);
+        let from = (host as usize).min(self.bytes.len());
+        let there = (self.bytes.len() - from).min(to.len());
+        to[..there].copy_from_slice(&self.bytes[from..from + there]);
+    }
+
+    fn unpack(&self, at: u64, len: u64, size: usize) -> Option<Vec<u8>> {
+        use std::io::Read;
+        let from = (at as usize).min(self.bytes.len());
+        let packed = &self.bytes[from..(from + len as usize).min(self.bytes.len())];
+        let mut plain = vec![0; size];
+        match self.header.compression {
+            CompressionType::Zlib => flate2::read::DeflateDecoder::new(packed).read_exact(&mut plain).ok()?,
+            CompressionType::Zstd => zstd::Decoder::new(packed).ok()?.read_exact(&mut plain).ok()?,
+        }
+        Some(plain)
+    }
+
+    fn compare(&mut self, report: &mut Report) {
+        let end = self
+            .uses
+            .keys()
+            .next_back()
+            .copied()
+            .unwrap_or(0)
+            .max(self.bytes.len() as u64 >> self.header.geometry.cluster_bits());
+        for cluster in 0..=end {
+            let (uses, count) = (self.uses.get(&cluster).copied().unwrap_or(0), self.count(cluster));
+            if uses > count {
+                self.wrong.push(format!("cluster {cluster} is used {uses} times and counted {count} times"));
+            } else {
+                report.leaks += count - uses;
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Requests of every kind on every kind of image.
+
+use crate::bed::{NONE, buf, open, storage};
+use crate::disk::{Format, inspect};
+use block_common::{Preallocation, RequestFlags};
+use block_qcow2::Qcow2Options;
+use block_qcow2_format::{CompressionType, Version};
+use block_testkit::bed::{block_on, io_thread};
+use block_testkit::conformance::{self, ConformanceOptions};
+use block_testkit::model::{self, ModelOptions};
+
+/// One image of each kind.
+fn formats(size: u64) -> Vec<Format> {
+    let new = Format::new(size);
+    vec![
+        new,
+        Format { version: Version::V2, ..new },
+        Format { cluster_bits: 9, ..new },
+        Format { cluster_bits: 12, refcount_order: 0, ..new },
+        Format { cluster_bits: 12, refcount_order: 6, ..new },
+        Format { cluster_bits: 21, ..new },
+        Format { cluster_bits: 14, extended: true, ..new },
+        Format { cluster_bits: 16, extended: true, compression: CompressionType::Zstd, ..new },
+    ]
+}
+
+#[test]
+fn images_of_every_kind_conform() {
+    let thread = io_thread(true);
+    for format in formats(4 << 20) {
+        for backing in [None, Some(vec![0x5a; 700 << 10])] {
+            let file = storage(format.bytes());
+            let below = backing.clone().map(storage);
+            let image = open(&thread, &file, below.as_ref(), Qcow2Options::default()).expect("opens");
+            // With a backing file, what a discard of version 2 leaves is that of the backing file.
+            conformance::run_everywhere(&image.root, &ConformanceOptions::default());
+            image.close().expect("closes");
+            let report = inspect(&file.bytes(0, file.len() as usize), &backing.unwrap_or_default());
+            assert_eq!(report.unwrap_or_else(|error| panic!("{format:?}: {error}")).leaks, 0, "{format:?}");
+        }
+    }
+}
+
+#[test]
+fn a_model_agrees_with_images_of_every_kind() {
+    let threads = [io_thread(true), io_thread(true)];
+    for format in formats(2 << 20) {
+        // Two slices of the smallest kind: they are let go of and read again all the time.
+        let options =
+            Qcow2Options { l2_cache_size: Some(1024), l2_cache_entry_size: Some(512), ..Qcow2Options::default() };
+        let file = storage(format.bytes());
+        let image = open(&threads[0], &file, None, options).expect("opens");
+        let handles = threads.iter().map(|thread| thread.handle()).collect();
+        let load = ModelOptions { threads: handles, len: 2 << 20, ..ModelOptions::default() };
+        block_on(model::run(&image.root, load)).unwrap_or_else(|error| panic!("{format:?}: {error}"));
+        image.close().expect("closes");
+        let report = inspect(&file.bytes(0, file.len() as usize), &[]);
+        assert_eq!(report.unwrap_or_else(|error| panic!("{format:?}: {error}")).leaks, 0, "{format:?}");
+    }
+}
+
+#[test]
+fn compressed_clusters_are_written_and_read_and_overwritten() {
+    let thread = io_thread(true);
+    for format in formats(16 << 20) {
+        let size = 1usize << format.cluster_bits;
+        let file = storage(format.bytes());
+        let image = open(&thread, &file, None, Qcow2Options::default()).expect("opens");
+        let packed = |from: usize| (0..3 * size).map(|i| ((i + from) / 11 % 250) as u8).collect::<Vec<u8>>();
+        let (first, second) = (packed(0), packed(77));
+        block_on(image.root.write(0, buf(&first), RequestFlags::WRITE_COMPRESSED)).0.expect("written");
+        block_on(image.root.write(3 * size as u64, buf(&second), RequestFlags::WRITE_COMPRESSED)).0.expect("written");
+        assert!(image.read(0, 6 * size) == [first, second.clone()].concat(), "{format:?}");
+        image.write(size as u64 + 100, &[7; 50]);
+        let mut now = image.read(0, 6 * size);
+        assert_eq!(now[size + 100..size + 150], [7; 50]);
+        now[size + 100..size + 150].copy_from_slice(&packed(0)[size + 100..size + 150]);
+        assert!(now == [packed(0), second].concat(), "{format:?}: a write around which a cluster was unpacked");
+        block_on(image.root.discard(3 * size as u64, 3 * size as u64)).expect("discarded");
+        assert_eq!(image.read(3 * size as u64, 3 * size), vec![0; 3 * size]);
+        image.close().expect("closes");
+        let report =
+            inspect(&file.bytes(0, file.len() as usize), &[]).unwrap_or_else(|error| panic!("{format:?}: {error}"));
+        assert_eq!((report.leaks, report.compressed), (0, 2), "{format:?}");
+    }
+}
+
+#[test]
+fn trunc_1_what_was_cut_off_does_not_come_back() {
+    let thread = io_thread(true);
+    for format in formats(1 << 20) {
+        let file = storage(format.bytes());
+        let image = open(&thread, &file, None, Qcow2Options::default()).expect("opens");
+        image.write(0, &[3; 1 << 20]);
+        block_on(image.root.truncate(100 << 9, Preallocation::Off)).expect("shorter");
+        block_on(image.root.truncate(40 << 20, Preallocation::Off)).expect("longer");
+        assert_eq!(image.root.length(), Ok(40 << 20));
+        assert_eq!(image.read(0, 100 << 9), vec![3; 100 << 9]);
+        assert!(image.read(100 << 9, 1 << 20).iter().all(|byte| *byte == 0), "{format:?}");
+        image.write((40 << 20) - 512, &[4; 512]);
+        image.close().expect("closes");
+        let report =
+            inspect(&file.bytes(0, file.len() as usize), &[]).unwrap_or_else(|error| panic!("{format:?}: {error}"));
+        assert_eq!((report.leaks, report.guest.len(), report.guest[(40 << 20) - 1]), (0, 40 << 20, 4), "{format:?}");
+    }
+}
+
+#[test]
+fn flush_2_fua_brings_the_tables_along() {
+    let thread = io_thread(true);
+    let file = storage(Format::new(8 << 20).bytes());
+    let image = open(&thread, &file, None, Qcow2Options::default()).expect("opens");
+    // Allocated without FUA, overwritten with it: the second write must not bypass the tables.
+    image.write(0, &[1; 512]);
+    block_on(image.root.write(0, buf(&[2; 512]), RequestFlags::FUA)).0.expect("written");
+    let report = inspect(&file.power_cut(|_, _| false), &[]).expect("an image");
+    assert_eq!(report.guest[..512], [2; 512]);
+    block_on(image.root.write(0, buf(&[3; 512]), NONE)).0.expect("written");
+    image.close().expect("closes");
+}
