@@ -34,9 +34,9 @@ mod copied;
 pub use storage::Storage;
 
 use block_common::IoError;
-use block_qcow2_format::{AutoclearFeatures, BitmapError, FormatError, Header, IncompatibleFeatures, Version};
+use block_qcow2_format::{AutoclearFeatures, BitmapError, FormatError, IncompatibleFeatures, Version};
 use std::fmt;
-use storage::Image;
+pub(crate) use storage::Image;
 use walk::Walk;
 
 /// The most memory that counts and lists of tables take, in bytes.
@@ -140,9 +140,7 @@ impl CheckError {
 #[doc(alias = "bdrv_check")]
 pub async fn check(file: Storage<'_>, repair: Repair, watch: &mut dyn Watch) -> Result<Report, CheckError> {
     let image = Image::open(file).await?;
-    let prefix = image.read(0, Header::PREFIX as u64).await?;
-    let cluster_size = Header::cluster_size(&prefix)?;
-    let header = Header::parse(&image.read(0, cluster_size).await?)?;
+    let header = image.header().await?;
     let mut walk = Walk::new(image, header, repair, watch);
     walk.run().await?;
     Ok(walk.report)

@@ -3,6 +3,7 @@
 use super::CheckError;
 use block_common::{AlignedBuf, HostOffset, IoBuf, IoError, IoResult, Preallocation, RequestFlags};
 use block_io::{Edge, Req, Root};
+use block_qcow2_format::Header;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
@@ -48,14 +49,21 @@ impl Storage<'_> {
 }
 
 /// The file, and its length.
-pub(super) struct Image<'a> {
+pub(crate) struct Image<'a> {
     storage: Storage<'a>,
     len: u64,
 }
 
 impl<'a> Image<'a> {
-    pub(super) async fn open(storage: Storage<'a>) -> Result<Self, CheckError> {
+    pub(crate) async fn open(storage: Storage<'a>) -> Result<Self, CheckError> {
         Ok(Self { storage, len: storage.length().await? })
+    }
+
+    /// The image's header.
+    pub(crate) async fn header(&self) -> Result<Header, CheckError> {
+        let prefix = self.read(0, Header::PREFIX as u64).await?;
+        let cluster_size = Header::cluster_size(&prefix)?;
+        Ok(Header::parse(&self.read(0, cluster_size).await?)?)
     }
 
     /// Its length in bytes.
@@ -64,7 +72,7 @@ impl<'a> Image<'a> {
     }
 
     /// `len` bytes at `offset`, wherever that is: what the file does not have is zeroes. The caller has bounded `len`.
-    pub(super) async fn read(&self, offset: u64, len: u64) -> Result<Bytes, CheckError> {
+    pub(crate) async fn read(&self, offset: u64, len: u64) -> Result<Bytes, CheckError> {
         let whole = usize::try_from(len).ok().and_then(|len| AlignedBuf::try_zeroed(len, ALIGNMENT));
         let whole = whole.ok_or(CheckError::TooLarge)?.into_io();
         let there = self.len.saturating_sub(offset).min(len) as usize;
@@ -115,7 +123,7 @@ impl<'a> Image<'a> {
 }
 
 /// What was read.
-pub(super) struct Bytes(AlignedBuf);
+pub(crate) struct Bytes(AlignedBuf);
 
 impl std::ops::Deref for Bytes {
     type Target = [u8];
