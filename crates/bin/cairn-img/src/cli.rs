@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::fmt;
 
 /// Commands of qemu-img that this build does not have.
-pub(crate) const NOT_BUILT: [&str; 6] = ["amend", "bitmap", "check", "commit", "rebase", "snapshot"];
+pub(crate) const NOT_BUILT: [&str; 5] = ["amend", "bitmap", "commit", "rebase", "snapshot"];
 
 /// Disk image utility.
 #[derive(Debug, Parser)]
@@ -22,6 +22,7 @@ pub(crate) const NOT_BUILT: [&str; 6] = ["amend", "bitmap", "check", "commit", "
     override_usage = "cairn-img [standard options] COMMAND [--help | command options]",
     after_help = "Commands:\n  \
                   bench    Run a simple image benchmark\n  \
+                  check    Check an image, and repair it\n  \
                   compare  Check if two images have the same contents\n  \
                   convert  Copy one or more images to another\n  \
                   create   Create a new image\n  \

@@ -5,6 +5,7 @@
 use crate::cli::Failure;
 use block_backend::{Backend, BackendOptions};
 use block_backend_io::BackendSettings;
+use block_common::options::{OptionsError, Value};
 use block_common::{FileName, Options, Perm, PermPair};
 use block_copy::Padded;
 use block_drivers::{ImageOptions, open_image, open_options, register_all};
@@ -68,9 +69,13 @@ impl Image {
     /// # Errors
     /// A message that names the image and the reason.
     pub(crate) async fn open(&self, gs: &GlobalState) -> Result<Backend, Failure> {
+        let node = self.open_node(gs).await?;
+        self.insert(gs, node).await
+    }
+
+    async fn insert(&self, gs: &GlobalState, node: NodeRef) -> Result<Backend, Failure> {
         let failed =
             |error: &dyn std::fmt::Display| Failure::message(format!("Could not open '{}': {error}", self.name));
-        let node = self.open_node(gs).await?;
         let writing = if self.how.read_only { Perm::empty() } else { Perm::WRITE };
         let writing = if self.resize { writing | Perm::RESIZE } else { writing };
         let shared = if self.still { !(Perm::WRITE | Perm::RESIZE) } else { Perm::all() };
@@ -93,6 +98,46 @@ impl Image {
         let padded =
             padded.map_err(|error| Failure::message(format!("Could not get size of '{}': {error}", self.name)))?;
         Ok((backend, padded))
+    }
+
+    /// As [`Image::open`], but what a qcow2 image lies in instead of what it shows: for who looks at the image's own structure. The format comes with
+    /// it, where one is named. Images of other formats are opened as they are.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub(crate) async fn open_under_format(&self, gs: &GlobalState) -> Result<(Backend, Option<String>), Failure> {
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::message(format!("Could not open '{}': {error}", self.name));
+        let options = match FileName::parse(&self.name) {
+            _ if self.image_opts => {
+                let parsed = Options::parse_image_opts(&with_implied_key(&self.name));
+                let (options, short_forms) = parsed.map_err(|error| failed(&error))?;
+                short_forms.iter().for_each(|form| crate::warn(&form.to_string()));
+                Some(options)
+            }
+            Ok(FileName::Json(options)) => Some(options),
+            _ => None,
+        };
+        let named = options.as_ref().and_then(|options| match options.lookup("driver") {
+            Some(Value::Str(driver)) => Some(driver.clone()),
+            _ => None,
+        });
+        let format = named.or_else(|| self.how.format.clone());
+        let under = format.as_deref().is_none_or(|format| format == "qcow2");
+        let how = match under {
+            true => ImageOptions { format: Some("raw".into()), ..self.how.clone() },
+            false => self.how.clone(),
+        };
+        let opened = match options {
+            None => open_image(gs, &self.name, &how).await,
+            Some(options) if under => {
+                let options = under_qcow2(options).map_err(|error| failed(&error))?;
+                open_options(gs, options, &how).await
+            }
+            Some(options) => open_options(gs, options, &how).await,
+        };
+        let node = opened.map_err(|error| failed(&error.report()))?;
+        Ok((self.insert(gs, node).await?, format))
     }
 
     async fn open_node(&self, gs: &GlobalState) -> Result<NodeRef, Failure> {
@@ -128,6 +173,19 @@ fn with_implied_key(text: &str) -> String {
     if text.is_empty() || first.contains('=') { text.to_owned() } else { format!("file={text}") }
 }
 
+/// The options of what a qcow2 image lies in. Other files and keys are none of its business.
+fn under_qcow2(options: Options) -> Result<Options, OptionsError> {
+    let dialect = options.dialect();
+    let mut dict = options.into_dict();
+    for key in ["backing", "data-file", "encrypt"] {
+        dict.remove(key);
+    }
+    if dict.contains_key("driver") {
+        dict.insert("driver", "raw")?;
+    }
+    Ok(Options::from_dict(dialect, dict))
+}
+
 /// The name of the file whose format is guessed, if these options leave it open.
 fn guessed_file(options: &Options) -> Option<String> {
     if options.lookup("driver").is_some() {
@@ -135,12 +193,12 @@ fn guessed_file(options: &Options) -> Option<String> {
     }
     let name = options.lookup("file.filename").or_else(|| options.lookup("filename"))?;
     match name {
-        block_common::options::Value::Str(name) => Some(name.clone()),
+        Value::Str(name) => Some(name.clone()),
         _ => None,
     }
 }
 
-fn warn_guessed_raw(file: &str) {
+pub(crate) fn warn_guessed_raw(file: &str) {
     eprintln!(
         "WARNING: Image format was not specified for '{file}' and probing guessed raw.\n         \
          Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \

@@ -11,6 +11,7 @@ mod args;
 mod cli;
 
 mod bench;
+mod check;
 mod compare;
 mod convert;
 mod create;
@@ -53,6 +54,7 @@ fn run() -> Result<(), Failure> {
     let name = command.to_string_lossy().into_owned();
     let run: fn(&str, Vec<OsString>) -> Result<(), Failure> = match name.as_str() {
         "bench" => run_command::<bench::Args>,
+        "check" => run_command::<check::Args>,
         "compare" => run_command::<compare::Args>,
         "convert" => run_command::<convert::Args>,
         "create" => run_command::<create::Args>,

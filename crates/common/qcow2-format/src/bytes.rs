@@ -1,7 +1,7 @@
 //! Big-endian numbers, as all of the format's are.
 
 /// Up to `N` bytes at `at`; zeroes stand for what is not there.
-fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(crate) fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
     if let Some(there) = bytes.get(at..) {
         let n = there.len().min(N);

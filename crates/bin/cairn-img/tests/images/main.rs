@@ -6,6 +6,7 @@
 
 mod support;
 
+mod check;
 mod compare;
 mod convert;
 mod create;

@@ -10,6 +10,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod check;
+pub mod info;
+
 mod cache;
 mod compress;
 mod discard;
