@@ -5,11 +5,11 @@
 
 use crate::args::{OpenArgs, OutputArgs, OutputFormat, one_image, source_cache};
 use crate::cli::{Command, Failure};
-use crate::image::{Image, on_io_thread, warn_guessed_raw, with_block_layer};
+use crate::image::{Image, on_io_thread, with_block_layer};
 use crate::info::write_json;
 use crate::progress::{Progress, ProgressArgs};
 use crate::{PROGRAM, print};
-use block_common::{AlignedBuf, IoError, PROBE_BYTES, probe_format};
+use block_common::IoError;
 use block_io::Root;
 use block_qcow2::check::{CheckError, Repair, Report, Storage, Watch, check};
 use clap::Parser;
@@ -85,7 +85,7 @@ impl Command for Args {
             on_io_thread(&gs, async move {
                 let format = match format {
                     Some(format) => format,
-                    None => guess(&root, &image, repair).await?,
+                    None => image.guess(&root).await?.to_owned(),
                 };
                 if format != "qcow2" {
                     return Err(Failure::message("This image format does not support checks").with_status(NO_CHECKS));
@@ -110,24 +110,6 @@ impl Args {
             }
         }
     }
-}
-
-/// The format that the image's first bytes look like.
-async fn guess(root: &Root, image: &Image, repair: Repair) -> Result<String, Failure> {
-    let failed = |error: IoError| {
-        Failure::message(format!(
-            "Could not open '{}': Could not read image for determining its format: {error}",
-            image.name
-        ))
-    };
-    let len = root.length().map_err(failed)?.min(PROBE_BYTES as u64) as usize;
-    let (result, buf) = root.read(0, AlignedBuf::zeroed(len, PROBE_BYTES).into_io()).await;
-    let bytes = result.and(buf.ok_or(IoError::CANCELLED)).map_err(failed)?.to_aligned(1);
-    let format = probe_format(&bytes);
-    if format == "raw" && repair.writes() {
-        warn_guessed_raw(&image.name);
-    }
-    Ok(format.into())
 }
 
 /// An image to check.

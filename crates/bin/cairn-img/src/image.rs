@@ -6,10 +6,11 @@ use crate::cli::Failure;
 use block_backend::{Backend, BackendOptions};
 use block_backend_io::BackendSettings;
 use block_common::options::{OptionsError, Value};
-use block_common::{FileName, Options, Perm, PermPair};
+use block_common::{AlignedBuf, FileName, IoError, Options, PROBE_BYTES, Perm, PermPair, probe_format};
 use block_copy::Padded;
 use block_drivers::{ImageOptions, open_image, open_options, register_all};
 use block_gs::{GlobalOptions, GlobalState, MainLoop, NodeRef};
+use block_io::Root;
 use std::future::Future;
 
 /// An image as named on a command line.
@@ -123,7 +124,12 @@ impl Image {
             _ => None,
         });
         let format = named.or_else(|| self.how.format.clone());
-        let under = format.as_deref().is_none_or(|format| format == "qcow2");
+        let has_file = |options: &Options| ["file", "filename"].iter().any(|key| options.lookup(key).is_some());
+        let under = match format.as_deref() {
+            Some(format) => format == "qcow2",
+            // What names no file is refused with the words for that.
+            None => options.as_ref().is_none_or(has_file),
+        };
         let how = match under {
             true => ImageOptions { format: Some("raw".into()), ..self.how.clone() },
             false => self.how.clone(),
@@ -138,6 +144,25 @@ impl Image {
         };
         let node = opened.map_err(|error| failed(&error.report()))?;
         Ok((self.insert(gs, node).await?, format))
+    }
+
+    /// The format that the first bytes look like of what `root` leads to, which [`Image::open_under_format`] opened.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub(crate) async fn guess(&self, root: &Root) -> Result<&'static str, Failure> {
+        let failed = |error: IoError| {
+            let text = "Could not read image for determining its format";
+            Failure::message(format!("Could not open '{}': {text}: {error}", self.name))
+        };
+        let len = root.length().map_err(failed)?.min(PROBE_BYTES as u64) as usize;
+        let (result, buf) = root.read(0, AlignedBuf::zeroed(len, PROBE_BYTES).into_io()).await;
+        let bytes = result.and(buf.ok_or(IoError::CANCELLED)).map_err(failed)?.to_aligned(1);
+        let format = probe_format(&bytes);
+        if format == "raw" && !self.how.read_only {
+            warn_guessed_raw(&self.name);
+        }
+        Ok(format)
     }
 
     async fn open_node(&self, gs: &GlobalState) -> Result<NodeRef, Failure> {
@@ -198,7 +223,7 @@ fn guessed_file(options: &Options) -> Option<String> {
     }
 }
 
-pub(crate) fn warn_guessed_raw(file: &str) {
+fn warn_guessed_raw(file: &str) {
     eprintln!(
         "WARNING: Image format was not specified for '{file}' and probing guessed raw.\n         \
          Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \

@@ -1,6 +1,7 @@
 //! How `info` prints an image and what is below it: the field's text, and the field's JSON.
 
 use block_common::HumanSize;
+use block_qcow2::info::{ImageInfo, InfoValue};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -21,6 +22,69 @@ pub(super) struct Node {
     pub(super) has_flags: bool,
     /// Names of edges, and what is there.
     pub(super) children: Vec<(String, Node)>,
+    /// What the image says of itself, if it has a structure.
+    pub(super) image: Option<Box<Image>>,
+}
+
+/// An image with a structure.
+#[derive(Debug)]
+pub(super) struct Image {
+    /// What it says.
+    pub(super) info: ImageInfo,
+    /// The backing file's name as it stands there, and as it is from here.
+    pub(super) backing: Option<(String, String)>,
+}
+
+impl Image {
+    fn backing_format(&self) -> Option<String> {
+        let format = self.info.header.backing_format.as_ref().filter(|_| self.backing.is_some());
+        format.map(|format| String::from_utf8_lossy(format).into_owned())
+    }
+
+    /// The lines between an image's size and what it is made of.
+    fn write(&self, text: &mut String, indent: &str) {
+        let mut line = |words: std::fmt::Arguments<'_>| {
+            // A String takes whatever is written to it.
+            let _ = writeln!(text, "{indent}{words}");
+        };
+        if self.info.is_encrypted() {
+            line(format_args!("encrypted: yes"));
+        }
+        line(format_args!("cluster_size: {}", self.info.header.geometry.cluster_size()));
+        if self.info.is_dirty() {
+            line(format_args!("cleanly shut down: no"));
+        }
+        match &self.backing {
+            Some((name, path)) if name == path => line(format_args!("backing file: {name}")),
+            Some((name, path)) => line(format_args!("backing file: {name} (actual path: {path})")),
+            None => {}
+        }
+        if let Some(format) = self.backing_format() {
+            line(format_args!("backing file format: {format}"));
+        }
+        if !self.info.snapshots.is_empty() {
+            line(format_args!("Snapshot list:"));
+            self.info.snapshot_table(local_time).lines().for_each(|row| line(format_args!("{row}")));
+        }
+        line(format_args!("Format specific information:"));
+        self.info.specific().to_text(1).lines().for_each(|value| line(format_args!("{value}")));
+    }
+}
+
+/// A date and a time, as it is where the user is.
+fn local_time(seconds: u32) -> String {
+    let time = jiff::Timestamp::from_second(seconds.into()).unwrap_or_default();
+    time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+fn json_of(value: &InfoValue) -> Value {
+    match value {
+        InfoValue::Text(words) => words.as_str().into(),
+        InfoValue::Number(number) => (*number).into(),
+        InfoValue::Flag(flag) => (*flag).into(),
+        InfoValue::List(list) => list.iter().map(json_of).collect(),
+        InfoValue::Map(map) => map.iter().map(|(name, value)| ((*name).to_owned(), json_of(value))).collect(),
+    }
 }
 
 impl Node {
@@ -45,6 +109,9 @@ impl Node {
         // A String takes whatever is written to it.
         let _ = writeln!(text, "{indent}{name}: {file_name}\n{indent}{kind}: {driver}");
         let _ = writeln!(text, "{indent}{size}: {human} ({length} bytes)\n{indent}disk size: {disk}");
+        if let Some(image) = &self.image {
+            image.write(text, indent);
+        }
         for (edge, child) in &self.children {
             let path = format!("{path}/{edge}");
             let _ = writeln!(text, "{indent}Child node '{path}':");
@@ -53,10 +120,10 @@ impl Node {
     }
 
     /// For programs; `as_chain` is a list of images.
-    pub(super) fn to_json(&self, as_chain: bool) -> String {
-        let value = self.value();
+    pub(super) fn to_json(chain: &[Self], as_chain: bool) -> String {
+        let values: Value = chain.iter().map(Self::value).collect();
         let mut text = String::new();
-        write_json(&mut text, &if as_chain { Value::Array(vec![value]) } else { value }, 0);
+        write_json(&mut text, if as_chain { &values } else { &values[0] }, 0);
         text + "\n"
     }
 
@@ -65,8 +132,18 @@ impl Node {
         let mut map = Map::new();
         let mut add = |key: &str, value: Value| drop(map.insert(key.into(), value));
         add("children", self.children.iter().map(child).collect());
+        let image = self.image.as_deref();
+        if let Some(format) = image.and_then(Image::backing_format) {
+            add("backing-filename-format", format.into());
+        }
+        if let Some(image) = image.filter(|image| !image.info.snapshots.is_empty()) {
+            add("snapshots", image.info.snapshot_values().iter().map(json_of).collect());
+        }
         add("virtual-size", self.length.into());
         add("filename", self.file_name.as_str().into());
+        if let Some(image) = image {
+            add("cluster-size", image.info.header.geometry.cluster_size().into());
+        }
         add("format", self.driver.into());
         if let Some(bytes) = self.disk_size {
             add("actual-size", bytes.into());
@@ -74,8 +151,18 @@ impl Node {
         if matches!(self.driver, "file" | "host_device") {
             add("format-specific", json!({ "type": "file", "data": {} }));
         }
+        if let Some(image) = image {
+            add("format-specific", json!({ "type": self.driver, "data": json_of(&image.info.specific()) }));
+            if let Some((name, path)) = &image.backing {
+                add("full-backing-filename", path.as_str().into());
+                add("backing-filename", name.as_str().into());
+            }
+            if image.info.is_encrypted() {
+                add("encrypted", true.into());
+            }
+        }
         if self.has_flags {
-            add("dirty-flag", false.into());
+            add("dirty-flag", image.is_some_and(|image| image.info.is_dirty()).into());
         }
         Value::Object(map)
     }

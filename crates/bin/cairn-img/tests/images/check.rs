@@ -13,7 +13,7 @@ const COPIED: u64 = 1 << 63;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// An image: its name, its creation options, its size, what is done with it.
-type Kind = (&'static str, &'static str, &'static str, &'static [&'static str]);
+pub(crate) type Kind = (&'static str, &'static str, &'static str, &'static [&'static str]);
 
 const WRITES: &[&str] = &["io write -P1 0 256k", "io write -P2 1M 64k"];
 const COMPRESSED: &[&str] = &[
@@ -40,7 +40,7 @@ const BITMAPS: &[&str] = &[
     "io write -P2 2M 64k",
 ];
 
-const KINDS: [Kind; 12] = [
+pub(crate) const KINDS: [Kind; 12] = [
     ("plain", "", "12M", WRITES),
     ("version 2", "compat=0.10", "12M", SNAPSHOTS),
     ("counts of 1 bit", "refcount_bits=1,cluster_size=4k", "12M", WRITES),
@@ -56,13 +56,13 @@ const KINDS: [Kind; 12] = [
 ];
 
 /// A folder with an image.
-struct Bed {
+pub(crate) struct Bed {
     dir: TempDir,
 }
 
 impl Bed {
     /// `None` where there is no qemu-img.
-    fn new((_, options, size, acts): Kind) -> Option<Self> {
+    pub(crate) fn new((_, options, size, acts): Kind) -> Option<Self> {
         let bed = Self { dir: tempfile::tempdir().expect("a folder") };
         let options = if options.is_empty() { vec![] } else { vec!["-o", options] };
         let create = [&["create", "-q", "-f", "qcow2"][..], &options, &["a.qcow2", size]].concat();
@@ -77,15 +77,15 @@ impl Bed {
         Some(bed)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn try_run(&self, program: &Path, words: &[&str]) -> Output {
+    pub(crate) fn try_run(&self, program: &Path, words: &[&str]) -> Output {
         Command::new(program).args(words).current_dir(self.dir.path()).output().expect("the program starts")
     }
 
-    fn run(&self, program: &str, words: &[&str]) -> Output {
+    pub(crate) fn run(&self, program: &str, words: &[&str]) -> Output {
         let output = self.try_run(Path::new(program), words);
         assert!(output.status.success(), "{program} {words:?}: {output:?}");
         output

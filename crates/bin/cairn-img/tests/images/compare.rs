@@ -53,6 +53,7 @@ fn comparing_is_refused_alike() {
             "compare",
             "compare odd.raw",
             "compare a b c",
+            "compare header.qcow2 a.raw",
             "compare nofile odd.raw",
             "compare odd.raw nofile",
             "compare -q nofile odd.raw",

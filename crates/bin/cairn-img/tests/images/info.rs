@@ -1,6 +1,8 @@
 //! Tables for `info`.
 
-use crate::support::check_all;
+use crate::check::{Bed, KINDS};
+use crate::support::{check_all, program, skipped};
+use std::path::Path;
 
 #[test]
 fn images_are_described_alike() {
@@ -66,6 +68,8 @@ fn describing_is_refused_alike() {
             "info --output",
             "info -f",
             "info json:{}",
+            "info header.qcow2",
+            "info -f qcow2 odd.raw",
         ],
     );
 }
@@ -109,4 +113,54 @@ fn blkdebug_nodes_are_described_alike() {
         lines.push(format!("map --output=json json:{{\"driver\":\"raw\",\"offset\":512,\"file\":{node}}}"));
     }
     check_all("blkdebug_nodes_are_described_alike", &lines.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// What both programs say of an image in the bed's folder, which is the same.
+fn described_alike(bed: &Bed, words: &str) {
+    let run = |program: &Path, name: &str| {
+        let output = bed.try_run(program, &[&["info"][..], &words.split(' ').collect::<Vec<_>>()].concat());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(name, "PROGRAM");
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    assert_eq!(run(program(), "cairn-img"), run(Path::new("qemu-img"), "qemu-img"), "info {words}");
+}
+
+#[test]
+fn qcow2_images_of_every_kind_are_described_alike() {
+    for kind in KINDS {
+        let Some(bed) = Bed::new(kind) else { return skipped("qcow2_images_of_every_kind_are_described_alike") };
+        described_alike(&bed, "a.qcow2");
+        described_alike(&bed, "--output=json -f qcow2 a.qcow2");
+    }
+    let Some(bed) = Bed::new(KINDS[9]) else { return };
+    for words in [
+        "-U --image-opts driver=qcow2,file.filename=a.qcow2",
+        "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"a.qcow2\"}}",
+        "-f raw a.qcow2",
+        "blkdebug::a.qcow2",
+    ] {
+        described_alike(&bed, words);
+    }
+}
+
+/// Scenario: overlays, one on another, with backing files that are there, are not, or are the overlay itself.
+#[test]
+fn chains_of_backing_files_are_described_alike() {
+    let Some(bed) = Bed::new(KINDS[0]) else { return skipped("chains_of_backing_files_are_described_alike") };
+    std::fs::create_dir(bed.path("dir")).expect("a folder");
+    for (name, backing, format) in [
+        ("b.qcow2", "a.qcow2", "qcow2"),
+        ("dir/c.qcow2", "../b.qcow2", "qcow2"),
+        ("lost.qcow2", "nothing.raw", "raw"),
+        ("one.qcow2", "two.qcow2", "qcow2"),
+        ("two.qcow2", "one.qcow2", "qcow2"),
+    ] {
+        bed.run("qemu-img", &["create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", format, name, "12M"]);
+    }
+    bed.run("qemu-img", &["snapshot", "-c", "one", "b.qcow2"]);
+    for name in ["b.qcow2", "dir/c.qcow2", "lost.qcow2", "one.qcow2"] {
+        for options in ["-U", "--output=json", "--backing-chain", "--backing-chain --output=json"] {
+            described_alike(&bed, &format!("{options} {name}"));
+        }
+    }
 }

@@ -1,0 +1,96 @@
+//! Images with a structure: what they say of themselves, without a driver that opens them, and the chain of their backing files.
+
+use super::tree::{Image as Structure, Node};
+use super::{file_name, node};
+use crate::cli::Failure;
+use crate::image::{Image, on_io_thread};
+use block_common::FileName;
+use block_copy::Padded;
+use block_gs::{GlobalState, NodeRef};
+use block_qcow2::check::{CheckError, Storage};
+use block_qcow2::info::ImageInfo;
+use std::collections::HashSet;
+
+/// The longest chain that is followed.
+const CHAIN_MAX: usize = 1000;
+
+/// What there is to tell of `image`, and of the images below it if `all` of the chain is asked for.
+///
+/// # Errors
+/// An image cannot be opened, or the chain comes back to itself.
+pub(super) async fn chain(gs: &GlobalState, image: Image, all: bool) -> Result<Vec<Node>, Failure> {
+    let (mut chain, mut seen, mut next) = (Vec::new(), HashSet::new(), Some(image));
+    while let Some(image) = next.take() {
+        if !seen.insert(image.name.clone()) || chain.len() == CHAIN_MAX {
+            return Err(Failure::message(format!("Backing file '{}' creates an infinite loop.", image.name)));
+        }
+        let node = describe(gs, &image).await?;
+        if all {
+            next = node.image.as_deref().and_then(|structure| below(&image, structure));
+        }
+        chain.push(node);
+    }
+    Ok(chain)
+}
+
+/// The image's backing file. Whatever its name looks like, it is that of a file (rule trust-2).
+fn below(image: &Image, structure: &Structure) -> Option<Image> {
+    let (_, path) = structure.backing.as_ref()?;
+    let is_path = matches!(FileName::parse(path), Ok(FileName::Path(parsed)) if parsed == *path);
+    let name = if is_path { path.clone() } else { format!("./{path}") };
+    let format = structure.info.header.backing_format.as_ref();
+    let mut below = Image { name, image_opts: false, ..image.clone() };
+    below.how.format = format.map(|format| String::from_utf8_lossy(format).into_owned());
+    Some(below)
+}
+
+async fn describe(gs: &GlobalState, image: &Image) -> Result<Node, Failure> {
+    let gone = || Failure::message(format!("Could not open '{}'", image.name));
+    let (backend, named) = image.open_under_format(gs).await?;
+    let (root, under) = (backend.io().root().clone(), backend.node().ok_or_else(gone)?);
+    let is_guessed = named.is_none();
+    let format = match named {
+        Some(format) => format,
+        None => image.guess(&root).await?.to_owned(),
+    };
+    if format != "qcow2" {
+        // What else the first bytes may look like, there is no driver for: that is told as for any command.
+        if is_guessed && format != "raw" {
+            drop(backend);
+            let backend = image.open(gs).await?;
+            return node(gs, backend.node().ok_or_else(gone)?).await;
+        }
+        return node(gs, under).await;
+    }
+    let read = on_io_thread(gs, async move { Ok(ImageInfo::read(Storage::Root(&root)).await) }).await?;
+    structured(gs, image, under, read).await
+}
+
+/// An image whose bytes are those of `under`.
+async fn structured(
+    gs: &GlobalState,
+    image: &Image,
+    under: NodeRef,
+    read: Result<ImageInfo, CheckError>,
+) -> Result<Node, Failure> {
+    let info = read.map_err(|error| Failure::message(format!("Could not open '{}': {error}", image.name)))?;
+    // It is opened as raw, which is what its name says, if that is a name of options.
+    let file_name = file_name(gs, &under)?.replacen("\"driver\": \"raw\"", "\"driver\": \"qcow2\"", 1);
+    let backing = info.header.backing_file.as_ref().map(|name| {
+        let name = String::from_utf8_lossy(name).into_owned();
+        let path = from_folder_of(&file_name, &name);
+        (name, path)
+    });
+    let length = info.header.size.next_multiple_of(Padded::SECTOR);
+    let below = node(gs, under).await?;
+    Ok(Node { file_name, driver: "qcow2", length, image: Some(Box::new(Structure { info, backing })), ..below })
+}
+
+/// The name `backing`, which stands in the image called `image`, as it is from here.
+fn from_folder_of(image: &str, backing: &str) -> String {
+    let is_relative = matches!(FileName::parse(backing), Ok(FileName::Path(_))) && !backing.starts_with('/');
+    match image.rsplit_once('/') {
+        Some((folder, _)) if is_relative && !image.starts_with("json:") => format!("{folder}/{backing}"),
+        _ => backing.to_owned(),
+    }
+}
