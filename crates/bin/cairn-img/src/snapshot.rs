@@ -3,6 +3,7 @@
 use crate::args::{ObjectArgs, exclusive};
 use crate::cli::{Command, Failure};
 use crate::image::{Image, with_block_layer};
+use crate::info::local_time;
 use crate::print;
 use block_backend::Backend;
 use block_drivers::{ImageOptions, Qcow2Control};
@@ -169,8 +170,4 @@ async fn drained<F: Future<Output = Result<(), SnapshotFailure>> + Send + 'stati
 fn now() -> (u32, u32) {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     (u32::try_from(since.as_secs()).unwrap_or(u32::MAX), since.subsec_nanos())
-}
-
-fn local_time(seconds: u32) -> String {
-    seconds.to_string()
 }

@@ -75,6 +75,11 @@ fn walk(options: &str, seed: u64) {
             7 | 8 => bed.both(&["snapshot", "-a", &name, "IMAGE"]),
             _ => bed.both(&["snapshot", "-d", &name, "IMAGE"]),
         }
+        // The time of day is each image's own.
+        std::fs::copy(bed.0.path().join("a"), bed.0.path().join("c")).expect("a copy");
+        let [ours, theirs] =
+            [program(), Path::new("qemu-img")].map(|program| bed.run(program, &["snapshot", "-f", "qcow2", "-l", "c"]));
+        assert_eq!(String::from_utf8_lossy(&ours.stdout), String::from_utf8_lossy(&theirs.stdout), "{what}");
         bed.check(&what);
     }
 }

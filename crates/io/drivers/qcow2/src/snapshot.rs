@@ -345,10 +345,10 @@ impl Shared {
         let mut counts = self.refcounts.lock().await;
         let mut l1 = self.l1_now();
         let entry_size = self.geometry.l2_entry_size();
-        for at in 0..l1.len() {
-            let Some(table) = L1Entry::from_raw(l1[at]).table() else { continue };
+        for l1_entry in &mut l1 {
+            let Some(table) = L1Entry::from_raw(*l1_entry).table() else { continue };
             let is_own = self.count_of(req, &mut counts, self.geometry.cluster(table)).await? == 1;
-            l1[at] = L1Entry::new(table, is_own).raw();
+            *l1_entry = L1Entry::new(table, is_own).raw();
             let words = meta::read_table(req, &self.file, table, (self.geometry.cluster_size() / 8) as usize).await?;
             let (mut now, each) = (words.clone(), (entry_size / 8) as usize);
             for word in now.iter_mut().step_by(each) {
