@@ -4,7 +4,7 @@
 //! field of an image is checked on its way in, with checked arithmetic, into a type that cannot be wrong: a malformed one is
 //! refused by name. `docs/formats/qcow2.md` has the byte maps; section names beside fields are those of the format's specification.
 //!
-//! Reading order: [`Geometry`], [`Header`], [`L2Entry`], [`RefcountBits`].
+//! Reading order: [`Geometry`], [`Header`], [`L2Entry`], [`RefcountBits`], [`Layout`].
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,8 @@ mod entry;
 mod error;
 mod geometry;
 mod header;
+mod layout;
+mod measure;
 mod refcount;
 
 pub use entry::{L1Entry, L2Entry, L2Kind, SUBCLUSTERS, SubclusterBits, SubclusterState};
@@ -22,4 +24,6 @@ pub use header::{
     AutoclearFeatures, BitmapsExtension, CompatibleFeatures, CompressionType, Extension, FeatureKind, FeatureName,
     Header, IncompatibleFeatures, Version, feature_names,
 };
+pub use layout::{Allocate, Layout, LayoutError, NewImage, Step, Steps};
+pub use measure::{MeasureOptions, Measured, UsedClusters};
 pub use refcount::RefcountBits;
