@@ -201,10 +201,10 @@ impl Layout {
         self.length
     }
 
-    /// Bytes of the data file, if there is one: whole clusters, where clusters of it are allocated.
+    /// Bytes of the data file, if there is one: whole clusters or subclusters, where they are allocated.
     pub fn data_length(&self) -> u64 {
         match self.has_tables() {
-            true => self.image.size.next_multiple_of(self.geometry.cluster_size()),
+            true => self.image.size.next_multiple_of(self.geometry.subcluster_size()),
             false => self.image.size,
         }
     }
@@ -330,6 +330,8 @@ struct Walk<'a> {
     data: Option<u64>,
     /// How many of the guest's clusters have a table.
     done: u64,
+    /// Behind the last of the clusters that were given away table by table, in clusters.
+    data_end: u64,
     /// Tables that moved, since somebody looked.
     left: Vec<Left>,
 }
@@ -347,7 +349,7 @@ struct Table {
 impl<'a> Walk<'a> {
     fn new(layout: &'a Layout) -> Self {
         let space = Space::new(&layout.geometry, layout.refcount);
-        Self { layout, space, l1: 0, data: None, done: 0, left: Vec::new() }
+        Self { layout, space, l1: 0, data: None, done: 0, data_end: 0, left: Vec::new() }
     }
 
     fn clusters(&self) -> u64 {
@@ -383,19 +385,35 @@ impl<'a> Walk<'a> {
         let data = match self.data {
             _ if self.in_data_file() => first,
             Some(start) => start + first,
-            None => self.space.take(count, &mut self.left)?,
+            None => {
+                let data = self.space.take(count, &mut self.left)?;
+                self.data_end = data + count;
+                data
+            }
         };
         self.done += count;
         Ok(Some(Table { at, count, data }))
     }
 
-    /// Bytes of the file, once everything has its place. A table that ends the file ends it to the byte.
+    /// Bytes of the file, once everything has its place. An L1 table that ends the file ends it to the byte, data to the subcluster.
     fn length(&self) -> u64 {
         let entries = self.layout.l1_entries();
         let l1_end = self.l1 + self.layout.geometry.clusters_for(entries * 8);
         match self.space.end() {
             end if entries > 0 && end == l1_end => self.layout.bytes_of(self.l1) + entries * 8,
+            end if end == self.data_end => {
+                self.layout.bytes_of(end) - self.layout.geometry.cluster_size() + self.last()
+            }
             end => self.layout.bytes_of(end),
+        }
+    }
+
+    /// Bytes of the disk's last cluster, in whole subclusters.
+    fn last(&self) -> u64 {
+        let geometry = &self.layout.geometry;
+        match geometry.within(self.layout.image.size) {
+            0 => geometry.cluster_size(),
+            bytes => bytes.next_multiple_of(geometry.subcluster_size()),
         }
     }
 }
@@ -500,11 +518,12 @@ impl Steps<'_> {
             entry[..8].copy_from_slice(&data.raw().to_be_bytes());
         }
         self.write(table.at, bytes);
-        // What lies behind the disk's end in its last cluster is cleared, where nobody else has done it.
-        let end = layout.geometry.within(layout.image.size);
-        if self.walk.done == self.walk.clusters() && end > 0 && self.walk.data.is_none() && !self.walk.in_data_file() {
+        // What lies behind the disk's end in its last (sub)cluster is cleared, where nobody else has done it.
+        let (end, last) = (layout.geometry.within(layout.image.size), self.walk.last());
+        let is_last = self.walk.done == self.walk.clusters();
+        if is_last && end > 0 && end < last && self.walk.data.is_none() && !self.walk.in_data_file() {
             let offset = layout.bytes_of(table.data + table.count - 1) + end;
-            self.ready.push_back(Step::Zeroes { offset, len: layout.geometry.cluster_size() - end });
+            self.ready.push_back(Step::Zeroes { offset, len: last - end });
         }
         l1.extend(L1Entry::new(layout.bytes_of(table.at), true).raw().to_be_bytes());
         if l1.len() as u64 == PIECE {
