@@ -7,7 +7,7 @@ mod args;
 
 use crate::args::{asks_for_help, option_list};
 use crate::cli::{Command, Failure};
-use crate::create::{backing_refused, list_options};
+use crate::create::{list_options, unopenable};
 use crate::image::{Image, on_io_thread, with_block_layer};
 use crate::progress::Progress;
 use block_backend::Backend;
@@ -111,16 +111,20 @@ impl Args {
         let mut new = None;
         if !self.no_create {
             let mut image = NewImage::parse(gs, self.format(), name, options).await.map_err(Failure::message)?;
+            if let Some(text) = unopenable(gs, self.format()) {
+                return Err(Failure::message(text));
+            }
             image.set_size(total);
             new = Some(image);
         }
         if self.compress {
             return Err(Failure::message("Compression not supported for this file format"));
         }
-        match backing_refused(self.format(), self.backing.is_some(), self.backing_format.is_some()) {
-            Some(text) => Err(Failure::message(text)),
-            None => Ok(new),
-        }
+        let mut backing = NewImage::imagine(self.format(), "").map_err(Failure::message)?;
+        let new_or_not = new.as_mut().unwrap_or(&mut backing);
+        let set = new_or_not.set_backing(self.backing.as_deref(), self.backing_format.as_deref());
+        set.map_err(Failure::message)?;
+        Ok(new)
     }
 
     /// Open the target, which has room for `total` bytes.

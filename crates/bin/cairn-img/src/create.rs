@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// The format's and the protocol's options; -o help lists them
     #[arg(short, long = "options", value_name = "OPTIONS", allow_hyphen_values = true)]
     options: Vec<String>,
-    /// The image that what is not in this one is read from (no format of this build can do that)
+    /// The image that what is not in this one is read from; only qcow2 images can have one
     #[arg(short, long, value_name = "FILENAME", allow_hyphen_values = true)]
     backing: Option<String>,
     /// The format of that image
@@ -73,7 +73,10 @@ impl Command for Args {
             }
             let created = image.create(&gs).await;
             created.map_err(|error| match error.is_too_large() {
-                true => failed(&format!("The image size is too large for file format '{}'", this.format)),
+                true => {
+                    let hint = if image.has_clusters() { " (try using a larger cluster size)" } else { "" };
+                    failed(&format!("The image size is too large for file format '{}'{hint}", this.format))
+                }
                 false => failed(&error),
             })
         })
@@ -89,9 +92,9 @@ impl Args {
             (Some(size), None) => image.set_size(size),
             (None, _) => {}
         }
-        if let Some(text) = backing_refused(&self.format, self.backing.is_some(), self.backing_format.is_some()) {
-            return Err(text);
-        }
+        let backing = (self.backing.as_deref(), self.backing_format.as_deref());
+        image.set_backing(backing.0, backing.1).map_err(|error| error.to_string())?;
+        image.check_backing(gs, !self.backing_unsafe).await.map_err(|error| error.to_string())?;
         match image.size() {
             Some(_) => Ok(image),
             None => Err(CreateError::NoSize.to_string()),
@@ -99,13 +102,9 @@ impl Args {
     }
 }
 
-/// Why an image of `format` has no backing file, if one was asked for: there are none in this build.
-pub(crate) fn backing_refused(format: &str, file: bool, file_format: bool) -> Option<String> {
-    match (file, file_format) {
-        (true, _) => Some(format!("Backing file not supported for file format '{format}'")),
-        (false, true) => Some(format!("Backing file format not supported for file format '{format}'")),
-        (false, false) => None,
-    }
+/// Why an image of `format` cannot be written after it was created, if so: this build has no driver that opens it.
+pub(crate) fn unopenable(gs: &GlobalState, format: &str) -> Option<String> {
+    gs.driver(format).is_err().then(|| format!("Image format '{format}' is not supported"))
 }
 
 /// `-o help`: the options of `format`, and of the protocol if a name tells it.
@@ -124,6 +123,7 @@ pub(crate) async fn list_options(gs: &GlobalState, format: &str, name: Option<&s
         let kind = match option.kind {
             CreateOptionKind::Size => "<size>",
             CreateOptionKind::Bool => "<bool (on/off)>",
+            CreateOptionKind::Number => "<num>",
             CreateOptionKind::Str => "<str>",
         };
         say(&format!("  {:<22} - {}", format!("{}={kind}", option.name), option.help))?;

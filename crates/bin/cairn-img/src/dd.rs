@@ -2,6 +2,7 @@
 
 use crate::args::OpenArgs;
 use crate::cli::{Command, Failure};
+use crate::create::unopenable;
 use crate::image::{Image, on_io_thread, with_block_layer};
 use crate::number;
 use block_common::{AlignedBuf, LENGTH_MAX, RequestFlags};
@@ -93,6 +94,9 @@ impl Command for Args {
                 CreateError::UnknownFormat(_) => Failure::message("Unknown file format"),
                 other => Failure::message(other),
             })?;
+            if let Some(text) = unopenable(&gs, format) {
+                return Err(Failure::message(text));
+            }
             let range = operands.range(data.len());
             if range.is_none() {
                 let text = format!("{input}: cannot skip to specified offset");

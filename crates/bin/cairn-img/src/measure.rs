@@ -3,12 +3,15 @@
 use crate::args::{OpenArgs, OutputArgs, OutputFormat, option_list};
 use crate::cli::{Command, Failure};
 use crate::convert::snapshot_refused;
-use crate::image::with_block_layer;
+use crate::image::{on_io_thread, with_block_layer};
 use crate::{number, say};
-use block_common::LENGTH_MAX;
+use block_common::{BlockStatus, LENGTH_MAX};
 use block_copy::Padded;
-use block_drivers::{NewImage, check_format};
+use block_drivers::{Measured, Measuring, NewImage, check_format};
 use clap::Parser;
+
+/// How many extents are asked for at a time.
+const EXTENTS: usize = 256;
 
 /// Calculate the file size that a new image needs.
 #[derive(Debug, Parser)]
@@ -73,28 +76,70 @@ impl Command for Args {
                 with_block_layer(|gs| async move {
                     let (backend, padded) = image.open_padded(&gs).await?;
                     snapshot_refused(&backend, self.snapshot.is_some())?;
-                    self.tell(padded.len(), &options, output)
+                    let size = padded.len();
+                    let measured = match self.measuring(&options)? {
+                        None => raw(size),
+                        Some(measuring) => {
+                            let measuring = on_io_thread(&gs, look(padded, measuring)).await?;
+                            measuring.finish(size, true).map_err(Failure::message)?
+                        }
+                    };
+                    tell(measured, output)
                 })
             }
-            (None, size) => self.tell(size.unwrap_or(0), &options, output),
+            (None, size) => {
+                let size = size.unwrap_or(0);
+                let measured = match self.measuring(&options)? {
+                    None => raw(size),
+                    Some(measuring) => measuring.finish(size, false).map_err(Failure::message)?,
+                };
+                tell(measured, output)
+            }
         }
     }
 }
 
 impl Args {
-    /// A raw image is as long as its content, in whole sectors, and may be allocated in full.
-    fn tell(&self, size: u64, options: &str, output: OutputFormat) -> Result<(), Failure> {
-        check_format(&self.target_format).map_err(Failure::message)?;
-        if self.target_format != "raw" {
-            let text = format!("Block driver '{}' does not support size measurement", self.target_format);
-            return Err(Failure::message(text));
+    /// What measures such an image, if its file holds more than its content.
+    fn measuring(&self, options: &str) -> Result<Option<Measuring>, Failure> {
+        let format = &self.target_format;
+        check_format(format).map_err(Failure::message)?;
+        if format != "raw" && format != "qcow2" {
+            return Err(Failure::message(format!("Block driver '{format}' does not support size measurement")));
         }
-        NewImage::imagine(&self.target_format, options)
-            .map_err(|error| Failure::message(error).and(Failure::message("Invalid options for file format 'raw'")))?;
-        let bytes = size.next_multiple_of(Padded::SECTOR);
-        say(&match output {
-            OutputFormat::Human => format!("required size: {bytes}\nfully allocated size: {bytes}"),
-            OutputFormat::Json => format!("{{\n    \"required\": {bytes},\n    \"fully-allocated\": {bytes}\n}}"),
-        })
+        let image = NewImage::imagine(format, options).map_err(|error| {
+            Failure::message(error).and(Failure::message(format!("Invalid options for file format '{format}'")))
+        })?;
+        image.measuring().map_err(Failure::message)
     }
+}
+
+/// A raw image is as long as its content, in whole sectors, and may be allocated in full.
+fn raw(size: u64) -> Measured {
+    let bytes = size.next_multiple_of(Padded::SECTOR);
+    Measured { required: bytes, fully_allocated: bytes }
+}
+
+/// Tell of all data of the source.
+async fn look(source: Padded, mut measuring: Measuring) -> Result<Measuring, Failure> {
+    let mut at = 0;
+    while at < source.len() {
+        let extents = source.statuses(at, source.len() - at, EXTENTS).await;
+        let extents = extents.map_err(|error| Failure::message(format!("Unable to get block status: {error}")))?;
+        for extent in extents {
+            if extent.status.contains(BlockStatus::DATA) && !extent.status.contains(BlockStatus::ZERO) {
+                measuring.add(at..at + extent.len);
+            }
+            at += extent.len;
+        }
+    }
+    Ok(measuring)
+}
+
+fn tell(measured: Measured, output: OutputFormat) -> Result<(), Failure> {
+    let Measured { required, fully_allocated: full, .. } = measured;
+    say(&match output {
+        OutputFormat::Human => format!("required size: {required}\nfully allocated size: {full}"),
+        OutputFormat::Json => format!("{{\n    \"required\": {required},\n    \"fully-allocated\": {full}\n}}"),
+    })
 }

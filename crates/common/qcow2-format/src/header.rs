@@ -196,6 +196,8 @@ pub struct Header {
 impl Header {
     /// Whoever has so many bytes of an image knows how long its first cluster is.
     pub const PREFIX: usize = LEN_V3 as usize;
+    /// The longest name of a backing file, in bytes.
+    pub const BACKING_FILE_MAX: usize = BACKING_MAX as usize;
 
     /// Bytes of the first cluster, which has to be read in whole to parse the header.
     ///

@@ -4,7 +4,7 @@
 //! field of an image is checked on its way in, with checked arithmetic, into a type that cannot be wrong: a malformed one is
 //! refused by name. `docs/formats/qcow2.md` has the byte maps; section names beside fields are those of the format's specification.
 //!
-//! Reading order: [`Geometry`], [`Header`], [`L2Entry`], [`RefcountBits`], [`Snapshot`], [`Bitmap`].
+//! Reading order: [`Geometry`], [`Header`], [`L2Entry`], [`RefcountBits`], [`Snapshot`], [`Bitmap`], [`Layout`].
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,8 @@ mod entry;
 mod error;
 mod geometry;
 mod header;
+mod layout;
+mod measure;
 mod refcount;
 mod snapshot;
 
@@ -25,5 +27,7 @@ pub use header::{
     AutoclearFeatures, BitmapsExtension, CompatibleFeatures, CompressionType, Extension, FeatureKind, FeatureName,
     Header, IncompatibleFeatures, Version, feature_names,
 };
+pub use layout::{Allocate, Layout, LayoutError, NewImage, Step, Steps};
+pub use measure::{MeasureOptions, Measured, UsedClusters};
 pub use refcount::RefcountBits;
 pub use snapshot::{Snapshot, SnapshotError};

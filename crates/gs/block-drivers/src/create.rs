@@ -1,7 +1,12 @@
 //! Creating images: from a format, a name and a list of options (`-o`) to a file that is there, or to a device that is taken over as it is.
 //!
 //! Options are checked by name in [`NewImage::parse`], before anything is touched; their values where the driver looks at them,
-//! in [`NewImage::create`]. Opening what was created is not here.
+//! in [`NewImage::create`]. What there is to say about single formats is in `create/`. Opening what was created is not here.
+
+mod backing;
+mod qcow2;
+
+pub use qcow2::Measuring;
 
 use block_common::options::{Dialect, strip_protocol};
 use block_common::options::{Dict, Value};
@@ -10,8 +15,9 @@ use block_common::{
     SizeError, parse_size_64,
 };
 use block_file_posix::{FileError, HostKind, create, kind, same_file};
-use block_gs::{GlobalState, GraphError, GraphResult, NodeRef};
+use block_gs::{GlobalState, GraphError, GraphResult, NodeRef, RootRef};
 use block_io::Root;
+use block_qcow2_format::LayoutError;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -21,7 +27,7 @@ const HOST_DEVICE: &str = "host_device";
 const SECTOR: u64 = 512;
 
 /// Formats of the field that can be created there and not by this build.
-const NOT_BUILT: [&str; 9] = ["luks", "parallels", "qcow", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc"];
+const NOT_BUILT: [&str; 8] = ["luks", "parallels", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc"];
 
 /// Drivers of the field that create nothing.
 const NOT_CREATABLE: [&str; 22] = [
@@ -56,6 +62,8 @@ pub enum CreateOptionKind {
     Size,
     /// `on` or `off`.
     Bool,
+    /// A whole number.
+    Number,
     /// Text.
     Str,
 }
@@ -115,6 +123,9 @@ pub enum CreateError {
     /// Nothing can be created through the protocol.
     #[error("Protocol driver '{0}' does not support image creation")]
     ProtocolCreatesNothing(String),
+    /// Nothing can be created through the protocol of a data file.
+    #[error("Driver '{0}' does not support image creation")]
+    DataFileCreatesNothing(String),
     /// This build does not have it.
     #[error("{0} is not supported")]
     NotBuilt(String),
@@ -135,6 +146,60 @@ pub enum CreateError {
         /// What it was given.
         value: String,
     },
+    /// An option that wants a number has something else.
+    #[error("Parameter '{0}' expects a number")]
+    BadNumber(&'static str),
+    /// A number that is too large for what it is for.
+    #[error("Parameter '{0}' expects integer")]
+    BadInteger(&'static str),
+    /// An option that wants a number has one of more than 64 bits.
+    #[error("Value '{value}' is too large for parameter '{name}'")]
+    NumberRange {
+        /// The option.
+        name: &'static str,
+        /// What it was given.
+        value: String,
+    },
+    /// An option has a value that is none of those that there are.
+    #[error("Parameter '{name}' does not accept value '{value}'")]
+    BadChoice {
+        /// What the option is called where its value is looked at.
+        name: &'static str,
+        /// What it was given.
+        value: String,
+    },
+    /// A compatibility level that nobody has.
+    #[error("Invalid compatibility level: '{0}'")]
+    BadLevel(String),
+    /// Reference counts of a version that has only one width of them.
+    #[error(
+        "Different refcount widths than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"
+    )]
+    MeasureWidth,
+    /// There is no such image of this format.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The format has no backing files.
+    #[error("Backing file not supported for file format '{0}'")]
+    NoBackingFiles(String),
+    /// The format has no backing files, and so no formats of them.
+    #[error("Backing file format not supported for file format '{0}'")]
+    NoBackingFormats(String),
+    /// A name without a letter.
+    #[error("Expected backing file name, got empty string")]
+    BackingEmpty,
+    /// It would be its own backing file.
+    #[error("Error: Trying to create an image with the same filename as the backing file")]
+    BackingSelf,
+    /// The backing file cannot be looked at.
+    #[error("{0}\nCould not open backing image.")]
+    BackingOpen(String),
+    /// The backing file's format was left open; this is what it looks like, if somebody looked.
+    #[error(
+        "Backing file specified without backing format{}",
+        .0.as_ref().map(|found| format!("\nDetected format of {found}.")).unwrap_or_default()
+    )]
+    BackingNoFormat(Option<String>),
     /// An option that is on or off has another value.
     #[error("Parameter '{0}' expects 'on' or 'off'")]
     BadSwitch(&'static str),
@@ -179,9 +244,9 @@ pub enum CreateError {
 }
 
 impl CreateError {
-    /// Whether the host's file system cannot hold so large a file.
+    /// Whether the host's file system, or the format, cannot hold so large an image.
     pub fn is_too_large(&self) -> bool {
-        matches!(self, Self::Resize(block_common::Errno::EFBIG))
+        matches!(self, Self::Resize(block_common::Errno::EFBIG) | Self::Layout(LayoutError::SizeTooBig))
     }
 }
 
@@ -205,8 +270,13 @@ fn file_words(error: &FileError) -> String {
 /// An image that is to be created.
 #[derive(Clone, Debug)]
 pub struct NewImage {
-    /// The driver that creates it.
+    /// Its format's name.
+    format: String,
+    /// The driver that creates its file.
     kind: HostKind,
+    /// The name that it was given.
+    name: String,
+    /// The path in that name.
     path: String,
     options: Dict,
     size: Option<u64>,
@@ -237,7 +307,10 @@ fn options_of(format: &str, protocol: Option<HostKind>) -> Vec<CreateOption> {
         Some(HostKind::Device) => DEVICE_OPTIONS.to_vec(),
         None => vec![SIZE],
     };
-    let mut options = of_kind(kind_of_format(format));
+    let mut options = match format {
+        qcow2::NAME => qcow2::OPTIONS.to_vec(),
+        _ => of_kind(kind_of_format(format)),
+    };
     for option in of_kind(protocol) {
         if options.iter().all(|known| known.name != option.name) {
             options.push(option);
@@ -261,7 +334,7 @@ fn kind_of_format(format: &str) -> Option<HostKind> {
 /// [`CreateError`] says why they cannot.
 pub fn check_format(format: &str) -> Result<(), CreateError> {
     match format {
-        "raw" | "file" | HOST_DEVICE => Ok(()),
+        "raw" | "file" | HOST_DEVICE | qcow2::NAME => Ok(()),
         other if NOT_CREATABLE.contains(&other) => Err(CreateError::FormatCreatesNothing(other.into())),
         other if NOT_BUILT.contains(&other) => Err(CreateError::NotBuilt(format!("Image format '{other}'"))),
         other => Err(CreateError::UnknownFormat(other.into())),
@@ -302,6 +375,28 @@ fn size_of(name: &'static str, value: &str) -> Result<u64, CreateError> {
     }
 }
 
+/// A number option's value. Negative ones are large, as in C.
+fn number_of(name: &'static str, value: &str) -> Result<i128, CreateError> {
+    let number = value.trim_start_matches(|c: char| c.is_ascii_whitespace());
+    let (negative, digits) = match number.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, number.strip_prefix('+').unwrap_or(number)),
+    };
+    let (radix, digits) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(digits) => (16, digits),
+        None if digits.len() > 1 && digits.starts_with('0') => (8, &digits[1..]),
+        None => (10, digits),
+    };
+    if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
+        return Err(CreateError::BadNumber(name));
+    }
+    match u64::from_str_radix(digits, radix) {
+        Ok(number) if negative => Ok(-i128::from(number)),
+        Ok(number) => Ok(number.into()),
+        Err(_) => Err(CreateError::NumberRange { name, value: value.into() }),
+    }
+}
+
 fn text(value: &Value) -> String {
     match value {
         Value::Str(text) => text.clone(),
@@ -318,7 +413,9 @@ impl NewImage {
     pub async fn parse(gs: &GlobalState, format: &str, name: &str, options: &str) -> Result<Self, CreateError> {
         check_format(format)?;
         let (protocol, path) = protocol_of(gs, name).await?;
-        Self::new(format, protocol, path, options)
+        let image = Self { name: name.into(), ..Self::new(format, protocol, path, options)? };
+        image.refuse_encryption()?;
+        Ok(image)
     }
 
     /// As [`NewImage::parse`], for a file that nobody is going to create.
@@ -334,7 +431,11 @@ impl NewImage {
         let known = options_of(format, Some(protocol));
         let (given, _) = Options::parse_image_opts(options)?;
         let kind = kind_of_format(format).unwrap_or(protocol);
-        let mut image = Self { kind, path, options: Dict::new(), size: None };
+        let (name, format) = (String::new(), format.to_owned());
+        let mut image = Self { format, kind, name, path, options: Dict::new(), size: None };
+        if image.format == qcow2::NAME {
+            image.options = qcow2::defaults()?;
+        }
         for (key, value) in given.flatten() {
             let option = known.iter().find(|option| option.name == key);
             let option = option.ok_or_else(|| CreateError::UnknownOption(key.clone()))?;
@@ -342,6 +443,8 @@ impl NewImage {
             let value = match option.kind {
                 CreateOptionKind::Str => Value::Str(value),
                 CreateOptionKind::Size => size_of(option.name, &value)?.into(),
+                // As text, for it may be larger than a number of options can be.
+                CreateOptionKind::Number => Value::Str(number_of(option.name, &value)?.to_string()),
                 CreateOptionKind::Bool if value == "on" || value == "off" => Value::Str(value),
                 CreateOptionKind::Bool => return Err(CreateError::BadSwitch(option.name)),
             };
@@ -355,7 +458,15 @@ impl NewImage {
 
     /// Whether what was created reads as zeroes: a device holds what it held before.
     pub fn is_zero(&self) -> bool {
-        self.kind == HostKind::File
+        match self.format.as_str() {
+            qcow2::NAME => !self.options.contains_key(backing::FILE),
+            _ => self.kind == HostKind::File,
+        }
+    }
+
+    /// Whether it has clusters, so that larger ones may help where it is too large.
+    pub fn has_clusters(&self) -> bool {
+        self.format == qcow2::NAME
     }
 
     /// A size as the option `size` takes it.
@@ -380,46 +491,28 @@ impl NewImage {
     /// enough; its first sector is zeroed, so that it does not look like what it was.
     ///
     /// # Errors
-    /// A file that could not get its size stays behind, empty.
+    /// A file that could not get its size stays behind, empty; one that could not get a format's tables is removed.
     #[doc(alias = "bdrv_create")]
     #[doc(alias = "bdrv_co_create")]
     #[doc(alias = "bdrv_co_create_opts")]
     pub async fn create(&self, gs: &GlobalState) -> Result<(), CreateError> {
         let size = self.size.ok_or(CreateError::NoSize)?;
+        if self.format == qcow2::NAME {
+            return self.create_qcow2(gs, size).await;
+        }
         let preallocation = match self.options.lookup("preallocation").map(text) {
             None => Preallocation::Off,
             Some(mode) => mode.parse().map_err(|_| CreateError::BadMode(mode))?,
         };
         self.refuse_unbuilt()?;
         if self.kind == HostKind::Device {
-            return self.take_over(gs, size, preallocation).await;
+            return take_over(gs, &self.path, size, preallocation).await;
         }
         check_path(gs, &self.path).await?;
         // More than that is no length of a file, and the host would say so.
         let whole = size.checked_next_multiple_of(SECTOR).filter(|whole| *whole <= LENGTH_MAX);
         let size = whole.ok_or(CreateError::Resize(block_common::Errno::EINVAL))?;
         Ok(create(&self.path, size, preallocation, gs.pool()).await?)
-    }
-
-    /// Take over a device that is there.
-    async fn take_over(&self, gs: &GlobalState, size: u64, preallocation: Preallocation) -> Result<(), CreateError> {
-        if kind(&self.path, gs.pool()).await == HostKind::Device {
-            let free = check_path(gs, &self.path).await;
-            free.map_err(|error| CreateError::NoDevice(error.to_string()))?;
-        }
-        let node = open_device(gs, &self.path).await;
-        let node = node.map_err(|error| CreateError::NoDevice(error.report()))?;
-        let perm = PermPair::new(Perm::WRITE | Perm::RESIZE, Perm::all());
-        let root = gs.new_root("", ParentKind::Backend, perm, &gs.main_io());
-        let attached = gs.attach_root(&root, Some(&node)).await;
-        attached.map_err(|error| CreateError::NoDevice(error.report()))?;
-        let cleared = match preallocation {
-            Preallocation::Off => clear(root.io(), size).await,
-            other => Err(CreateError::NoMode(other)),
-        };
-        gs.close_root(root).await;
-        let closed = gs.close(node).await;
-        cleared.and(Ok(closed?))
     }
 
     /// Options that would change what happens: refused rather than ignored.
@@ -434,11 +527,44 @@ impl NewImage {
     }
 }
 
-async fn open_device(gs: &GlobalState, path: &str) -> GraphResult<NodeRef> {
-    let mut options = Options::new(Dialect::Legacy);
-    options.insert("driver", HOST_DEVICE)?;
-    options.insert("filename", path)?;
-    gs.open(options).await
+/// Take over the device at `path`.
+async fn take_over(gs: &GlobalState, path: &str, size: u64, preallocation: Preallocation) -> Result<(), CreateError> {
+    if kind(path, gs.pool()).await == HostKind::Device {
+        let free = check_path(gs, path).await;
+        free.map_err(|error| CreateError::NoDevice(error.to_string()))?;
+    }
+    let target = Target::open(gs, HostKind::Device, path).await;
+    let target = target.map_err(|error| CreateError::NoDevice(error.report()))?;
+    let cleared = match preallocation {
+        Preallocation::Off => clear(target.root.io(), size).await,
+        other => Err(CreateError::NoMode(other)),
+    };
+    target.close(gs).await.and(cleared)
+}
+
+/// A file or device that is being written.
+struct Target {
+    node: NodeRef,
+    root: RootRef,
+}
+
+impl Target {
+    async fn open(gs: &GlobalState, kind: HostKind, path: &str) -> GraphResult<Self> {
+        let mut options = Options::new(Dialect::Legacy);
+        options.insert("driver", if kind == HostKind::Device { HOST_DEVICE } else { "file" })?;
+        options.insert("filename", path)?;
+        let node = gs.open(options).await?;
+        let perm = PermPair::new(Perm::WRITE | Perm::RESIZE, Perm::all());
+        let root = gs.new_root("", ParentKind::Backend, perm, &gs.main_io());
+        gs.attach_root(&root, Some(&node)).await?;
+        Ok(Self { node, root })
+    }
+
+    /// It is closed whatever it answers.
+    async fn close(self, gs: &GlobalState) -> Result<(), CreateError> {
+        gs.close_root(self.root).await;
+        Ok(gs.close(self.node).await?)
+    }
 }
 
 /// Let a device of at least `size` bytes begin with a sector of zeroes.
@@ -480,6 +606,9 @@ fn open_files(gs: &GlobalState) -> Vec<PathBuf> {
 /// Displays the options with their values: `size=1048576 preallocation=full`.
 impl fmt::Display for NewImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.format == qcow2::NAME {
+            return self.fmt_qcow2(f);
+        }
         let mut space = "";
         if let Some(size) = self.size {
             write!(f, "size={size}")?;
@@ -521,7 +650,7 @@ mod tests {
     fn what_cannot_be_created_is_told_apart() {
         let refusal = |format| NewImage::imagine(format, "").expect_err("refused").to_string();
         assert_eq!(refusal("bogus"), "Unknown file format 'bogus'");
-        assert_eq!(refusal("qcow2"), "Image format 'qcow2' is not supported");
+        assert_eq!(refusal("vmdk"), "Image format 'vmdk' is not supported");
         assert_eq!(refusal("null-co"), "Format driver 'null-co' does not support image creation");
     }
 

@@ -17,8 +17,9 @@ mod image;
 pub use blkdebug::BlkdebugType;
 pub use block_blkdebug::{BlkdebugControl, Stop};
 pub use block_qcow2::Qcow2Control;
+pub use block_qcow2_format::Measured;
 pub use create::{
-    CreateError, CreateOption, CreateOptionKind, NewImage, check_format, check_not_open, creation_options,
+    CreateError, CreateOption, CreateOptionKind, Measuring, NewImage, check_format, check_not_open, creation_options,
 };
 pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options};

@@ -338,6 +338,26 @@ pub async fn create(
     done.await.unwrap_or(Err(FileError::Bug { path }))
 }
 
+/// Remove the file at `path`, in `pool`: one that was created and did not become what it should. What is no regular file stays.
+///
+/// # Errors
+/// [`FileError`] says why it is still there.
+#[doc(alias = "bdrv_co_delete_file")]
+#[doc(alias = "bdrv_co_delete_file_noerr")]
+pub async fn remove(path: impl Into<PathBuf>, pool: &ThreadPool) -> Result<(), FileError> {
+    let path = path.into();
+    let name = path.clone();
+    let done = pool.run(move || {
+        let failed = |e| FileError::open(&name, errno(e));
+        let stat = rustix::fs::lstat(&name).map_err(failed)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => rustix::fs::unlink(&name).map_err(failed),
+            _ => Err(FileError::NotRegular { path: name.clone(), kind: FileKind::Other }),
+        }
+    });
+    done.await.unwrap_or(Err(FileError::Bug { path }))
+}
+
 /// Which of `others` is the very file at `path`, under whatever name. `None` too where nothing is at `path`. The host is
 /// asked in `pool`.
 pub async fn same_file(path: impl Into<PathBuf>, others: Vec<PathBuf>, pool: &ThreadPool) -> Option<PathBuf> {

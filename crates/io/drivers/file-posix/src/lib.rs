@@ -11,7 +11,7 @@ mod host;
 mod lock;
 
 pub use error::{FileError, FileKind};
-pub use host::{create, kind, same_file};
+pub use host::{create, kind, remove, same_file};
 
 use async_trait::async_trait;
 use block_common::{

@@ -1,0 +1,208 @@
+//! Images are laid out and then read back as a stranger would: header, tables, counts.
+
+use super::*;
+use crate::L2Kind;
+use proptest::prelude::*;
+
+/// A file as the steps make it, in pieces that hold something other than zeroes.
+#[derive(Default)]
+struct File {
+    bytes: Vec<u8>,
+    space: Option<(u64, u64)>,
+}
+
+fn make(layout: &Layout) -> File {
+    let mut file = File::default();
+    let grow = |file: &mut File, end: u64| {
+        let len = file.bytes.len().max(end as usize);
+        file.bytes.resize(len, 0);
+    };
+    for step in layout.steps() {
+        match step {
+            Step::Space { offset, len } => {
+                assert!(file.bytes.is_empty(), "it comes first");
+                grow(&mut file, offset + len);
+                file.space = Some((offset, len));
+            }
+            Step::Write { offset, bytes } => {
+                let end = offset as usize + bytes.len();
+                grow(&mut file, end as u64);
+                file.bytes[offset as usize..end].copy_from_slice(&bytes);
+            }
+            Step::Zeroes { offset, len } => {
+                grow(&mut file, offset + len);
+                file.bytes[offset as usize..(offset + len) as usize].fill(0);
+            }
+            Step::Length(len) => {
+                assert!(file.bytes.len() as u64 <= len, "nothing lies behind the end");
+                grow(&mut file, len);
+            }
+        }
+    }
+    assert_eq!(file.bytes.len() as u64, layout.length());
+    file
+}
+
+fn number(bytes: &[u8], at: u64) -> u64 {
+    bytes.get(at as usize..at as usize + 8).map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().expect("8 bytes")))
+}
+
+/// Everything that the header leads to is counted once, nothing else is, and every guest cluster is where it should be.
+fn check(image: NewImage) {
+    let layout = Layout::new(image.clone()).expect("an image");
+    let File { bytes, space } = make(&layout);
+    let header = Header::parse(&bytes[..layout.geometry.cluster_size() as usize]).expect("a header");
+    assert_eq!((header.size, header.version), (layout.size(), image.version));
+    let geometry = header.geometry;
+    let size = geometry.cluster_size();
+    let mut used = vec![0u64; bytes.len().div_ceil(size as usize)];
+    let mut count = |offset: u64, len: u64| {
+        assert!(geometry.is_aligned(offset));
+        (0..geometry.clusters_for(len)).for_each(|i| used[(offset / size + i) as usize] += 1);
+    };
+    count(0, size);
+    let table_bytes = u64::from(header.refcount_table_clusters) * size;
+    count(header.refcount_table_offset, table_bytes);
+    let blocks: Vec<_> = (0..table_bytes / 8).map(|i| number(&bytes, header.refcount_table_offset + i * 8)).collect();
+    blocks.iter().filter(|block| **block != 0).for_each(|block| count(*block, size));
+    count(header.l1_offset, u64::from(header.l1_size) * 8);
+    let mut guest = 0;
+    for l1 in (0..u64::from(header.l1_size)).map(|i| L1Entry::from_raw(number(&bytes, header.l1_offset + i * 8))) {
+        let Some(table) = l1.table() else { continue };
+        count(table, size);
+        for i in 0..geometry.l2_entries() {
+            let entry = L2Entry::from_raw(number(&bytes, table + i * geometry.l2_entry_size()));
+            match (entry.kind_in_data_file(&geometry), image.data_file.is_some()) {
+                (L2Kind::Data(offset), true) => assert_eq!(offset, guest * size),
+                (L2Kind::Data(offset), false) => {
+                    count(offset, size);
+                    if let Some((start, len)) = space {
+                        assert!(offset >= start && offset + size <= start + len);
+                    }
+                }
+                (L2Kind::Unallocated, _) => continue,
+                (other, _) => panic!("{other:?}"),
+            }
+            guest += 1;
+        }
+    }
+    let has_tables = image.allocate != Allocate::Nothing || image.data_file_raw;
+    assert_eq!(guest, if has_tables { geometry.clusters_for(header.size) } else { 0 });
+    let counts = 1 << header.refcount_bits.block_bits(geometry.cluster_bits());
+    for (i, used) in used.iter().enumerate() {
+        let block = blocks.get(i / counts).copied().unwrap_or(0);
+        let counted = match block {
+            0 => 0,
+            block => header.refcount_bits.get(&bytes[block as usize..(block + size) as usize], i % counts),
+        };
+        assert_eq!(counted, *used, "cluster {i}");
+    }
+}
+
+#[test]
+fn images_of_all_kinds_count_what_they_use() {
+    let image = NewImage { size: 1 << 20, ..NewImage::default() };
+    check(image.clone());
+    check(NewImage { size: 0, ..image.clone() });
+    check(NewImage { size: 1000, allocate: Allocate::Tables, ..image.clone() });
+    check(NewImage { version: Version::V2, ..image.clone() });
+    check(NewImage { extended_l2: true, allocate: Allocate::Space, ..image.clone() });
+    check(NewImage { size: 0, allocate: Allocate::Space, ..image.clone() });
+    let small = NewImage { cluster_size: 512, refcount_bits: 64, ..image };
+    // Tables that have to move, several times.
+    check(NewImage { size: 10 << 20, allocate: Allocate::Tables, ..small.clone() });
+    check(NewImage { size: 10 << 20, allocate: Allocate::Space, ..small.clone() });
+    check(NewImage { size: 10 << 30, ..small.clone() });
+    check(NewImage { data_file: Some(b"data".to_vec()), data_file_raw: true, ..small });
+}
+
+/// Where qemu-img 10.0.2 puts the tables: in the old one's place, at the end, between the data.
+#[test]
+fn places_are_those_of_the_fields_tools() {
+    let small = NewImage { cluster_size: 512, size: 10 << 20, ..NewImage::default() };
+    let places = |image: NewImage| {
+        let layout = Layout::new(image).expect("an image");
+        let header = Header::parse(&layout.header).expect("a header");
+        (header.refcount_table_offset / 512, header.refcount_table_clusters, layout.length())
+    };
+    assert_eq!(places(NewImage { allocate: Allocate::Tables, ..small.clone() }), (16641, 2, 20948 * 512));
+    assert_eq!(places(NewImage { allocate: Allocate::Space, ..small.clone() }), (89, 2, 20890 * 512));
+    let wide = NewImage { refcount_bits: 64, ..small };
+    assert_eq!(places(NewImage { allocate: Allocate::Tables, ..wide.clone() }), (16453, 7, 21209 * 512));
+    assert_eq!(places(NewImage { size: 128 << 30, ..wide }), (65617, 25, 66605 * 512));
+    let plain = Layout::new(NewImage { size: 1 << 20, ..NewImage::default() }).expect("an image");
+    assert_eq!(plain.length(), 0x30008);
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_the_fields_words() {
+    let refused = |image: NewImage| Layout::new(image).expect_err("refused").to_string();
+    let image = NewImage { size: 1 << 20, ..NewImage::default() };
+    let size = "Cluster size must be a power of two between 512 and 2048k";
+    for cluster_size in [0, 256, 1000, 4 << 20, u64::MAX] {
+        assert_eq!(refused(NewImage { cluster_size, ..image.clone() }), size);
+    }
+    let width = "Refcount width must be a power of two and may not exceed 64 bits";
+    for refcount_bits in [0, 3, 128, u64::MAX] {
+        assert_eq!(refused(NewImage { refcount_bits, ..image.clone() }), width);
+    }
+    let too_big = "The image size is too large (try using a larger cluster size)";
+    for size in [u64::MAX, i64::MAX as u64, 3 << 61, (1 << 61) + 1] {
+        assert_eq!(refused(NewImage { size, cluster_size: 2 << 20, ..image.clone() }), too_big);
+    }
+    let v2 = NewImage { version: Version::V2, ..image.clone() };
+    assert_eq!(
+        refused(NewImage { lazy_refcounts: true, ..v2.clone() }),
+        "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)"
+    );
+    assert_eq!(
+        refused(NewImage { refcount_bits: 8, ..v2 }),
+        "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)"
+    );
+    let long = NewImage { backing_file: Some(vec![b'a'; 1024]), backing_format: Some(b"raw".to_vec()), ..image };
+    assert!(refused(long.clone()).ends_with("' with format 'raw': Invalid argument"));
+    let no_room = NewImage { backing_file: Some(vec![b'a'; 500]), cluster_size: 512, ..long };
+    assert!(refused(no_room).ends_with("' with format 'raw': No space left on device"));
+}
+
+/// Scenario: a terabyte with all its tables, made piece by piece.
+#[test]
+fn pieces_are_small() {
+    let image = NewImage { size: 1 << 40, allocate: Allocate::Tables, ..NewImage::default() };
+    let layout = Layout::new(image).expect("an image");
+    let (mut steps, mut bytes_max) = (0, 0);
+    for step in layout.steps() {
+        steps += 1;
+        if let Step::Write { bytes, .. } = step {
+            bytes_max = bytes_max.max(bytes.len());
+        }
+    }
+    assert!(steps > 2048 && bytes_max == 65536, "{steps} steps, up to {bytes_max} bytes");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_image_counts_what_it_uses(
+        cluster_bits in 9u32..17,
+        order in 0u32..7,
+        clusters in 0u64..3000,
+        odd in 0u64..3,
+        allocate in 0..3,
+        extended in any::<bool>(),
+        data_file in any::<bool>(),
+    ) {
+        let allocate = [Allocate::Nothing, Allocate::Tables, Allocate::Space][allocate as usize];
+        // Some megabytes at most are made.
+        let clusters = clusters >> (cluster_bits - 9);
+        check(NewImage {
+            size: (clusters << cluster_bits) + odd * 512,
+            cluster_size: 1 << cluster_bits,
+            refcount_bits: 1 << order,
+            extended_l2: extended && cluster_bits >= 14,
+            data_file: data_file.then(|| b"data".to_vec()),
+            allocate,
+            ..NewImage::default()
+        });
+    }
+}
