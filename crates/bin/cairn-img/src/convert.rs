@@ -12,7 +12,7 @@ use crate::image::{Image, on_io_thread, with_block_layer};
 use crate::progress::Progress;
 use block_backend::Backend;
 use block_common::{CacheFlags, Preallocation, RequestFlags};
-use block_copy::{CopyAct, CopyError, Padded, SparseNote, SparseOptions, data_bytes, sparse_copy};
+use block_copy::{CopyAct, CopyError, Padded, SparseNote, SparseOptions, data_bytes, packed_copy, sparse_copy};
 use block_drivers::{ImageOptions, NewImage, check_not_open};
 use block_gs::GlobalState;
 use std::sync::Arc;
@@ -117,13 +117,19 @@ impl Args {
             image.set_size(total);
             new = Some(image);
         }
-        if self.compress {
+        if self.compress && !matches!(self.format(), "qcow2") && !self.target_image_opts {
             return Err(Failure::message("Compression not supported for this file format"));
+        }
+        if self.compress && new.as_ref().is_some_and(NewImage::is_preallocated) {
+            return Err(Failure::message("Compression and preallocation not supported at the same time"));
         }
         let mut backing = NewImage::imagine(self.format(), "").map_err(Failure::message)?;
         let new_or_not = new.as_mut().unwrap_or(&mut backing);
         let set = new_or_not.set_backing(self.backing.as_deref(), self.backing_format.as_deref());
         set.map_err(Failure::message)?;
+        if new_or_not.lacks_backing_format() {
+            return Err(Failure::message("Use of backing file requires explicit backing format"));
+        }
         Ok(new)
     }
 
@@ -167,6 +173,16 @@ impl Args {
         Ok(backend)
     }
 
+    /// Bytes that are compressed together.
+    fn cluster(&self, target: &Backend) -> Result<u64, Failure> {
+        let refused = || Failure::message("Compression not supported for this file format");
+        let node = target.node().ok_or_else(refused)?;
+        match node.io().driver() {
+            Some("qcow2") => Ok(node.io().limits().transfer_optimal.into()),
+            _ => Err(refused()),
+        }
+    }
+
     async fn copy(
         &self,
         gs: &GlobalState,
@@ -187,6 +203,7 @@ impl Args {
             flags: if io.write_cache() { RequestFlags::empty() } else { RequestFlags::FUA },
         };
         let root = io.root().clone();
+        let packed = self.compress.then(|| self.cluster(target)).transpose()?;
         let progress = Arc::new(progress);
         let noted = progress.clone();
         let quiet = self.quiet;
@@ -205,7 +222,10 @@ impl Args {
                 true => data_bytes(&parts, options.salvage).await.map_err(failed)?,
                 false => parts.iter().map(Padded::len).sum(),
             });
-            sparse_copy(parts, root.clone(), options, note).await.map_err(failed)?;
+            match packed {
+                None => sparse_copy(parts, root.clone(), options, note).await.map_err(failed)?,
+                Some(cluster) => packed_copy(parts, root.clone(), cluster, options, note).await.map_err(failed)?,
+            }
             root.flush()
                 .await
                 .map_err(|error| Failure::message(format!("error while flushing the target: {error}")))?;

@@ -464,6 +464,16 @@ impl NewImage {
         }
     }
 
+    /// Whether it has a backing file of which nobody said what format it has.
+    pub fn lacks_backing_format(&self) -> bool {
+        self.options.contains_key(backing::FILE) && !self.options.contains_key(backing::FORMAT)
+    }
+
+    /// Whether clusters, or space, are allocated from the start.
+    pub fn is_preallocated(&self) -> bool {
+        self.options.lookup("preallocation").is_some_and(|mode| text(mode) != "off")
+    }
+
     /// Whether it has clusters, so that larger ones may help where it is too large.
     pub fn has_clusters(&self) -> bool {
         self.format == qcow2::NAME

@@ -22,3 +22,4 @@ mod surroundings;
 
 mod differences;
 mod own;
+mod qcow2;
