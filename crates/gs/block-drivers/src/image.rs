@@ -29,6 +29,8 @@ pub struct ImageOptions {
     pub force_share: bool,
     /// Pass discards on.
     pub unmap: bool,
+    /// Open a qcow2 image without what it stands on: what it has not of its own is zeroes.
+    pub alone: bool,
 }
 
 /// Open the image that a user named.
@@ -166,6 +168,9 @@ fn common(options: &mut Options, how: &ImageOptions) -> GraphResult<()> {
     }
     options.insert_default("cache.direct", how.cache.direct)?;
     options.insert_default("cache.no-flush", how.cache.no_flush)?;
+    if how.alone && options.lookup("driver") == Some(&Value::Str("qcow2".into())) {
+        options.insert_default("backing", Value::Null)?;
+    }
     Ok(())
 }
 

@@ -17,6 +17,7 @@ mod error;
 mod flight;
 
 mod compare;
+mod layers;
 mod packed;
 mod padded;
 mod sparse;
@@ -29,6 +30,7 @@ pub use compare::{CompareError, Difference, compare, first_data};
 pub use control::{Cancelled, JobControl, JobNote, JobNotes, JobOrders, JobProgress, job_control};
 pub use copy::{CopyOptions, copy};
 pub use error::{CopyAct, CopyError, RunError};
+pub use layers::{LayerOptions, commit, keep_differences};
 pub use mirror::{MirrorAnswer, MirrorOptions, MirrorParts, MirrorQuestion, mirror};
 pub use mirror_top::{MirrorTop, MirrorTopControl};
 pub use packed::packed_copy;

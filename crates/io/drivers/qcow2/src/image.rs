@@ -97,7 +97,7 @@ pub(crate) struct Shared {
     length: AtomicU64,
     header: Mutex<Header>,
     /// One change of the header at a time.
-    header_turn: tokio::sync::Mutex<()>,
+    pub(crate) header_turn: tokio::sync::Mutex<()>,
     /// The active L1 table. Replaced and changed by who holds `tables`.
     pub(crate) l1: ArcSwap<Vec<AtomicU64>>,
     pub(crate) tables: tokio::sync::Mutex<()>,

@@ -13,6 +13,7 @@
 pub mod check;
 pub mod info;
 
+mod backing;
 mod cache;
 mod compress;
 mod discard;
