@@ -182,7 +182,7 @@ fn an_image_that_is_right_is_left_alone() {
 type Damage = (&'static str, fn(&mut Image), (u64, u64));
 
 /// What can be repaired without a loss.
-const DAMAGES: [Damage; 12] = [
+const DAMAGES: [Damage; 13] = [
     ("counted too often", |image| image.set_count(END - 1, 3), (1, 1)),
     ("counted although nobody has it", |image| image.put(image.own_entry(), 0), (0, 1)),
     ("counted too rarely", |image| image.set_count(FIRST_DATA, 1), (2, 0)),
@@ -194,6 +194,7 @@ const DAMAGES: [Damage; 12] = [
     ("a block is another's", |image| image.put(REFTABLE * CLUSTER + 8, (L1 * CLUSTER) as u64), (2, 0)),
     ("the same entry twice", twice, (1, 1)),
     ("a flag is missing", |image| image.put(image.own_entry(), image.number(image.own_entry()) ^ 1 << 63), (1, 0)),
+    ("zeroes between clusters", |image| image.put(image.own_entry(), image.number(image.own_entry()) | 0x201), (2, 0)),
     ("a snapshot's size is missing", |image| image.0[SNAPSHOTS * CLUSTER + 39] = 8, (1, 0)),
 ];
 
@@ -269,6 +270,11 @@ fn qcow2_2_a_power_cut_leaves_an_image_that_can_be_repaired() {
         let mut image = Image::new();
         damage(&mut image);
         let content = image.content();
+        let too_low = |image: &Image| {
+            let lines = bed.check(&image.storage(), Repair::None).1;
+            lines.into_iter().filter(|line| line.starts_with("ERROR cluster")).collect::<Vec<_>>()
+        };
+        let before = too_low(&image);
         for nth in 0..10_000 {
             let storage = image.storage();
             storage.fail_nth(None, nth, IoError::host(5));
@@ -276,6 +282,8 @@ fn qcow2_2_a_power_cut_leaves_an_image_that_can_be_repaired() {
             let cut = Image(storage.power_cut(|_, _| rng.below(0..2) == 0));
             let where_ = format!("{name}, operation {nth}, seed {seed}");
             assert!(cut.content() == content, "{where_}: another content");
+            let lower = too_low(&cut).into_iter().find(|line| !before.contains(line));
+            assert_eq!(lower, None, "{where_}: counted too rarely, and was not before");
             let again = cut.storage();
             bed.check(&again, Repair::All).0.unwrap_or_else(|error| panic!("{where_}: {error}"));
             let after = Image(again.bytes(0, again.len() as usize));
