@@ -260,6 +260,9 @@ fn qcow2_5_the_headers_bits_go_when_their_reasons_have_gone() {
     }
 }
 
+/// Different rests of what was not flushed.
+const CUTS: usize = 12;
+
 /// Scenario: the n-th operation of a repair is its last, and of what was not flushed any part is on the medium. Whatever is there reads as before,
 /// and is repaired by another run.
 #[test]
@@ -279,16 +282,18 @@ fn qcow2_2_a_power_cut_leaves_an_image_that_can_be_repaired() {
             let storage = image.storage();
             storage.fail_nth(None, nth, IoError::host(5));
             let ended = bed.check(&storage, Repair::All).0.is_ok();
-            let cut = Image(storage.power_cut(|_, _| rng.below(0..2) == 0));
-            let where_ = format!("{name}, operation {nth}, seed {seed}");
-            assert!(cut.content() == content, "{where_}: another content");
-            let lower = too_low(&cut).into_iter().find(|line| !before.contains(line));
-            assert_eq!(lower, None, "{where_}: counted too rarely, and was not before");
-            let again = cut.storage();
-            bed.check(&again, Repair::All).0.unwrap_or_else(|error| panic!("{where_}: {error}"));
-            let after = Image(again.bytes(0, again.len() as usize));
-            assert!(bed.is_clean(&after), "{where_}");
-            assert!(after.content() == content, "{where_}: repaired into another content");
+            for _ in 0..CUTS {
+                let cut = Image(storage.power_cut(|_, _| rng.below(0..2) == 0));
+                let where_ = format!("{name}, operation {nth}, seed {seed}");
+                assert!(cut.content() == content, "{where_}: another content");
+                let lower = too_low(&cut).into_iter().find(|line| !before.contains(line));
+                assert_eq!(lower, None, "{where_}: counted too rarely, and was not before");
+                let again = cut.storage();
+                bed.check(&again, Repair::All).0.unwrap_or_else(|error| panic!("{where_}: {error}"));
+                let after = Image(again.bytes(0, again.len() as usize));
+                assert!(bed.is_clean(&after), "{where_}");
+                assert!(after.content() == content, "{where_}: repaired into another content");
+            }
             if ended {
                 assert!(nth > 5, "the failure was seen");
                 break;
