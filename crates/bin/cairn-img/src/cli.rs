@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::fmt;
 
 /// Commands of qemu-img that this build does not have.
-pub(crate) const NOT_BUILT: [&str; 5] = ["amend", "bitmap", "commit", "rebase", "snapshot"];
+pub(crate) const NOT_BUILT: [&str; 4] = ["amend", "bitmap", "commit", "rebase"];
 
 /// Disk image utility.
 #[derive(Debug, Parser)]

@@ -17,7 +17,7 @@ use clap::Parser;
 use std::future::Future;
 use std::pin::Pin;
 use tree::Node;
-pub(crate) use tree::write_json;
+pub(crate) use tree::{local_time, write_json};
 
 /// Show what an image is.
 #[derive(Debug, Parser)]

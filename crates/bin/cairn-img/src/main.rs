@@ -20,6 +20,7 @@ mod info;
 mod map;
 mod measure;
 mod resize;
+mod snapshot;
 
 mod image;
 mod number;
@@ -63,6 +64,7 @@ fn run() -> Result<(), Failure> {
         "map" => run_command::<map::Args>,
         "measure" => run_command::<measure::Args>,
         "resize" => run_command::<resize::Args>,
+        "snapshot" => run_command::<snapshot::Args>,
         _ => return Err(unknown(&name)),
     };
     run(&name, line.command)

@@ -26,6 +26,22 @@ impl GlobalState {
         answer
     }
 
+    /// Run `work` on an I/O thread with a token on `node`, while nothing else is in flight on it.
+    ///
+    /// # Errors
+    /// [`GraphError::NotFound`] when the node is gone, [`GraphError::Io`] with what `work` returns.
+    pub async fn run_drained<T: Send + 'static, F: Future<Output = IoResult<T>> + Send + 'static>(
+        &self,
+        node: &NodeRef,
+        what: &str,
+        work: impl FnOnce(Req) -> F,
+    ) -> GraphResult<T> {
+        let drained = self.drain(node).await;
+        let answer = self.on_node(node.id(), work).await;
+        drop(drained);
+        answer.ok_or_else(|| GraphError::NotFound(node.name().into()))?.map_err(GraphError::io(what.to_owned()))
+    }
+
     /// Flush every node that can be written, parents before children. All of them are flushed, whatever becomes of one.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 //!
 //! # Reading order
 //! [`JobControl`] is what every body looks at. [`copy`](fn@copy) copies what stands still. [`MirrorTop`] and [`mirror`](fn@mirror)
-//! copy what is written meanwhile. [`sparse_copy`] is what tools do with images that nobody uses.
+//! copy what is written meanwhile. [`sparse_copy`] is what tools do with images that nobody uses, [`packed_copy`] the same for compressed ones.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod error;
 mod flight;
 
 mod compare;
+mod packed;
 mod padded;
 mod sparse;
 mod zeroes;
@@ -30,6 +31,7 @@ pub use copy::{CopyOptions, copy};
 pub use error::{CopyAct, CopyError, RunError};
 pub use mirror::{MirrorAnswer, MirrorOptions, MirrorParts, MirrorQuestion, mirror};
 pub use mirror_top::{MirrorTop, MirrorTopControl};
+pub use packed::packed_copy;
 pub use padded::Padded;
 pub use rate::RateLimit;
 pub use sparse::{SparseNote, SparseOptions, data_bytes, sparse_copy};

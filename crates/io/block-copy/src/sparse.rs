@@ -123,7 +123,7 @@ pub async fn sparse_copy(
 }
 
 /// The error of the two that is about what comes first in the whole.
-fn earlier(one: Result<(), CopyError>, other: Result<(), CopyError>) -> Result<(), CopyError> {
+pub(crate) fn earlier(one: Result<(), CopyError>, other: Result<(), CopyError>) -> Result<(), CopyError> {
     match (one, other) {
         (Err(one), Err(other)) => Err(if other.offset < one.offset { other } else { one }),
         (one, other) => one.and(other),

@@ -72,7 +72,7 @@ impl Image {
 }
 
 /// A date and a time, as it is where the user is.
-fn local_time(seconds: u32) -> String {
+pub(crate) fn local_time(seconds: u32) -> String {
     let time = jiff::Timestamp::from_second(seconds.into()).unwrap_or_default();
     time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }

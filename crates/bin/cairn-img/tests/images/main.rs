@@ -17,6 +17,7 @@ mod map;
 mod measure;
 mod memory;
 mod resize;
+mod snapshot;
 mod surroundings;
 
 mod differences;

@@ -357,6 +357,23 @@ impl Shared {
         self.data.as_ref().unwrap_or(&self.file)
     }
 
+    /// These are the active L1 table's entries from now on, and what they name is known to be in use.
+    pub(crate) fn replace_l1(&self, l1: Vec<u64>) {
+        let tables = |entries: &mut dyn Iterator<Item = u64>| -> Vec<u64> {
+            let tables = entries.filter_map(|entry| L1Entry::from_raw(entry).table());
+            tables.map(|offset| self.geometry.cluster(offset)).collect()
+        };
+        let old = tables(&mut self.l1.load().iter().map(|entry| entry.load(Ordering::SeqCst)));
+        let new = tables(&mut l1.iter().copied());
+        let mut metadata = self.metadata();
+        for cluster in old {
+            metadata.remove(&cluster);
+        }
+        metadata.extend(new);
+        drop(metadata);
+        self.l1.store(Arc::new(l1.into_iter().map(AtomicU64::new).collect()));
+    }
+
     pub(crate) fn header(&self) -> MutexGuard<'_, Header> {
         lock(&self.header)
     }

@@ -24,11 +24,14 @@ mod meta;
 mod read;
 mod refcounts;
 mod resize;
+mod snapshot;
 mod write;
 mod zero;
 
 pub use block_qcow2_format::Header;
 pub use image::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Error, Qcow2Options, WeakControl};
+
+pub use snapshot::{NewSnapshot, SnapshotFailure};
 
 use async_trait::async_trait;
 use block_common::{

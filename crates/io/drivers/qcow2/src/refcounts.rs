@@ -289,8 +289,24 @@ impl Shared {
         }
     }
 
+    /// Add one to the count of a cluster.
+    pub(crate) async fn raise(&self, req: &Req, counts: &mut Refcounts, cluster: u64) -> IoResult<()> {
+        let there = self.load_block(req, counts, cluster).await?;
+        match counts.get(cluster).filter(|count| there && *count > 0 && *count < counts.bits.max()) {
+            Some(count) => counts.set(cluster, count + 1),
+            None => return Err(self.corrupt(req, format!("cluster {cluster:#x} is in use and not counted")).await),
+        }
+        Ok(())
+    }
+
+    /// The count of a cluster.
+    pub(crate) async fn count_of(&self, req: &Req, counts: &mut Refcounts, cluster: u64) -> IoResult<u64> {
+        let there = self.load_block(req, counts, cluster).await?;
+        Ok(counts.get(cluster).filter(|_| there).unwrap_or(0))
+    }
+
     /// Take one from the count of each of these clusters.
-    async fn lower(&self, req: &Req, counts: &mut Refcounts, offset: u64, clusters: u64) -> IoResult<()> {
+    pub(crate) async fn lower(&self, req: &Req, counts: &mut Refcounts, offset: u64, clusters: u64) -> IoResult<()> {
         let first = self.geometry.cluster(offset);
         for cluster in first..first + clusters {
             let there = self.load_block(req, counts, cluster).await?;

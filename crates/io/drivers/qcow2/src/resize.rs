@@ -22,8 +22,7 @@ impl Shared {
     /// Make the disk `len` bytes long.
     pub(crate) async fn resize(&self, req: &Req, len: u64) -> IoResult<()> {
         let _turn = self.resizing.lock().await;
-        // A snapshot's disk has another length, which this build cannot keep apart.
-        if self.header().snapshots > 0 && len != self.length() {
+        if !self.may_resize() && len != self.length() {
             return Err(IoError::UNSUPPORTED);
         }
         if len >= self.length() { self.grow(req, len).await } else { self.shrink(req, len).await }
@@ -89,7 +88,7 @@ impl Shared {
     }
 
     /// So many clusters, one behind the other.
-    async fn allocate_all(&self, req: &Req, wanted: u64) -> IoResult<u64> {
+    pub(crate) async fn allocate_all(&self, req: &Req, wanted: u64) -> IoResult<u64> {
         let mut tries = Vec::new();
         let place = loop {
             match self.allocate(req, wanted).await {
