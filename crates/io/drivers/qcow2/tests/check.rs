@@ -10,7 +10,7 @@ use block_io::{IoThread, StaticGraph};
 use block_qcow2::check::{CheckError, Repair, Report, Storage, Watch, check};
 use block_qcow2_format::{Header, L1Entry, L2Entry, RefcountBits, Snapshot};
 use block_testkit::bed::{block_on, io_thread};
-use block_testkit::{MemOptions, MemStorage, Rng, seed};
+use block_testkit::{MemOpKind, MemOptions, MemStorage, Rng, Verdict, seed};
 use std::fmt;
 
 const CLUSTER: usize = 4096;
@@ -257,6 +257,28 @@ fn qcow2_5_the_headers_bits_go_when_their_reasons_have_gone() {
         }
         let (_, _, after) = bed.repair(&image, repair);
         assert_eq!(after.number(72), left, "{repair:?}");
+    }
+}
+
+/// Scenario: the image lies on a device, which has room behind the image and does not get longer.
+#[test]
+fn what_is_new_finds_room_on_a_device() {
+    let bed = Bed::new();
+    for (name, damage, _) in DAMAGES {
+        let mut image = Image::new();
+        damage(&mut image);
+        let content = image.content();
+        image.0.resize(image.0.len() + 64 * CLUSTER, 0xee);
+        let storage = image.storage();
+        storage.set_script(|op| match op.kind {
+            MemOpKind::Truncate => Verdict::Fail(IoError::UNSUPPORTED),
+            _ => Verdict::Serve,
+        });
+        bed.check(&storage, Repair::All).0.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let after = Image(storage.bytes(0, storage.len() as usize));
+        assert_eq!(after.0.len(), image.0.len(), "{name}");
+        assert!(bed.is_clean(&after), "{name}");
+        assert!(after.content() == content, "{name}: another content");
     }
 }
 
