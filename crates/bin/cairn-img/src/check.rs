@@ -90,7 +90,7 @@ impl Command for Args {
                 if format != "qcow2" {
                     return Err(Failure::message("This image format does not support checks").with_status(NO_CHECKS));
                 }
-                let work = Work { root, image, repair, output, quiet: self.quiet, progress };
+                let work = Work { root, image, repair, output, quiet: self.quiet, progress: Some(progress) };
                 work.run().await
             })
             .await
@@ -119,11 +119,12 @@ struct Work {
     repair: Repair,
     output: OutputFormat,
     quiet: bool,
-    progress: Progress,
+    /// Until the check is over.
+    progress: Option<Progress>,
 }
 
 impl Work {
-    async fn run(self) -> Result<(), Failure> {
+    async fn run(mut self) -> Result<(), Failure> {
         let mut report = self.check(self.repair).await?;
         let Report { leaks_fixed, corruptions_fixed, .. } = report;
         if leaks_fixed + corruptions_fixed > 0 {
@@ -135,7 +136,9 @@ impl Work {
             }
             report = Report { leaks_fixed, corruptions_fixed, ..self.check(Repair::None).await? };
         }
-        self.progress.finish();
+        if let Some(progress) = self.progress.take() {
+            progress.finish();
+        }
         self.tell(&match self.output {
             OutputFormat::Human => human(&report),
             OutputFormat::Json => json(&report, &self.image.name),
@@ -149,7 +152,7 @@ impl Work {
     }
 
     async fn check(&self, repair: Repair) -> Result<Report, Failure> {
-        let mut eyes = Eyes { stderr: BufWriter::new(std::io::stderr()), progress: &self.progress, done: 0 };
+        let mut eyes = Eyes { stderr: BufWriter::new(std::io::stderr()), progress: self.progress.as_ref(), done: 0 };
         let checked = check(Storage::Root(&self.root), repair, &mut eyes).await;
         // As for errors: nobody is left to be told when stderr is gone.
         let _ = eyes.stderr.flush();
@@ -177,7 +180,7 @@ impl Work {
 /// Lines go to stderr, how far it is to `-p`.
 struct Eyes<'a> {
     stderr: BufWriter<Stderr>,
-    progress: &'a Progress,
+    progress: Option<&'a Progress>,
     done: u64,
 }
 
@@ -188,8 +191,10 @@ impl Watch for Eyes<'_> {
     }
 
     fn progress(&mut self, done: u64, total: u64) {
-        self.progress.set_total(total);
-        self.progress.advance(done.saturating_sub(self.done));
+        if let Some(progress) = self.progress {
+            progress.set_total(total);
+            progress.advance(done.saturating_sub(self.done));
+        }
         self.done = done;
     }
 }

@@ -450,3 +450,17 @@ fn mistakes_on_the_command_line_are_told_alike() {
         ],
     );
 }
+
+/// Scenario: an image without a fault, with a snapshot and a bitmap. qemu-img 10.0.2 loses the snapshot when it is told to repair it.
+#[test]
+fn a_repair_leaves_the_snapshots_of_an_image_with_bitmaps() {
+    const ACTS: &[&str] = &[WRITES[0], "img snapshot -c one a.qcow2", "img bitmap --add a.qcow2 a"];
+    let kind = ("both", "", "12M", ACTS);
+    let Some(bed) = Bed::new(kind) else { return skipped("a_repair_leaves_the_snapshots_of_an_image_with_bitmaps") };
+    let damage = damage("none", |_| (), Alike::Wholly, true);
+    for mode in modes() {
+        assert_eq!(bed.check(program(), &damage, &mode).status, Some(0));
+        let before = std::fs::read(bed.path("a.qcow2")).expect("an image");
+        assert!(std::fs::read(bed.path("b.qcow2")).expect("an image") == before, "{mode:?}");
+    }
+}

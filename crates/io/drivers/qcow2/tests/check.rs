@@ -10,7 +10,7 @@ use block_io::{IoThread, StaticGraph};
 use block_qcow2::check::{CheckError, Repair, Report, Storage, Watch, check};
 use block_qcow2_format::{Header, L1Entry, L2Entry, RefcountBits, Snapshot};
 use block_testkit::bed::{block_on, io_thread};
-use block_testkit::{MemOptions, MemStorage, Rng, seed};
+use block_testkit::{MemOpKind, MemOptions, MemStorage, Rng, Verdict, seed};
 use std::fmt;
 
 const CLUSTER: usize = 4096;
@@ -182,7 +182,7 @@ fn an_image_that_is_right_is_left_alone() {
 type Damage = (&'static str, fn(&mut Image), (u64, u64));
 
 /// What can be repaired without a loss.
-const DAMAGES: [Damage; 12] = [
+const DAMAGES: [Damage; 13] = [
     ("counted too often", |image| image.set_count(END - 1, 3), (1, 1)),
     ("counted although nobody has it", |image| image.put(image.own_entry(), 0), (0, 1)),
     ("counted too rarely", |image| image.set_count(FIRST_DATA, 1), (2, 0)),
@@ -194,6 +194,7 @@ const DAMAGES: [Damage; 12] = [
     ("a block is another's", |image| image.put(REFTABLE * CLUSTER + 8, (L1 * CLUSTER) as u64), (2, 0)),
     ("the same entry twice", twice, (1, 1)),
     ("a flag is missing", |image| image.put(image.own_entry(), image.number(image.own_entry()) ^ 1 << 63), (1, 0)),
+    ("zeroes between clusters", |image| image.put(image.own_entry(), image.number(image.own_entry()) | 0x201), (2, 0)),
     ("a snapshot's size is missing", |image| image.0[SNAPSHOTS * CLUSTER + 39] = 8, (1, 0)),
 ];
 
@@ -259,6 +260,31 @@ fn qcow2_5_the_headers_bits_go_when_their_reasons_have_gone() {
     }
 }
 
+/// Scenario: the image lies on a device, which has room behind the image and does not get longer.
+#[test]
+fn what_is_new_finds_room_on_a_device() {
+    let bed = Bed::new();
+    for (name, damage, _) in DAMAGES {
+        let mut image = Image::new();
+        damage(&mut image);
+        let content = image.content();
+        image.0.resize(image.0.len() + 64 * CLUSTER, 0xee);
+        let storage = image.storage();
+        storage.set_script(|op| match op.kind {
+            MemOpKind::Truncate => Verdict::Fail(IoError::UNSUPPORTED),
+            _ => Verdict::Serve,
+        });
+        bed.check(&storage, Repair::All).0.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let after = Image(storage.bytes(0, storage.len() as usize));
+        assert_eq!(after.0.len(), image.0.len(), "{name}");
+        assert!(bed.is_clean(&after), "{name}");
+        assert!(after.content() == content, "{name}: another content");
+    }
+}
+
+/// Different rests of what was not flushed.
+const CUTS: usize = 12;
+
 /// Scenario: the n-th operation of a repair is its last, and of what was not flushed any part is on the medium. Whatever is there reads as before,
 /// and is repaired by another run.
 #[test]
@@ -269,18 +295,27 @@ fn qcow2_2_a_power_cut_leaves_an_image_that_can_be_repaired() {
         let mut image = Image::new();
         damage(&mut image);
         let content = image.content();
+        let too_low = |image: &Image| {
+            let lines = bed.check(&image.storage(), Repair::None).1;
+            lines.into_iter().filter(|line| line.starts_with("ERROR cluster")).collect::<Vec<_>>()
+        };
+        let before = too_low(&image);
         for nth in 0..10_000 {
             let storage = image.storage();
             storage.fail_nth(None, nth, IoError::host(5));
             let ended = bed.check(&storage, Repair::All).0.is_ok();
-            let cut = Image(storage.power_cut(|_, _| rng.below(0..2) == 0));
-            let where_ = format!("{name}, operation {nth}, seed {seed}");
-            assert!(cut.content() == content, "{where_}: another content");
-            let again = cut.storage();
-            bed.check(&again, Repair::All).0.unwrap_or_else(|error| panic!("{where_}: {error}"));
-            let after = Image(again.bytes(0, again.len() as usize));
-            assert!(bed.is_clean(&after), "{where_}");
-            assert!(after.content() == content, "{where_}: repaired into another content");
+            for _ in 0..CUTS {
+                let cut = Image(storage.power_cut(|_, _| rng.below(0..2) == 0));
+                let where_ = format!("{name}, operation {nth}, seed {seed}");
+                assert!(cut.content() == content, "{where_}: another content");
+                let lower = too_low(&cut).into_iter().find(|line| !before.contains(line));
+                assert_eq!(lower, None, "{where_}: counted too rarely, and was not before");
+                let again = cut.storage();
+                bed.check(&again, Repair::All).0.unwrap_or_else(|error| panic!("{where_}: {error}"));
+                let after = Image(again.bytes(0, again.len() as usize));
+                assert!(bed.is_clean(&after), "{where_}");
+                assert!(after.content() == content, "{where_}: repaired into another content");
+            }
             if ended {
                 assert!(nth > 5, "the failure was seen");
                 break;

@@ -30,10 +30,7 @@ impl Walk<'_> {
         let mut l1_changed = Vec::new();
         for (index, raw) in l1.into_iter().enumerate() {
             let l1_entry = L1Entry::from_raw(raw);
-            if raw == 0 {
-                continue;
-            }
-            let table = l1_entry.table().unwrap_or(0);
+            let Some(table) = l1_entry.table() else { continue };
             if let Some(count) = self.count_on_disk(self.geometry().cluster(table)) {
                 let copied = count == 1;
                 if copied != l1_entry.is_copied() {
@@ -69,16 +66,19 @@ impl Walk<'_> {
             let raw = entry(&bytes, at);
             let l2_entry = L2Entry::from_raw(raw);
             let (L2Kind::Data(offset) | L2Kind::ZeroAllocated(offset)) = l2_entry.kind(&geometry) else { continue };
-            if self.has_data_file() {
-                continue;
-            }
-            let Some(count) = self.count_on_disk(geometry.cluster(offset)) else { continue };
+            let Some(count) = self.data_count(offset) else { continue };
             if (count == 1) != l2_entry.is_copied() {
                 self.wrong_flag((repairs, times), format_args!("data cluster: l2_entry={raw:x} refcount={count}"));
                 changed.push((at, l2_entry.with_copied(count == 1).raw()));
             }
         }
         if repairs { self.put_entries(table, bytes, &changed).await } else { Ok(()) }
+    }
+
+    /// How often the cluster of guest data at `offset` is counted on disk, if that can be read. In a data file nobody shares any.
+    #[inline]
+    pub(super) fn data_count(&mut self, offset: u64) -> Option<u64> {
+        if self.has_data_file() { Some(1) } else { self.count_on_disk(self.geometry().cluster(offset)) }
     }
 
     fn wrong_flag(&mut self, (repairs, times): (bool, u64), text: std::fmt::Arguments<'_>) {

@@ -1,4 +1,4 @@
-//! New reference counts, all of them, behind the end of the image.
+//! New reference counts, all of them, behind the end of the image: of its file, or of what is in use.
 //!
 //! Nothing that is in use is written to, and nothing that was: the new blocks and their table are whole and on disk before one write of the header
 //! makes them the image's. Until then it is the image that it was.
@@ -36,15 +36,14 @@ impl Plan {
 impl Walk<'_> {
     /// Write new reference counts for what was counted, and for `extra` new clusters. The first of those.
     pub(super) async fn rebuild_refcounts(&mut self, extra: u64) -> Result<u64, CheckError> {
+        let places = self.places();
         let old = self.forget_own()?;
-        let plan = self.plan(extra)?;
+        let plan = self.place(places, extra).await?;
         let (geometry, cluster_bits) = (self.geometry(), self.geometry().cluster_bits());
         let end = plan.first + plan.clusters();
         for cluster in plan.first..end {
             self.counts.set(cluster, 1)?;
         }
-        // As long as nothing names it, what is behind the end is nobody's.
-        self.image.grow(end << cluster_bits).await?;
         let mut table = vec![0; (plan.table_clusters << (cluster_bits - 3)) as usize];
         for (index, block) in plan.blocks.iter().enumerate() {
             let offset = (plan.first_block() + index as u64) << cluster_bits;
@@ -73,13 +72,38 @@ impl Walk<'_> {
         Ok(plan.first)
     }
 
-    /// How much of what is needed: the new clusters need counts themselves.
-    fn plan(&self, extra: u64) -> Result<Plan, CheckError> {
+    /// Where new clusters may begin: behind the file, or, where it cannot get longer, behind whatever is in use. As long as nothing names them,
+    /// they are nobody's.
+    pub(super) fn places(&self) -> [u64; 2] {
+        [self.clusters, self.image_end() >> self.geometry().cluster_bits()]
+    }
+
+    /// A plan for the first of `places` that does, and the room for it.
+    async fn place(&mut self, places: [u64; 2], extra: u64) -> Result<Plan, CheckError> {
+        let mut result = Err(CheckError::TooLarge);
+        for first in places {
+            let plan = match self.plan(first, extra) {
+                Ok(plan) => plan,
+                Err(error) => {
+                    result = Err(error);
+                    continue;
+                }
+            };
+            match self.image.grow((first + plan.clusters()) << self.geometry().cluster_bits()).await {
+                Ok(()) => return Ok(plan),
+                Err(error) => result = Err(error),
+            }
+        }
+        result
+    }
+
+    /// How much of what is needed from the cluster `first` on: the new clusters need counts themselves.
+    fn plan(&self, first: u64, extra: u64) -> Result<Plan, CheckError> {
         let block_bits = self.block_bits();
         let pages_bits = block_bits - self.counts.page_bits();
         let is_used = |key: &u64| self.counts.page(*key).is_some_and(|page| page.iter().any(|byte| *byte != 0));
         let used: BTreeSet<u64> = self.counts.keys().into_iter().filter(is_used).map(|key| key >> pages_bits).collect();
-        let mut plan = Plan { first: self.clusters, extra, blocks: Vec::new(), table_clusters: 1 };
+        let mut plan = Plan { first, extra, blocks: Vec::new(), table_clusters: 1 };
         loop {
             let before = plan.clusters();
             let last = plan.first + before - 1;

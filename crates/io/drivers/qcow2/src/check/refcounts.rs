@@ -16,7 +16,7 @@ pub(super) struct Refcounts {
     /// The table, entry by entry.
     table: Vec<u64>,
     counts: Counts,
-    /// Blocks that lie between clusters: they are not looked into.
+    /// Blocks that lie between clusters, or where nothing can lie: they are not looked into.
     unreadable: BTreeSet<u64>,
     /// Counts on disk are others than they were.
     pub(super) changed: bool,
@@ -74,7 +74,8 @@ impl Walk<'_> {
         let mut at: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         let mut unreadable = BTreeSet::new();
         for (index, offset) in self.refcounts.blocks() {
-            if !geometry.is_aligned(offset) {
+            // Offsets are signed in this field.
+            if !geometry.is_aligned(offset) || offset > i64::MAX as u64 {
                 unreadable.insert(index);
             } else if offset < self.image.len() {
                 at.entry(offset).or_default().push(index);

@@ -91,10 +91,17 @@ impl Walk<'_> {
         let bytes: Vec<u8> = self.snapshots.list.iter().flat_map(Snapshot::to_bytes).collect();
         let (geometry, old) = (self.geometry(), (self.header.snapshots_offset, self.snapshots.bytes));
         let clusters = geometry.clusters_for(bytes.len() as u64);
-        let first = self.clusters;
-        self.image.grow((first + clusters) << geometry.cluster_bits()).await?;
-        let first =
-            if self.count_new(first, clusters).await? { first } else { self.rebuild_refcounts(clusters).await? };
+        let mut counted = None;
+        for first in self.places() {
+            let end = (first + clusters) << geometry.cluster_bits();
+            if counted.is_none() && self.image.grow(end).await.is_ok() && self.count_new(first, clusters).await? {
+                counted = Some(first);
+            }
+        }
+        let first = match counted {
+            Some(first) => first,
+            None => self.rebuild_refcounts(clusters).await?,
+        };
         self.clusters = self.clusters.max(first + clusters);
         let offset = first << geometry.cluster_bits();
         self.image.write(offset, &bytes).await?;

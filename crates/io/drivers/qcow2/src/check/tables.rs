@@ -275,11 +275,11 @@ impl Walk<'_> {
             }
             *next = offset.wrapping_add(geometry.cluster_size());
         }
+        if table.active > 0 && (self.data_count(offset) == Some(1)) != entry.is_copied() {
+            table.suspect = true;
+        }
         if self.has_data_file() {
             return Ok(None);
-        }
-        if table.active > 0 && (self.count_on_disk(geometry.cluster(offset)) == Some(1)) != entry.is_copied() {
-            table.suspect = true;
         }
         self.refer(offset, geometry.cluster_size(), times)?;
         Ok(None)
