@@ -450,6 +450,7 @@ impl NewImage {
             };
             match (option.name, &value) {
                 ("size", Value::Int(size)) => image.size = size.to_u64(),
+                (name, _) if name.starts_with("encrypt.") => return Err(qcow2::not_built(name)),
                 _ => image.options.insert(option.name, value)?,
             }
         }

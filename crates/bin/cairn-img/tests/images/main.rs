@@ -15,6 +15,7 @@ mod info;
 mod map;
 mod measure;
 mod memory;
+mod qcow2;
 mod resize;
 mod surroundings;
 
