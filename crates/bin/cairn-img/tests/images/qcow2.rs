@@ -65,6 +65,25 @@ fn qcow2_images_are_created_alike() {
     check_all("qcow2_images_are_created_alike", &IMAGES);
 }
 
+/// Sizes at which tables have to move, blocks count themselves, and the last table is not full, in clusters of every kind.
+#[test]
+fn tables_are_where_they_are_in_qemu_img() {
+    let mut lines = Vec::new();
+    for bits in [1, 8, 16, 64] {
+        for (cluster, large) in [("512", 9_000_448), ("1k", 20_000_256), ("64k", 3_000_000_512u64), ("2M", 5 << 39)] {
+            let line = |options: &str, size: u64| {
+                format!("create -f qcow2 -o cluster_size={cluster},refcount_bits={bits},{options} n.qcow2 {size}")
+            };
+            lines.push(line("preallocation=off", large * 500));
+            lines.push(line("preallocation=metadata", large));
+            lines.push(line("preallocation=falloc", 6_400_512));
+            lines.push(line("preallocation=metadata,data_file=d.raw", large / 512 / 4096 * 512 * 4096));
+        }
+    }
+    let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+    check_all("tables_are_where_they_are_in_qemu_img", &lines);
+}
+
 #[test]
 fn created_qcow2_images_pass_a_check() {
     if theirs(&["--version"]).is_none() {
