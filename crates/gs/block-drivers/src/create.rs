@@ -4,20 +4,21 @@
 //! in [`NewImage::create`]. What there is to say about single formats is in `create/`. Opening what was created is not here.
 
 mod backing;
+mod error;
 mod qcow2;
 
+pub use error::CreateError;
 pub use qcow2::Measuring;
 
 use block_common::options::{Dialect, strip_protocol};
 use block_common::options::{Dict, Value};
 use block_common::{
-    AlignedBuf, FileName, LENGTH_MAX, Options, OptionsError, ParentKind, Perm, PermPair, Preallocation, RequestFlags,
-    SizeError, parse_size_64,
+    AlignedBuf, FileName, LENGTH_MAX, Options, ParentKind, Perm, PermPair, Preallocation, RequestFlags, SizeError,
+    parse_size_64,
 };
 use block_file_posix::{FileError, HostKind, create, kind, same_file};
-use block_gs::{GlobalState, GraphError, GraphResult, NodeRef, RootRef};
+use block_gs::{GlobalState, GraphResult, NodeRef, RootRef};
 use block_io::Root;
-use block_qcow2_format::LayoutError;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -106,166 +107,6 @@ const DEVICE_OPTIONS: [CreateOption; 2] = [
         help: "Preallocation mode (allowed values: off)",
     },
 ];
-
-/// Why an image cannot be created.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CreateError {
-    /// Nobody knows the format.
-    #[error("Unknown file format '{0}'")]
-    UnknownFormat(String),
-    /// Nobody knows the protocol.
-    #[error("Unknown protocol '{0}'")]
-    UnknownProtocol(String),
-    /// The format is read only, or is none.
-    #[error("Format driver '{0}' does not support image creation")]
-    FormatCreatesNothing(String),
-    /// Nothing can be created through the protocol.
-    #[error("Protocol driver '{0}' does not support image creation")]
-    ProtocolCreatesNothing(String),
-    /// Nothing can be created through the protocol of a data file.
-    #[error("Driver '{0}' does not support image creation")]
-    DataFileCreatesNothing(String),
-    /// This build does not have it.
-    #[error("{0} is not supported")]
-    NotBuilt(String),
-    /// No option has this name.
-    #[error("Invalid parameter '{0}'")]
-    UnknownOption(String),
-    /// An option that wants a size has something else.
-    #[error(
-        "Parameter '{0}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, \
-         mega-, giga-, tera-, peta-\nand exabytes, respectively."
-    )]
-    BadSize(String),
-    /// An option that wants a size has a number that is none.
-    #[error("Value '{value}' is out of range for parameter '{name}'")]
-    SizeRange {
-        /// The option.
-        name: &'static str,
-        /// What it was given.
-        value: String,
-    },
-    /// An option that wants a number has something else.
-    #[error("Parameter '{0}' expects a number")]
-    BadNumber(&'static str),
-    /// A number that is too large for what it is for.
-    #[error("Parameter '{0}' expects integer")]
-    BadInteger(&'static str),
-    /// An option that wants a number has one of more than 64 bits.
-    #[error("Value '{value}' is too large for parameter '{name}'")]
-    NumberRange {
-        /// The option.
-        name: &'static str,
-        /// What it was given.
-        value: String,
-    },
-    /// An option has a value that is none of those that there are.
-    #[error("Parameter '{name}' does not accept value '{value}'")]
-    BadChoice {
-        /// What the option is called where its value is looked at.
-        name: &'static str,
-        /// What it was given.
-        value: String,
-    },
-    /// A compatibility level that nobody has.
-    #[error("Invalid compatibility level: '{0}'")]
-    BadLevel(String),
-    /// Reference counts of a version that has only one width of them.
-    #[error(
-        "Different refcount widths than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"
-    )]
-    MeasureWidth,
-    /// There is no such image of this format.
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
-    /// The format has no backing files.
-    #[error("Backing file not supported for file format '{0}'")]
-    NoBackingFiles(String),
-    /// The format has no backing files, and so no formats of them.
-    #[error("Backing file format not supported for file format '{0}'")]
-    NoBackingFormats(String),
-    /// A name without a letter.
-    #[error("Expected backing file name, got empty string")]
-    BackingEmpty,
-    /// It would be its own backing file.
-    #[error("Error: Trying to create an image with the same filename as the backing file")]
-    BackingSelf,
-    /// The backing file cannot be looked at.
-    #[error("{0}\nCould not open backing image.")]
-    BackingOpen(String),
-    /// The backing file's format was left open; this is what it looks like, if somebody looked.
-    #[error(
-        "Backing file specified without backing format{}",
-        .0.as_ref().map(|found| format!("\nDetected format of {found}.")).unwrap_or_default()
-    )]
-    BackingNoFormat(Option<String>),
-    /// An option that is on or off has another value.
-    #[error("Parameter '{0}' expects 'on' or 'off'")]
-    BadSwitch(&'static str),
-    /// A mode that nobody has.
-    #[error("invalid parameter value: {0}")]
-    BadMode(String),
-    /// A mode that makes no sense for devices.
-    #[error("Unsupported preallocation mode '{0}'")]
-    NoMode(Preallocation),
-    /// A device has to be there, and this one cannot be had.
-    #[error(
-        "Protocol driver '{HOST_DEVICE}' does not support creating new images, so an existing image must be selected as \
-         the target; however, opening the given target as an existing image failed: {0}"
-    )]
-    NoDevice(String),
-    /// A device cannot be asked for its length, or its first sector not be written.
-    #[error("Could not {doing}: {error}")]
-    Device {
-        /// What was being done.
-        doing: &'static str,
-        /// What it answered.
-        error: block_common::IoError,
-    },
-    /// No size was given.
-    #[error("Image creation needs a size parameter")]
-    NoSize,
-    /// The host's file system has no such large files.
-    #[error("Could not resize file: {0}")]
-    Resize(block_common::Errno),
-    /// The file is open as a node of this block layer: creating it would empty what is being used.
-    #[error("Failed to get \"write\" lock\nIs another process using the image [{}]?", .0.display())]
-    InUse(PathBuf),
-    /// A device that was taken over could not be closed.
-    #[error(transparent)]
-    Close(#[from] GraphError),
-    /// The options are malformed.
-    #[error(transparent)]
-    Options(#[from] OptionsError),
-    /// The host refused.
-    #[error("{}", file_words(.0))]
-    File(FileError),
-}
-
-impl CreateError {
-    /// Whether the host's file system, or the format, cannot hold so large an image.
-    pub fn is_too_large(&self) -> bool {
-        matches!(self, Self::Resize(block_common::Errno::EFBIG) | Self::Layout(LayoutError::SizeTooBig))
-    }
-}
-
-impl From<FileError> for CreateError {
-    fn from(error: FileError) -> Self {
-        match error {
-            FileError::Resize { errno, .. } => Self::Resize(errno),
-            other => Self::File(other),
-        }
-    }
-}
-
-/// Whoever creates an image names it in front: no need to do so again.
-fn file_words(error: &FileError) -> String {
-    match error {
-        FileError::Preallocate { doing, errno, .. } => format!("Could not {doing}: {errno}"),
-        other => other.to_string(),
-    }
-}
 
 /// An image that is to be created.
 #[derive(Clone, Debug)]
@@ -450,6 +291,7 @@ impl NewImage {
             };
             match (option.name, &value) {
                 ("size", Value::Int(size)) => image.size = size.to_u64(),
+                (name, _) if name.starts_with("encrypt.") => return Err(qcow2::not_built(name)),
                 _ => image.options.insert(option.name, value)?,
             }
         }

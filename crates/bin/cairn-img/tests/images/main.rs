@@ -16,10 +16,11 @@ mod info;
 mod map;
 mod measure;
 mod memory;
+mod qcow2;
 mod resize;
 mod snapshot;
 mod surroundings;
 
 mod differences;
 mod own;
-mod qcow2;
+mod qcow2_convert;

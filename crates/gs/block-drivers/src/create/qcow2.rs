@@ -129,15 +129,11 @@ impl NewImage {
         self.value(name).and_then(|value| value.parse().ok())
     }
 
-    /// Refuse what would encrypt the image, rather than leave it open.
+    /// Refuse what would encrypt the image, rather than leave it open. Options about how were refused before.
     pub(super) fn refuse_encryption(&self) -> Result<(), CreateError> {
-        let given = |option: &&CreateOption| match option.name {
-            "encryption" => self.is_on("encryption"),
-            name => name.starts_with("encrypt.") && self.options.contains_key(name),
-        };
-        match OPTIONS.iter().filter(|_| self.format == NAME).find(given) {
-            Some(option) => Err(CreateError::NotBuilt(format!("Option '{}' of driver '{NAME}'", option.name))),
-            None => Ok(()),
+        match self.format == NAME && self.is_on("encryption") {
+            true => Err(not_built("encryption")),
+            false => Ok(()),
         }
     }
 
@@ -289,6 +285,11 @@ impl NewImage {
         }
         Ok(())
     }
+}
+
+/// An option that this build does not carry out.
+pub(super) fn not_built(name: &str) -> CreateError {
+    CreateError::NotBuilt(format!("Option '{name}' of driver '{NAME}'"))
 }
 
 /// The size of a file that is not there yet.
