@@ -167,6 +167,7 @@ impl Args {
             aio: aio.map(|mode| mode.to_string()),
             force_share: self.force_share,
             unmap: false,
+            ..ImageOptions::default()
         };
         Image { name, image_opts: self.image_opts, resize: false, still: false, how }
     }

@@ -108,6 +108,7 @@ impl Image {
             aio: self.how.aio.map(|mode| mode.name().to_owned()),
             force_share: self.how.force_share,
             unmap: self.how.discard.0 == DiscardMode::Unmap,
+            ..ImageOptions::default()
         };
         let parsed = match &self.name {
             Some(name) => Some(FileName::parse(name)?),
