@@ -198,6 +198,8 @@ impl Header {
     pub const PREFIX: usize = LEN_V3 as usize;
     /// The longest name of a backing file, in bytes.
     pub const BACKING_FILE_MAX: usize = BACKING_MAX as usize;
+    /// The longest name of its format, in bytes.
+    pub const BACKING_FORMAT_MAX: usize = BACKING_FORMAT_MAX as usize - 1;
 
     /// Bytes of the first cluster, which has to be read in whole to parse the header.
     ///

@@ -237,6 +237,9 @@ impl Layout {
         compatible.set(CompatibleFeatures::LAZY_REFCOUNTS, image.lazy_refcounts);
         let mut autoclear = AutoclearFeatures::empty();
         autoclear.set(AutoclearFeatures::DATA_FILE_RAW, image.data_file_raw);
+        // Cut as the field's tools do it: an image with a longer one cannot be opened.
+        let mut backing_format = image.backing_format.clone();
+        backing_format.iter_mut().for_each(|name| name.truncate(Header::BACKING_FORMAT_MAX));
         let named = self.geometry.cluster_bits() > FEATURE_NAMES_CLUSTER_BITS;
         let header = Header {
             version: image.version,
@@ -257,7 +260,7 @@ impl Layout {
             compression: image.compression,
             more: Vec::new(),
             backing_file: image.backing_file.clone(),
-            backing_format: image.backing_format.clone(),
+            backing_format,
             data_file: image.data_file.clone(),
             crypto: None,
             features: if named { header::feature_names() } else { Vec::new() },

@@ -24,6 +24,7 @@ fn check_limited(max: u64, args: &[&str], stderr: &str) {
     let output = limited(dir.path(), max, args);
     assert_eq!(String::from_utf8_lossy(&output.stderr), stderr, "{args:?}");
     assert_eq!(output.status.code(), Some(1), "{args:?}");
+    assert!(!dir.path().join("n.qcow2").exists(), "{args:?}: half an image is left");
 }
 
 #[test]
@@ -49,6 +50,14 @@ fn a_file_that_gets_too_long_is_told() {
         &["create", "-q", "n.raw", "2M"],
         "cairn-img: n.raw: The image size is too large for file format 'raw'\n",
     );
+    for mode in ["metadata", "falloc", "full"] {
+        let options = format!("preallocation={mode}");
+        check_limited(
+            max,
+            &["create", "-q", "-f", "qcow2", "-o", &options, "n.qcow2", "2M"],
+            "cairn-img: n.qcow2: The image size is too large for file format 'qcow2' (try using a larger cluster size)\n",
+        );
+    }
     check_limited(
         max,
         &["resize", "-q", "-f", "raw", "big.raw", "4M"],

@@ -6,7 +6,7 @@ use crate::support::{check_all, folder, program, skipped, theirs, words};
 use std::process::Command;
 
 /// Every kind of image.
-const IMAGES: [&str; 51] = [
+const IMAGES: [&str; 53] = [
     "create -f qcow2 n.qcow2 1M",
     "create -f qcow2 n.qcow2 0",
     "create -f qcow2 n.qcow2 1000",
@@ -42,6 +42,8 @@ const IMAGES: [&str; 51] = [
     "create -f qcow2 -b odd.raw -F raw n.qcow2",
     "create -f qcow2 -b a.raw -F raw -o extended_l2=on,preallocation=metadata n.qcow2",
     "create -f qcow2 -u -b nofile -F raw n.qcow2 1M",
+    "create -f qcow2 -u -b nofile -F copy-before-write n.qcow2 1M",
+    "create -f qcow2 -u -b nofile -F vmdk n.qcow2 1M",
     "create -f qcow2 -b null-co:// -F raw n.qcow2",
     "create -f qcow2 -b null-co:// -F null-co n.qcow2",
     "create -f qcow2 -b a.raw -F file n.qcow2",

@@ -165,6 +165,16 @@ fn what_cannot_be_is_refused_in_the_fields_words() {
     assert!(refused(no_room).ends_with("' with format 'raw': No space left on device"));
 }
 
+/// Scenario: the backing file's format has a name that no image can have.
+#[test]
+fn the_name_of_a_format_is_cut() {
+    let (file, format) = (Some(b"b".to_vec()), Some(b"copy-before-write".to_vec()));
+    let image = NewImage { size: 1 << 20, backing_file: file, backing_format: format, ..NewImage::default() };
+    let layout = Layout::new(image).expect("an image");
+    let header = Header::parse(&layout.header).expect("a header");
+    assert_eq!(header.backing_format.as_deref(), Some(&b"copy-before-wri"[..]));
+}
+
 /// Scenario: a terabyte with all its tables, made piece by piece.
 #[test]
 fn pieces_are_small() {
@@ -204,5 +214,35 @@ proptest! {
             allocate,
             ..NewImage::default()
         });
+    }
+
+    #[test]
+    fn trust_3_no_options_panic(
+        size in prop_oneof![any::<u64>(), 0u64..1 << 40],
+        cluster_size in prop_oneof![1 => any::<u64>(), 9 => (8u32..23).prop_map(|bits| 1 << bits)],
+        refcount_bits in prop_oneof![1 => any::<u64>(), 9 => (0u32..8).prop_map(|order| 1 << order)],
+        version_2 in any::<bool>(),
+        extended_l2 in any::<bool>(),
+        lazy_refcounts in any::<bool>(),
+        data_file_raw in any::<bool>(),
+        names in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..1200)), 3),
+    ) {
+        let image = NewImage {
+            version: if version_2 { Version::V2 } else { Version::V3 },
+            // Raw data files have tables for everything: not for exabytes here.
+            size: if data_file_raw { size % (1 << 32) } else { size },
+            cluster_size,
+            refcount_bits,
+            extended_l2,
+            lazy_refcounts,
+            data_file: names[0].clone(),
+            data_file_raw,
+            backing_file: names[1].clone(),
+            backing_format: names[2].clone(),
+            ..NewImage::default()
+        };
+        if let Ok(layout) = Layout::new(image) {
+            prop_assert!(Header::parse(&layout.header).is_ok());
+        }
     }
 }

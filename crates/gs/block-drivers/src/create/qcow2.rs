@@ -56,7 +56,7 @@ pub(super) const OPTIONS: [CreateOption; 21] = {
 };
 
 /// Names that may stand in an image as its backing file's format: every driver of the field's.
-const DRIVERS: [&str; 46] = [
+const DRIVERS: [&str; 42] = [
     "blkdebug",
     "blklogwrites",
     "blkreplay",
@@ -75,7 +75,6 @@ const DRIVERS: [&str; 46] = [
     "host_device",
     "http",
     "https",
-    "io_uring",
     "iscsi",
     "luks",
     "nbd",
@@ -83,7 +82,6 @@ const DRIVERS: [&str; 46] = [
     "null-aio",
     "null-co",
     "nvme",
-    "nvme-io_uring",
     "parallels",
     "preallocate",
     "qcow",
@@ -98,8 +96,6 @@ const DRIVERS: [&str; 46] = [
     "throttle",
     "vdi",
     "vhdx",
-    "virtio-blk-vfio-pci",
-    "virtio-blk-vhost-user",
     "vmdk",
     "vpc",
     "vvfat",
