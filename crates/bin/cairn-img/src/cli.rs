@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::fmt;
 
 /// Commands of qemu-img that this build does not have.
-pub(crate) const NOT_BUILT: [&str; 4] = ["amend", "bitmap", "commit", "rebase"];
+pub(crate) const NOT_BUILT: [&str; 2] = ["amend", "bitmap"];
 
 /// Disk image utility.
 #[derive(Debug, Parser)]

@@ -74,7 +74,7 @@ impl Image {
         self.insert(gs, node).await
     }
 
-    async fn insert(&self, gs: &GlobalState, node: NodeRef) -> Result<Backend, Failure> {
+    pub(crate) async fn insert(&self, gs: &GlobalState, node: NodeRef) -> Result<Backend, Failure> {
         let failed =
             |error: &dyn std::fmt::Display| Failure::message(format!("Could not open '{}': {error}", self.name));
         let writing = if self.how.read_only { Perm::empty() } else { Perm::WRITE };

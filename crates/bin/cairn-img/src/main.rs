@@ -11,7 +11,9 @@ mod args;
 mod cli;
 
 mod bench;
+mod chain;
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -19,6 +21,7 @@ mod dd;
 mod info;
 mod map;
 mod measure;
+mod rebase;
 mod resize;
 mod snapshot;
 
@@ -56,6 +59,7 @@ fn run() -> Result<(), Failure> {
     let run: fn(&str, Vec<OsString>) -> Result<(), Failure> = match name.as_str() {
         "bench" => run_command::<bench::Args>,
         "check" => run_command::<check::Args>,
+        "commit" => run_command::<commit::Args>,
         "compare" => run_command::<compare::Args>,
         "convert" => run_command::<convert::Args>,
         "create" => run_command::<create::Args>,
@@ -63,6 +67,7 @@ fn run() -> Result<(), Failure> {
         "info" => run_command::<info::Args>,
         "map" => run_command::<map::Args>,
         "measure" => run_command::<measure::Args>,
+        "rebase" => run_command::<rebase::Args>,
         "resize" => run_command::<resize::Args>,
         "snapshot" => run_command::<snapshot::Args>,
         _ => return Err(unknown(&name)),

@@ -22,6 +22,9 @@ pub struct LayerOptions {
     pub speed: u64,
     /// Flags of the writes.
     pub flags: RequestFlags,
+    /// Zeroes are written like other data: an image that was opened without what it stands on may have no other way to say "zeroes, whatever is
+    /// below".
+    pub writes_zeroes: bool,
 }
 
 /// Write what `layers` have of their own, the topmost first, into `base`, which is as long as the topmost. To be awaited on an I/O thread.
@@ -145,7 +148,7 @@ async fn store(
     options: LayerOptions,
 ) -> Result<(), CopyError> {
     let (place, bytes) = (at + part.start as u64, &shown[part]);
-    if is_zero(bytes) {
+    if is_zero(bytes) && !options.writes_zeroes {
         let flags = (options.flags | RequestFlags::MAY_UNMAP) - RequestFlags::WRITE_COMPRESSED;
         return image.zero(place, bytes.len() as u64, flags).await.map_err(CopyError::at(CopyAct::Zero, place));
     }

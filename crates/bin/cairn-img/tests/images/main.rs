@@ -23,4 +23,5 @@ mod surroundings;
 
 mod differences;
 mod own;
+mod qcow2_chain;
 mod qcow2_convert;

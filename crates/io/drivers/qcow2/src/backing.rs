@@ -5,8 +5,14 @@ use crate::image::{Qcow2Control, Shared};
 use crate::meta;
 use block_common::{IoError, IoResult};
 use block_io::Req;
+use block_qcow2_format::Version;
 
 impl Qcow2Control {
+    /// Whether the image can say of a cluster that it is zeroes, whatever is below it.
+    pub fn has_zeroes(&self) -> bool {
+        self.0.version >= Version::V3
+    }
+
     /// Name another backing file, with its format, or none. The node's child stays what it is. `req` is a token on the node, beside which nothing is in flight.
     ///
     /// # Errors
@@ -31,7 +37,10 @@ impl Shared {
         self.writable()?;
         let _turn = self.header_turn.lock().await;
         let mut header = self.header().clone();
-        let old = header.to_bytes().map_err(|_| IoError::INVALID)?.len();
+        // The old name may stand further behind than this project would put it.
+        let told = meta::read_table(req, &self.file, 8, 2).await?;
+        let end = told[0].saturating_add(told[1] >> 32).min(self.geometry.cluster_size());
+        let old = header.to_bytes().map_err(|_| IoError::INVALID)?.len().max(end as usize);
         (header.backing_file, header.backing_format) = match backing {
             Some((name, format)) => (Some(name), format),
             None => (None, None),
