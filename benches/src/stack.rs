@@ -1,10 +1,12 @@
 //! Stacks: one or more nodes below one root, on an I/O thread of their own.
 
 use anyhow::{Context, Result};
-use block_common::{ChildRole, Perm};
+use block_common::{AlignedBuf, ChildRole, HostOffset, Perm, RequestFlags};
 use block_file_posix::{FileAccess, FilePosix, FilePosixOptions};
 use block_io::{Driver, FileEngine, IoThread, IoThreadOptions, Root, StaticGraph, StaticNode, ThreadPool};
 use block_null::{Null, NullOptions};
+use block_qcow2::{Qcow2, Qcow2Children, Qcow2Options};
+use block_qcow2_format::{Layout, NewImage, Step};
 use block_raw::{Raw, RawOptions};
 use block_testkit::bed::block_on;
 use block_testkit::{ToyCow, ToyFilter, ToyFormat};
@@ -133,6 +135,38 @@ impl Stack {
                 ToyCow::open(&req, edge, None).await
             });
             let (engine, _control) = opened.await.context("toy image")?;
+            Ok::<_, anyhow::Error>(shell.install(engine, false).await?)
+        })?;
+        Ok(())
+    }
+
+    /// Put an empty qcow2 image on top, `len` bytes long, with subclusters if it is `extended`.
+    ///
+    /// # Errors
+    /// The child cannot be written.
+    pub fn qcow2(&mut self, len: u64, extended: bool) -> Result<()> {
+        let layout = Layout::new(NewImage { size: len, extended_l2: extended, ..NewImage::default() })?;
+        let mut shell = self.graph.node("qcow2");
+        let perm = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+        let file = shell.child(ROLE, perm, &self.top);
+        let pool = self.pool.clone();
+        self.top = block_on(async {
+            let opened = shell.run(move |req| async move {
+                for step in layout.steps() {
+                    if let Step::Write { offset, bytes } = step {
+                        let mut buf = AlignedBuf::zeroed(bytes.len(), 4096);
+                        buf.copy_from_slice(&bytes);
+                        file.write(&req, HostOffset(offset), &buf.into_io(), RequestFlags::empty()).await?;
+                    }
+                }
+                let header = match Qcow2::read_header(&req, &file).await {
+                    Ok(header) => header,
+                    Err(error) => return Ok(Err(error)),
+                };
+                let children = Qcow2Children { file, data: None, backing: None };
+                Ok(Qcow2::open(&req, children, header, Qcow2Options::default(), false, pool).await)
+            });
+            let (engine, _control) = opened.await??;
             Ok::<_, anyhow::Error>(shell.install(engine, false).await?)
         })?;
         Ok(())

@@ -13,7 +13,7 @@ use crate::test::{self, Counts};
 const UNSAFE_CRATES: [&str; 4] = ["block-io", "block-common", "block-file-posix", "block-testkit"];
 
 /// What `fuzz/run.sh` builds.
-const FUZZ_TARGETS: [&str; 2] = ["io_command", "options"];
+const FUZZ_TARGETS: [&str; 3] = ["io_command", "options", "qcow2"];
 
 /// What the sanitizer builds for; naming it keeps build scripts and macros uninstrumented.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";

@@ -1,15 +1,15 @@
 //! The cases: who runs against whom, and the bar. The bars are the project's own; see its first issue, "Speed".
 
 use crate::inside::{NullBackend, layers};
-use crate::programs::{Bench, CP, FIO, Fio, Peer, QEMU_IMG, Tools};
+use crate::programs::{Bench, CP, FIO, Fio, Fresh, Peer, QEMU_IMG, Tools};
 use crate::report::{Bar, Row};
 use crate::rounds::{Contender, alternate};
 use crate::stats::median;
-use crate::whole::{Whole, sparse_file};
+use crate::whole::{Whole, sparse_file, text_file};
 use anyhow::{Context, Result};
 use cairn_benches::{DataFile, Driver, FileMode, Stack, warm};
 use std::cell::OnceCell;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -37,6 +37,28 @@ enum Kind {
     Convert { pieces: Pieces },
     Compare { pieces: Pieces },
     Info,
+    Qcow2Read { depth: usize },
+    Qcow2Allocate { size: usize, how: Allocating },
+    Qcow2Convert { how: Converting },
+    Qcow2Whole { command: &'static str },
+}
+
+/// Into what image allocating writes go.
+#[derive(Clone, Copy, Debug)]
+enum Allocating {
+    Plain,
+    Subclusters,
+    OverBacking,
+}
+
+/// From what to what.
+#[derive(Clone, Copy, Debug)]
+enum Converting {
+    FromRaw,
+    ToRaw,
+    /// Compressed, of this type.
+    Packed(&'static str),
+    Unpacked(&'static str),
 }
 
 /// How a sparse image is made.
@@ -103,8 +125,29 @@ const INFO: Case = Case {
     kind: Kind::Info,
 };
 
+const fn qcow2_read(name: &'static str, depth: usize) -> Case {
+    let what = "4 KiB reads of an allocated qcow2 image in the page cache: cairn-img bench against qemu-img bench";
+    Case { name, what, peers: &[QEMU_IMG], ring: true, kind: Kind::Qcow2Read { depth } }
+}
+
+const fn qcow2_allocate(name: &'static str, size: usize, how: Allocating) -> Case {
+    let what =
+        "writes that each allocate a cluster of a new qcow2 image, 32 at once: cairn-img bench against qemu-img bench";
+    Case { name, what, peers: &[QEMU_IMG], ring: true, kind: Kind::Qcow2Allocate { size, how } }
+}
+
+const fn qcow2_convert(name: &'static str, how: Converting) -> Case {
+    let what = "a sparse image from raw to qcow2 or back: cairn-img convert against qemu-img convert";
+    Case { name, what, peers: &[QEMU_IMG], ring: false, kind: Kind::Qcow2Convert { how } }
+}
+
+const fn qcow2_whole(name: &'static str, command: &'static str) -> Case {
+    let what = "a command on a sparse qcow2 image: cairn-img against qemu-img";
+    Case { name, what, peers: &[QEMU_IMG], ring: false, kind: Kind::Qcow2Whole { command } }
+}
+
 /// All of them.
-pub(crate) const CASES: [Case; 20] = [
+pub(crate) const CASES: [Case; 34] = [
     null("null-d1", 1),
     null("null-d32", 32),
     threads("null-2threads-d1", 1),
@@ -125,6 +168,20 @@ pub(crate) const CASES: [Case; 20] = [
     compare("compare-long", Pieces::Long),
     compare("compare-mixed", Pieces::Mixed),
     INFO,
+    qcow2_read("qcow2-read-d1", 1),
+    qcow2_read("qcow2-read-d32", 32),
+    qcow2_allocate("qcow2-alloc-4k", 4 << 10, Allocating::Plain),
+    qcow2_allocate("qcow2-alloc-4k-sub", 4 << 10, Allocating::Subclusters),
+    qcow2_allocate("qcow2-alloc-4k-back", 4 << 10, Allocating::OverBacking),
+    qcow2_allocate("qcow2-alloc-64k", 64 << 10, Allocating::Plain),
+    qcow2_convert("qcow2-convert-to", Converting::FromRaw),
+    qcow2_convert("qcow2-convert-from", Converting::ToRaw),
+    qcow2_convert("qcow2-pack-zlib", Converting::Packed("zlib")),
+    qcow2_convert("qcow2-pack-zstd", Converting::Packed("zstd")),
+    qcow2_convert("qcow2-unpack-zlib", Converting::Unpacked("zlib")),
+    qcow2_convert("qcow2-unpack-zstd", Converting::Unpacked("zstd")),
+    qcow2_whole("qcow2-map", "map"),
+    qcow2_whole("qcow2-check", "check"),
 ];
 
 /// What all cases share: programs, patience, and files, which are made when they are first needed.
@@ -180,6 +237,28 @@ impl Place {
         Ok(path)
     }
 
+    /// A qcow2 image of that name, made by qemu-img from the raw image at `from`, in the page cache.
+    fn qcow2(&self, name: &str, from: &Path, options: &[&str]) -> Result<PathBuf> {
+        let path = self.dir.path().join(name).with_extension("qcow2");
+        if !path.exists() {
+            let mut command = std::process::Command::new(QEMU_IMG.program);
+            command.args(["convert", "-f", "raw", "-O", "qcow2"]).args(options).arg(from).arg(&path);
+            crate::programs::output(&mut command)?;
+        }
+        warm(&path)?;
+        Ok(path)
+    }
+
+    /// A raw image whose content shrinks to about a third: words of a small vocabulary.
+    fn text(&self) -> Result<PathBuf> {
+        let path = self.dir.path().join("text");
+        if !path.exists() {
+            text_file(&path, 128 << 20)?;
+        }
+        warm(&path)?;
+        Ok(path)
+    }
+
     fn cairn(&self, depth: usize, args: &[&str], image: &OsStr) -> Bench {
         Bench::new("cairn-img", &self.tools.cairn_img, (4096, depth), args, image)
     }
@@ -205,6 +284,10 @@ impl Case {
             Kind::Convert { pieces } => self.convert(place, pieces),
             Kind::Compare { pieces } => self.compare(place, pieces),
             Kind::Info => self.info(place),
+            Kind::Qcow2Read { depth } => self.qcow2_read(place, depth),
+            Kind::Qcow2Allocate { size, how } => self.qcow2_allocate(place, size, how),
+            Kind::Qcow2Convert { how } => self.qcow2_convert(place, how),
+            Kind::Qcow2Whole { command } => self.qcow2_whole(place, command),
         }
     }
 
@@ -316,6 +399,79 @@ impl Case {
         let mut ours = Whole::new("cairn-img", &place.tools.cairn_img, &[&"info", image]);
         let mut theirs = Whole::new("qemu-img", Path::new(QEMU_IMG.program), &[&"info", image]);
         self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesAsLong(0.7))])
+    }
+
+    fn qcow2_read(&self, place: &Place, depth: usize) -> Result<Vec<Row>> {
+        let image = place.qcow2("allocated", &place.data()?.path.clone(), &[])?;
+        let args = ["-f", "qcow2", "-i", "io_uring"];
+        let mut ours = place.cairn(depth, &args, image.as_os_str());
+        let mut theirs = place.qemu("qemu-img", depth, &args, image.as_os_str());
+        self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(2.0))])
+    }
+
+    fn qcow2_allocate(&self, place: &Place, size: usize, how: Allocating) -> Result<Vec<Row>> {
+        let image = place.dir.path().join("new.qcow2");
+        // Larger than what a run writes: each request finds a cluster that was never written.
+        let mut create: Vec<OsString> = ["create", "-q", "-f", "qcow2"].map(OsString::from).into();
+        match how {
+            Allocating::Plain => {}
+            Allocating::Subclusters => create.extend(["-o", "extended_l2=on"].map(OsString::from)),
+            Allocating::OverBacking => {
+                let backing = place.qcow2("allocated", &place.data()?.path.clone(), &[])?;
+                create.extend(["-F".into(), "qcow2".into(), "-b".into(), backing.into_os_string()]);
+            }
+        }
+        create.extend([image.clone().into_os_string(), "64G".into()]);
+        let step = size.max(128 << 10).to_string();
+        let args = ["-w", "-f", "qcow2", "-i", "io_uring", "-t", "writeback", "-S", &step];
+        let bench = |name: &str, program: &Path| {
+            let bench = Bench::new(name, program, (size, 32), &args, image.as_os_str());
+            Fresh::new(bench, create.clone(), &image)
+        };
+        let (mut ours, mut theirs) =
+            (bench("cairn-img", &place.tools.cairn_img), bench("qemu-img", Path::new(QEMU_IMG.program)));
+        let bar = if size > 4096 { 1.0 } else { 2.0 };
+        self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(bar))])
+    }
+
+    fn qcow2_convert(&self, place: &Place, how: Converting) -> Result<Vec<Row>> {
+        let raw = place.sparse(Pieces::Mixed)?;
+        let to = place.dir.path().join("converted");
+        let (from, words, bar) = match how {
+            Converting::FromRaw => (raw, vec!["-f", "raw", "-O", "qcow2"], 0.95),
+            Converting::ToRaw => (place.qcow2("sparse", &raw, &[])?, vec!["-f", "qcow2", "-O", "raw"], 0.95),
+            Converting::Packed(kind) => {
+                let option = if kind == "zstd" { "compression_type=zstd" } else { "compression_type=zlib" };
+                (
+                    place.text()?,
+                    vec!["-f", "raw", "-O", "qcow2", "-c", "-o", option],
+                    if kind == "zstd" { 2.0 } else { 4.0 },
+                )
+            }
+            Converting::Unpacked(kind) => {
+                let option = if kind == "zstd" { "compression_type=zstd" } else { "compression_type=zlib" };
+                let packed = place.qcow2(kind, &place.text()?, &["-c", "-o", option])?;
+                (packed, vec!["-f", "qcow2", "-O", "raw"], 2.0)
+            }
+        };
+        let tool = |name: &str, program: &Path| {
+            let mut args: Vec<&dyn AsRef<OsStr>> = vec![&"convert"];
+            args.extend(words.iter().map(|word| word as &dyn AsRef<OsStr>));
+            args.extend([&from as &dyn AsRef<OsStr>, &to]);
+            Whole::new(name, program, &args).making(&to)
+        };
+        let (mut ours, mut theirs) =
+            (tool("cairn-img", &place.tools.cairn_img), tool("qemu-img", Path::new(QEMU_IMG.program)));
+        self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(bar))])
+    }
+
+    fn qcow2_whole(&self, place: &Place, command: &str) -> Result<Vec<Row>> {
+        let image = place.qcow2("small", &place.sparse(Pieces::Mixed)?, &["-o", "cluster_size=4k"])?;
+        let tool = |name: &str, program: &Path| Whole::new(name, program, &[&command, &"-f", &"qcow2", &image]);
+        let (mut ours, mut theirs) =
+            (tool("cairn-img", &place.tools.cairn_img), tool("qemu-img", Path::new(QEMU_IMG.program)));
+        let bar = if command == "map" { 2.0 } else { 1.0 };
+        self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(bar))])
     }
 
     fn layer(&self, place: &Place, layer: Layer, depth: usize) -> Result<Vec<Row>> {

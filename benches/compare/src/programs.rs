@@ -137,6 +137,34 @@ impl Contender for Bench {
     }
 }
 
+/// A bench on an image that is made anew for each run, which counts for nobody.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    bench: Bench,
+    create: Vec<OsString>,
+    image: PathBuf,
+}
+
+impl Fresh {
+    /// `bench` on `image`, which qemu-img makes with the words `create`.
+    pub(crate) fn new(bench: Bench, create: Vec<OsString>, image: &Path) -> Self {
+        Self { bench, create, image: image.to_owned() }
+    }
+}
+
+impl Contender for Fresh {
+    fn name(&self) -> &str {
+        self.bench.name()
+    }
+
+    fn run(&mut self, count: u64) -> Result<Duration> {
+        output(Command::new(QEMU_IMG.program).args(&self.create))?;
+        let took = self.bench.run(count);
+        std::fs::remove_file(&self.image).with_context(|| format!("cannot remove {}", self.image.display()))?;
+        took
+    }
+}
+
 /// "Run completed in 0.123 seconds."
 fn run_time(text: &str) -> Option<Duration> {
     let line = text.lines().find_map(|line| line.strip_prefix("Run completed in "))?;

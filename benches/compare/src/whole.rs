@@ -94,3 +94,26 @@ pub(crate) fn sparse_file(path: &Path, len: u64, shortest: u64, longest: u64) ->
     }
     file.sync_all().with_context(context)
 }
+
+/// Make a file of `len` bytes of words that repeat, in no order.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn text_file(path: &Path, len: u64) -> Result<()> {
+    let context = || format!("cannot write {}", path.display());
+    let mut state = 7u64;
+    let mut next = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let words: Vec<Vec<u8>> =
+        (0..2000).map(|_| (0..3 + next(8)).map(|_| b'a' + next(26) as u8).chain([b' ']).collect()).collect();
+    let mut text = Vec::with_capacity(len as usize + 16);
+    while (text.len() as u64) < len {
+        text.extend_from_slice(&words[(next(45) * next(45)) as usize]);
+    }
+    text.truncate(len as usize);
+    let file = File::create(path).with_context(context)?;
+    file.write_all_at(&text, 0).with_context(context)?;
+    file.sync_all().with_context(context)
+}
