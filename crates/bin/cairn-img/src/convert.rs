@@ -13,8 +13,9 @@ use crate::progress::Progress;
 use block_backend::Backend;
 use block_common::{CacheFlags, Preallocation, RequestFlags};
 use block_copy::{CopyAct, CopyError, Padded, SparseNote, SparseOptions, data_bytes, packed_copy, sparse_copy};
-use block_drivers::{ImageOptions, NewImage, check_not_open};
+use block_drivers::{ImageOptions, NewImage, Qcow2Control, check_not_open};
 use block_gs::GlobalState;
+use block_qcow2::{SnapshotFailure, SnapshotKey};
 use std::sync::Arc;
 
 pub(crate) use args::Args;
@@ -90,7 +91,10 @@ impl Args {
                 how,
             };
             let (backend, padded) = image.open_padded(gs).await?;
-            snapshot_refused(&backend, self.source_snapshot.is_some())?;
+            let padded = match &self.source_snapshot {
+                Some(snapshot) => show_snapshot(gs, &backend, snapshot).await?,
+                None => padded,
+            };
             backends.push(backend);
             parts.push(padded);
         }
@@ -236,16 +240,49 @@ impl Args {
     }
 }
 
-/// Refuse to look at a snapshot: no format of this build has any.
-pub(crate) fn snapshot_refused(backend: &Backend, wanted: bool) -> Result<(), Failure> {
-    if !wanted {
-        return Ok(());
+/// Let an image show the disk as it was when `snapshot` was taken: `snapshot.id=…,snapshot.name=…`, or an id or name.
+///
+/// # Errors
+/// There is no such snapshot, or the format has none.
+pub(crate) async fn show_snapshot(gs: &GlobalState, backend: &Backend, snapshot: &str) -> Result<Padded, Failure> {
+    let failed = |why: &dyn std::fmt::Display| Failure::message(format!("Failed to load snapshot: {why}"));
+    let key = snapshot_key(snapshot)?;
+    let Some(node) = backend.node() else { return Err(failed(&"the image is gone")) };
+    let Ok(control) = gs.with_control(&node, |control: &mut Qcow2Control| control.clone()) else {
+        let driver = node.io().driver().unwrap_or("none");
+        return Err(failed(&format!(
+            "Block format '{driver}' used by device '' does not support temporarily loading internal snapshots"
+        )));
+    };
+    let load = |req| async move { Ok(control.load_snapshot(&req, &key).await) };
+    match gs.run_drained(&node, "Failed to load snapshot", load).await.map_err(Failure::message)? {
+        Ok(()) => {}
+        Err(SnapshotFailure::NotFound) => return Err(failed(&"Can't find snapshot")),
+        Err(error) => return Err(failed(&error.errno())),
     }
-    let driver = backend.node().and_then(|node| node.io().driver()).unwrap_or("none");
-    Err(Failure::message(format!(
-        "Failed to load snapshot: Block format '{driver}' used by device '' does not support temporarily loading \
-         internal snapshots"
-    )))
+    let root = backend.io().root().clone();
+    root.refresh_length().await.map_err(|error| failed(&error))?;
+    Padded::new(root).map_err(|error| failed(&error))
+}
+
+/// What the value of `-l` means.
+fn snapshot_key(text: &str) -> Result<SnapshotKey, Failure> {
+    if !text.starts_with("snapshot.") {
+        return Ok(SnapshotKey::IdOrName(text.as_bytes().to_vec()));
+    }
+    let (mut id, mut name) = (None, None);
+    for part in text.split(',') {
+        match part.split_once('=') {
+            Some(("snapshot.id", value)) => id = Some(value.as_bytes().to_vec()),
+            Some(("snapshot.name", value)) => name = Some(value.as_bytes().to_vec()),
+            other => {
+                let key = other.map_or(part, |(key, _)| key);
+                let what = Failure::message(format!("Invalid parameter '{key}'"));
+                return Err(what.and(Failure::message(format!("Failed in parsing snapshot param '{text}'"))));
+            }
+        }
+    }
+    Ok(SnapshotKey::Both(id, name))
 }
 
 fn failed(error: CopyError) -> Failure {

@@ -4,7 +4,7 @@ use crate::args::{OpenArgs, OutputArgs, OutputFormat, one_image};
 use crate::cli::{Command, Failure};
 use crate::image::{on_io_thread, with_block_layer};
 use crate::{info, number, print};
-use block_common::{BlockStatus, LENGTH_MAX, StatusExtent};
+use block_common::{BlockStatus, IoResult, LENGTH_MAX, StatusExtent};
 use block_copy::Padded;
 use block_gs::{GlobalState, NodeRef};
 use clap::Parser;
@@ -57,15 +57,20 @@ struct Entry {
     data: bool,
     compressed: bool,
     offset: Option<u64>,
+    /// How many backing files below the image it is.
+    depth: usize,
 }
 
 impl Entry {
-    fn new(start: u64, extent: StatusExtent) -> Self {
+    fn new(start: u64, extent: StatusExtent, depth: usize) -> Self {
         let has = |flag| extent.status.contains(flag);
+        // A file's hole is a place in it; zeroes without one are there only if the image says so.
+        let is_hole = has(BlockStatus::ZERO) && extent.host_offset.is_some();
         Self {
             start,
+            depth,
             len: extent.len,
-            present: extent.status.intersects(BlockStatus::ALLOCATED | BlockStatus::DATA | BlockStatus::ZERO),
+            present: is_hole || extent.status.intersects(BlockStatus::ALLOCATED | BlockStatus::DATA),
             zero: has(BlockStatus::ZERO),
             data: has(BlockStatus::DATA),
             compressed: has(BlockStatus::COMPRESSED),
@@ -81,14 +86,14 @@ impl Entry {
 
     /// Whether `next` is more of the same.
     fn goes_on_with(&self, next: &Self) -> bool {
-        let kind = |entry: &Self| (entry.present, entry.zero, entry.data, entry.compressed);
+        let kind = |entry: &Self| (entry.depth, entry.present, entry.zero, entry.data, entry.compressed);
         kind(self) == kind(next) && self.offset.map(|offset| offset + self.len) == next.offset
     }
 
     fn json(&self) -> String {
-        let Self { start, len, present, zero, data, compressed, offset } = self;
+        let Self { start, len, present, zero, data, compressed, offset, depth } = self;
         let mut text = format!(
-            "{{ \"start\": {start}, \"length\": {len}, \"depth\": 0, \"present\": {present}, \"zero\": {zero}, \
+            "{{ \"start\": {start}, \"length\": {len}, \"depth\": {depth}, \"present\": {present}, \"zero\": {zero}, \
              \"data\": {data}, \"compressed\": {compressed}"
         );
         if let Some(offset) = offset {
@@ -115,9 +120,9 @@ impl Command for Args {
             let end = max.map_or(padded.len(), |max| padded.len().min(start.saturating_add(max)));
             match output {
                 OutputFormat::Human => {
-                    let file = backend.node().map(|node| bottom_name(&gs, &node)).transpose()?.unwrap_or_default();
+                    let files = backend.node().map(|node| bottom_names(&gs, node)).transpose()?.unwrap_or_default();
                     print(&format!("{:<16}{:<16}{:<16}File\n", "Offset", "Length", "Mapped to"))?;
-                    walk(&gs, padded, start, end, move |entry, _| human(entry, &file)).await
+                    walk(&gs, padded, start, end, move |entry, _| human(entry, &files)).await
                 }
                 OutputFormat::Json => {
                     walk(&gs, padded, start, end, move |entry, is_last| {
@@ -132,7 +137,8 @@ impl Command for Args {
 }
 
 /// A line of the table, for what holds data.
-fn human(entry: &Entry, file: &str) -> String {
+fn human(entry: &Entry, files: &[String]) -> String {
+    let file = files.get(entry.depth).map_or("", String::as_str);
     let Some(offset) = entry.offset.filter(|_| entry.data && !entry.zero) else { return String::new() };
     format!("{:<16}{:<16}{:<16}{file}\n", hex(entry.start), hex(entry.len), hex(offset))
 }
@@ -142,13 +148,33 @@ fn hex(value: u64) -> String {
     if value == 0 { "0".into() } else { format!("{value:#x}") }
 }
 
+/// The names of the files that hold the data of the image and of each of its backing files.
+fn bottom_names(gs: &GlobalState, node: NodeRef) -> Result<Vec<String>, Failure> {
+    let (mut names, mut next) = (Vec::new(), Some(node));
+    while let Some(node) = next.take() {
+        names.push(bottom_name(gs, &node)?);
+        let below = child(gs, &node, |name| name == "backing")?;
+        next = below.map(|name| gs.find_node(&name).map_err(Failure::message)).transpose()?;
+    }
+    Ok(names)
+}
+
 /// The name of the file at the bottom.
 fn bottom_name(gs: &GlobalState, node: &NodeRef) -> Result<String, Failure> {
-    let child = gs.node_info(node).map_err(Failure::message)?.children.into_iter().find_map(|(_, child, _)| child);
-    match child {
+    let below = match child(gs, node, |name| name == "data-file")? {
+        Some(data) => Some(data),
+        None => child(gs, node, |name| name != "backing")?,
+    };
+    match below {
         Some(child) => bottom_name(gs, &gs.find_node(&child).map_err(Failure::message)?),
         None => info::file_name(gs, node),
     }
+}
+
+/// The node's first child on an edge of such a name.
+fn child(gs: &GlobalState, node: &NodeRef, wanted: impl Fn(&str) -> bool) -> Result<Option<String>, Failure> {
+    let children = gs.node_info(node).map_err(Failure::message)?.children;
+    Ok(children.into_iter().find_map(|(name, child, _)| child.filter(|_| wanted(&name))))
 }
 
 /// Print each entry from `start` to `end` as `text` has it, which gets the last one with `true`. There is always one.
@@ -166,8 +192,8 @@ async fn walk(
             let told = padded.statuses(at, end - at, STATUSES).await;
             let told = told.map_err(|error| Failure::message(format!("Could not read file metadata: {error}")))?;
             let mut lines = String::new();
-            for extent in told {
-                let next = Entry::new(at, extent);
+            let decided = entries(&padded, at, told).await;
+            for next in decided.map_err(|error| Failure::message(format!("Could not read file metadata: {error}")))? {
                 at += next.len;
                 if current.len > 0 && current.goes_on_with(&next) {
                     current.len += next.len;
@@ -183,4 +209,22 @@ async fn walk(
         print(&text(&current, true))
     })
     .await
+}
+
+/// The entries from `at` on that `told` is, with what the image leaves to its backing files as those have it.
+async fn entries(padded: &Padded, mut at: u64, told: Vec<StatusExtent>) -> IoResult<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for extent in told {
+        let end = at + extent.len;
+        if extent.status.difference(BlockStatus::EOF) != BlockStatus::empty() {
+            entries.push(Entry::new(at, extent, 0));
+            at = end;
+        }
+        while at < end {
+            let below = padded.root().chain_status(at, end - at).await?;
+            entries.push(Entry::new(at, below.extent, below.reached));
+            at += below.extent.len.max(1);
+        }
+    }
+    Ok(entries)
 }

@@ -2,12 +2,15 @@
 
 use crate::args::{OpenArgs, OutputArgs, OutputFormat, option_list};
 use crate::cli::{Command, Failure};
-use crate::convert::snapshot_refused;
+use crate::convert::show_snapshot;
 use crate::image::{on_io_thread, with_block_layer};
 use crate::{number, say};
+use block_backend::Backend;
 use block_common::{BlockStatus, LENGTH_MAX};
 use block_copy::Padded;
-use block_drivers::{Measured, Measuring, NewImage, check_format};
+use block_drivers::{Measured, Measuring, NewImage, Qcow2Control, check_format};
+use block_gs::GlobalState;
+use block_qcow2::Version;
 use clap::Parser;
 
 /// How many extents are asked for at a time.
@@ -34,7 +37,7 @@ pub(crate) struct Args {
     /// Measure an image of this many bytes
     #[arg(short, long, value_parser = size, allow_hyphen_values = true)]
     size: Option<u64>,
-    /// Measure this snapshot of FILENAME (no format of this build has any)
+    /// Measure this snapshot of FILENAME
     #[arg(short = 'l', long, value_name = "SNAPSHOT", allow_hyphen_values = true)]
     snapshot: Option<String>,
     #[command(flatten)]
@@ -75,16 +78,23 @@ impl Command for Args {
                 let image = self.open.image(name);
                 with_block_layer(|gs| async move {
                     let (backend, padded) = image.open_padded(&gs).await?;
-                    snapshot_refused(&backend, self.snapshot.is_some())?;
+                    let padded = match &self.snapshot {
+                        Some(snapshot) => show_snapshot(&gs, &backend, snapshot).await?,
+                        None => padded,
+                    };
                     let size = padded.len();
+                    let mut bitmaps = None;
                     let measured = match self.measuring(&options)? {
                         None => raw(size),
                         Some(measuring) => {
+                            if measuring.has_bitmaps() {
+                                bitmaps = bitmaps_of(&gs, &backend)?;
+                            }
                             let measuring = on_io_thread(&gs, look(padded, measuring)).await?;
                             measuring.finish(size, true).map_err(Failure::message)?
                         }
                     };
-                    tell(measured, output)
+                    tell(measured, bitmaps, output)
                 })
             }
             (None, size) => {
@@ -93,7 +103,7 @@ impl Command for Args {
                     None => raw(size),
                     Some(measuring) => measuring.finish(size, false).map_err(Failure::message)?,
                 };
-                tell(measured, output)
+                tell(measured, None, output)
             }
         }
     }
@@ -124,7 +134,7 @@ fn raw(size: u64) -> Measured {
 async fn look(source: Padded, mut measuring: Measuring) -> Result<Measuring, Failure> {
     let mut at = 0;
     while at < source.len() {
-        let extents = source.statuses(at, source.len() - at, EXTENTS).await;
+        let extents = source.decided(at, source.len() - at, EXTENTS).await;
         let extents = extents.map_err(|error| Failure::message(format!("Unable to get block status: {error}")))?;
         for extent in extents {
             if extent.status.contains(BlockStatus::DATA) && !extent.status.contains(BlockStatus::ZERO) {
@@ -136,10 +146,27 @@ async fn look(source: Padded, mut measuring: Measuring) -> Result<Measuring, Fai
     Ok(measuring)
 }
 
-fn tell(measured: Measured, output: OutputFormat) -> Result<(), Failure> {
+/// What the bitmaps of the source take in an image that has them as well.
+fn bitmaps_of(gs: &GlobalState, backend: &Backend) -> Result<Option<u64>, Failure> {
+    let Some(node) = backend.node() else { return Ok(None) };
+    let Ok(header) = gs.with_control(&node, |control: &mut Qcow2Control| control.header()) else { return Ok(None) };
+    match header.bitmaps {
+        Some(_) => Err(Failure::message("measuring the bitmaps of a qcow2 image is not built yet")),
+        None => Ok((header.version >= Version::V3).then_some(0)),
+    }
+}
+
+/// `bitmaps`: bytes that bitmaps of the source take, where that is told.
+fn tell(measured: Measured, bitmaps: Option<u64>, output: OutputFormat) -> Result<(), Failure> {
     let Measured { required, fully_allocated: full, .. } = measured;
-    say(&match output {
-        OutputFormat::Human => format!("required size: {required}\nfully allocated size: {full}"),
-        OutputFormat::Json => format!("{{\n    \"required\": {required},\n    \"fully-allocated\": {full}\n}}"),
+    say(&match (output, bitmaps) {
+        (OutputFormat::Human, None) => format!("required size: {required}\nfully allocated size: {full}"),
+        (OutputFormat::Human, Some(bitmaps)) => {
+            format!("required size: {required}\nfully allocated size: {full}\nbitmaps size: {bitmaps}")
+        }
+        (OutputFormat::Json, None) => format!("{{\n    \"required\": {required},\n    \"fully-allocated\": {full}\n}}"),
+        (OutputFormat::Json, Some(bitmaps)) => format!(
+            "{{\n    \"bitmaps\": {bitmaps},\n    \"required\": {required},\n    \"fully-allocated\": {full}\n}}"
+        ),
     })
 }

@@ -113,8 +113,8 @@ impl Packer {
         for (source, from, place, part) in self.parts(at, len) {
             let mut done = 0;
             while done < part {
-                let status = match source.status(from + done, part - done).await {
-                    Ok(status) => status,
+                let told = match source.decided(from + done, part - done, 1).await {
+                    Ok(told) => told,
                     // It may be readable all the same.
                     Err(error) if self.options.salvage => {
                         (self.note)(SparseNote::Unknown(at + place + done, error));
@@ -122,10 +122,10 @@ impl Packer {
                     }
                     Err(error) => return Err(CopyError::at(CopyAct::Status, at + place + done)(error)),
                 };
-                if !status.is_zero() {
+                if !told.iter().all(|extent| extent.is_zero()) {
                     return Ok(false);
                 }
-                done += status.len;
+                done += told.iter().map(|extent| extent.len).sum::<u64>();
             }
         }
         Ok(true)

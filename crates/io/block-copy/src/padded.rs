@@ -100,6 +100,34 @@ impl Padded {
         Ok(extents)
     }
 
+    /// The same, with those that the node leaves to what it stands on as told there.
+    ///
+    /// # Errors
+    /// As [`Root::block_status`].
+    pub async fn decided(&self, offset: u64, len: u64, max: usize) -> IoResult<Vec<StatusExtent>> {
+        let told = self.statuses(offset, len, max).await?;
+        let is_decided = |extent: &StatusExtent| extent.status.difference(BlockStatus::EOF) != BlockStatus::empty();
+        if told.iter().all(is_decided) {
+            return Ok(told);
+        }
+        let (mut decided, mut at) = (Vec::new(), offset);
+        for extent in told {
+            let end = at + extent.len;
+            if is_decided(&extent) {
+                decided.push(extent);
+                at = end;
+            }
+            while at < end {
+                let below = self.root.chain_status(at, end - at).await?.extent;
+                at += below.len;
+                // Where it lies is another image's business.
+                let status = below.status & (BlockStatus::DATA | BlockStatus::ZERO | BlockStatus::EOF);
+                decided.push(StatusExtent::new(status, below.len));
+            }
+        }
+        Ok(decided)
+    }
+
     /// Send the status of all of `range`, in order, until somebody does not want to know any more or an answer is an error.
     /// Asking may take long: who runs this beside other work need not wait for it.
     pub(crate) async fn tell(&self, range: Range<u64>, to: mpsc::Sender<IoResult<StatusExtent>>) {

@@ -218,10 +218,10 @@ async fn tell_extents(
     let mut from = 0;
     while from < source.len() {
         let sector = Padded::SECTOR.min(source.len() - from);
-        let mut told = source.statuses(from, source.len() - from, STATUSES_AHEAD).await;
+        let mut told = source.decided(from, source.len() - from, STATUSES_AHEAD).await;
         if how.salvage && told.is_err() {
             // It may be about what comes later.
-            told = source.statuses(from, sector, 1).await.or_else(|error| {
+            told = source.decided(from, sector, 1).await.or_else(|error| {
                 unknown(to + from, error);
                 Ok(vec![StatusExtent::data(sector)])
             });

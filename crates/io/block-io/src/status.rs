@@ -145,6 +145,8 @@ pub struct ChainStatus {
     /// How many backing files below the top that node is; 0 is the top itself, filters above it included. `None` where no node of the
     /// chain decides, and the bytes read as zeroes.
     pub depth: Option<usize>,
+    /// How far below the top the last node is that was asked.
+    pub reached: usize,
 }
 
 /// The status of the start of `range`, asked down the chain of backing files to the first node that decides.
@@ -163,21 +165,28 @@ async fn down_the_chain(req: &Req, range: GuestRange) -> IoResult<ChainStatus> {
     loop {
         let extent = block_status(&at, range).await?;
         if extent.status.contains(BlockStatus::ALLOCATED) {
-            return Ok(ChainStatus { extent, depth: Some(depth) });
+            return Ok(ChainStatus { extent, depth: Some(depth), reached: depth });
         }
         range = range.slice(0, extent.len);
-        let zeroes = |len| ChainStatus { extent: StatusExtent::new(BlockStatus::ZERO, len), depth: None };
+        let zeroes =
+            |len| ChainStatus { extent: StatusExtent::new(BlockStatus::ZERO, len), depth: None, reached: depth };
         let engine = at.node.engine()?;
         let (edge, deeper) = match (engine.filtered(), engine.backing()) {
             (Some(edge), _) => (edge, 0),
             (None, Some(edge)) if edge.is_attached() => (edge, 1),
             // Nobody is left to ask: what an image without a backing file does not have reads as zeroes.
             (None, Some(_)) => return Ok(zeroes(extent.len)),
-            _ if extent.status.contains(BlockStatus::ZERO) => return Ok(ChainStatus { extent, depth: None }),
+            _ if extent.status.contains(BlockStatus::ZERO) => {
+                return Ok(ChainStatus { extent, depth: None, reached: depth });
+            }
             // Who knows nothing has what nobody else has.
             (None, None) => {
                 let status = extent.status | BlockStatus::DATA | BlockStatus::ALLOCATED;
-                return Ok(ChainStatus { extent: StatusExtent { status, ..extent }, depth: Some(depth) });
+                return Ok(ChainStatus {
+                    extent: StatusExtent { status, ..extent },
+                    depth: Some(depth),
+                    reached: depth,
+                });
             }
         };
         let below = edge.child(&at)?;

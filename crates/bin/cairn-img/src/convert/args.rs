@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// The sources' names are sets of options that describe images, not file names
     #[arg(long, alias = "image-opts")]
     pub(super) source_image_opts: bool,
-    /// Copy this snapshot of the source (no format of this build has any)
+    /// Copy this snapshot of the source: its id or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(short = 'l', long, value_name = "SNAPSHOT", allow_hyphen_values = true)]
     pub(super) source_snapshot: Option<String>,
     /// Cache mode of the sources

@@ -142,3 +142,36 @@ fn rebasing_is_what_it_is_to_qemu_img() {
         bed.both(&["rebase", "-q", "-b", "", "top"]);
     }
 }
+
+// Scenario: a chain whose middle is shorter than its top, and a snapshot of it.
+#[test]
+fn maps_and_snapshots_of_chains_are_what_they_are_to_qemu_img() {
+    if !has_qemu("maps_and_snapshots_of_chains_are_what_they_are_to_qemu_img") {
+        return;
+    }
+    for options in OPTIONS {
+        let bed = Bed::new(options);
+        for folder in ["ours", "theirs"] {
+            bed.must("qemu-img", folder, &["snapshot", "-c", "one", "top"]);
+            bed.must("qemu-io", folder, &["-f", "qcow2", "-c", "write -P 9 0 128k", "top"]);
+        }
+        for words in [
+            &["map", "top"][..],
+            &["map", "--output=json", "top"],
+            &["map", "--output=json", "-f", "qcow2", "mid"],
+            &["map", "--output=json", "-s", "100k", "-l", "3M", "base"],
+            &["measure", "-O", "qcow2", "top"],
+            &["measure", "-l", "one", "-O", "raw", "top"],
+            &["convert", "-l", "one", "-O", "raw", "top", "raw"],
+            &["convert", "-l", "snapshot.name=one", "-O", "raw", "top", "raw"],
+            &["convert", "-l", "snapshot.id=1,snapshot.name=two", "-O", "raw", "top", "x"],
+            &["convert", "-l", "snapshot.foo=1", "-O", "raw", "top", "x"],
+            &["convert", "-l", "two", "-O", "raw", "top", "x"],
+            &["compare", "top", "raw"],
+            &["compare", "mid", "base"],
+        ] {
+            bed.both(words);
+        }
+        bed.must("cmp", "ours", &["raw", "../theirs/raw"]);
+    }
+}

@@ -262,6 +262,7 @@ impl NewImage {
             options,
             has_space: matches!(mode, Preallocation::Falloc | Preallocation::Full),
             has_backing: self.options.contains_key(backing::FILE),
+            has_bitmaps: !is_v2,
         }))
     }
 
@@ -295,9 +296,15 @@ pub struct Measuring {
     used: UsedClusters,
     has_space: bool,
     has_backing: bool,
+    has_bitmaps: bool,
 }
 
 impl Measuring {
+    /// Whether such an image may have bitmaps.
+    pub fn has_bitmaps(&self) -> bool {
+        self.has_bitmaps
+    }
+
     /// The source has data at these bytes. Ranges come in their order.
     pub fn add(&mut self, range: Range<u64>) {
         self.used.add(range);

@@ -29,10 +29,10 @@ mod snapshot;
 mod write;
 mod zero;
 
-pub use block_qcow2_format::Header;
+pub use block_qcow2_format::{Header, Version};
 pub use image::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Error, Qcow2Options, WeakControl};
 
-pub use snapshot::{NewSnapshot, SnapshotFailure};
+pub use snapshot::{NewSnapshot, SnapshotFailure, SnapshotKey};
 
 use async_trait::async_trait;
 use block_common::{

@@ -56,7 +56,43 @@ pub struct NewSnapshot {
     pub date: (u32, u32),
 }
 
+/// Which snapshot is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotKey {
+    /// The one with this id, or else with this name.
+    IdOrName(Vec<u8>),
+    /// The one with this id and this name, as far as they are given.
+    Both(Option<Vec<u8>>, Option<Vec<u8>>),
+}
+
+impl SnapshotKey {
+    fn find<'a>(&self, snapshots: &'a [Snapshot]) -> Result<&'a Snapshot, SnapshotFailure> {
+        let fits = |snapshot: &&Snapshot| match self {
+            Self::IdOrName(_) => false,
+            Self::Both(id, name) => {
+                id.as_ref().is_none_or(|id| *id == snapshot.id)
+                    && name.as_ref().is_none_or(|name| *name == snapshot.name)
+            }
+        };
+        match self {
+            Self::IdOrName(text) => find(snapshots, text).map(|at| &snapshots[at]),
+            Self::Both(..) => snapshots.iter().find(fits).ok_or(SnapshotFailure::NotFound),
+        }
+    }
+}
+
 impl Qcow2Control {
+    /// Let an image that is only read show the disk as it was when a snapshot was taken. `req` is as for [`Qcow2Control::create_snapshot`]; the node's length has to
+    /// be refreshed after it.
+    ///
+    /// # Errors
+    /// As [`Qcow2Control::create_snapshot`]; [`IoError::NOT_PERMITTED`] for an image that can be written.
+    #[doc(alias = "bdrv_snapshot_load_tmp")]
+    #[doc(alias = "bdrv_snapshot_load_tmp_by_id_or_name")]
+    pub async fn load_snapshot(&self, req: &Req, key: &SnapshotKey) -> Result<(), SnapshotFailure> {
+        self.0.load_snapshot(req, key).await
+    }
+
     /// The snapshots of the image, in the order of its table.
     ///
     /// # Errors
@@ -223,6 +259,22 @@ impl Shared {
         self.free_table(req, old_offset, u64::from(old_size) * 8);
         self.mark_copied(req).await?;
         Ok(self.settle(req).await?)
+    }
+
+    async fn load_snapshot(&self, req: &Req, key: &SnapshotKey) -> Result<(), SnapshotFailure> {
+        if self.writable().is_ok() {
+            return Err(IoError::NOT_PERMITTED.into());
+        }
+        let snapshots = self.read_snapshots(req).await?;
+        let snapshot = key.find(&snapshots)?;
+        let size = snapshot.disk_size.unwrap_or_else(|| self.length());
+        if size > self.geometry.size_max() {
+            return Err(SnapshotFailure::Table);
+        }
+        let l1 = self.l1_of(req, snapshot).await?;
+        self.take_l1(&l1);
+        self.set_length(size);
+        Ok(())
     }
 
     /// The active L1 table's entries.
