@@ -17,6 +17,9 @@ impl Shared {
     pub(crate) async fn flush(&self, req: &Req) -> IoResult<()> {
         let _turn = self.flushing.lock().await;
         self.store(req).await?;
+        if self.is_corrupt() {
+            return Ok(());
+        }
         if let Err(error) = self.free_ripe(req, false).await {
             tracing::warn!(%error, "freed clusters stay in use until the image is checked");
         }
@@ -33,6 +36,10 @@ impl Shared {
     }
 
     async fn store(&self, req: &Req) -> IoResult<()> {
+        // Rule qcow2-5: of an image that was found corrupt nothing is written any more, and nobody is told that it was.
+        if self.is_corrupt() {
+            return if self.waits_for_flush() { self.writable() } else { self.flush_files(req).await };
+        }
         // In this order: what is retired was taken out of the tables before it was retired.
         let retired = std::mem::take(&mut self.lists().retired);
         let slices = self.cache.take_dirty();
@@ -65,6 +72,11 @@ impl Shared {
             }
         }
         self.flush_files(req).await
+    }
+
+    /// Whether the disk's tables are not what was acknowledged.
+    fn waits_for_flush(&self) -> bool {
+        self.cache.has_dirty() || !self.lists().l1_dirty.is_empty()
     }
 
     async fn flush_files(&self, req: &Req) -> IoResult<()> {
@@ -102,11 +114,11 @@ impl Shared {
     /// Write out everything. Nothing is in flight.
     pub(crate) async fn close(&self, req: &Req) -> IoResult<()> {
         self.closed.store(true, Ordering::Relaxed);
-        if req.is_read_only() || !self.is_plain() {
+        if req.is_read_only() {
             return Ok(());
         }
         let stored = self.store(req).await;
-        if stored.is_ok() {
+        if stored.is_ok() && !self.is_corrupt() {
             // Only leaks are left to be lost.
             let freed = self.free_ripe(req, true).await;
             if self.has_dirty_counts().await {

@@ -244,11 +244,6 @@ impl Qcow2Control {
     pub fn clean_cache(&self) {
         self.0.cache.clean();
     }
-
-    /// Forget what is in memory. Nothing is in flight, and nothing was changed since the last flush.
-    pub fn forget(&mut self, _proof: &block_io::Quiesced<'_>) {
-        self.0.cache.clear();
-    }
 }
 
 /// What this build does not do with an image that has it.
@@ -403,6 +398,11 @@ impl Shared {
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
         self.writable && !self.corrupt.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was found to be corrupt.
+    pub(crate) fn is_corrupt(&self) -> bool {
+        self.corrupt.load(Ordering::Relaxed)
     }
 
     /// # Errors

@@ -45,7 +45,7 @@ impl Shared {
         }
         self.ensure_table(req, from).await?;
         let base = from - self.geometry.within(from);
-        let changed = self
+        let (gone, stopped) = self
             .change_entries(req, from, |first, slice| {
                 let mut gone = Vec::new();
                 for i in 0..count {
@@ -58,16 +58,12 @@ impl Shared {
                             gone.push((old, new));
                         }
                         Some(_) => {}
-                        None => return Err((i, gone)),
+                        None => return (gone, true),
                     }
                 }
-                Ok(gone)
+                (gone, false)
             })
             .await?;
-        let (gone, stopped) = match changed {
-            Ok(gone) => (gone, false),
-            Err((_, gone)) => (gone, true),
-        };
         for ((old, _), (new, _)) in gone {
             let kept = match self.kind(new) {
                 L2Kind::Data(host) | L2Kind::ZeroAllocated(host) => Some(host),

@@ -93,6 +93,23 @@ fn qcow2_8_metadata_is_never_handed_out() {
     assert_eq!(file.count(MemOpKind::Write), 0);
 }
 
+// Scenario: zeroes are acknowledged, and then the image is found corrupt. Its tables stay as they are on the disk, and whoever flushes or
+// closes is told.
+#[test]
+fn qcow2_5_what_a_corrupt_image_has_not_stored_is_reported() {
+    let thread = io_thread(true);
+    let file = changed(&thread, |bytes| set_count(bytes, 4, 0));
+    let image = plain(&thread, &file);
+    block_on(image.root.zero(0, CLUSTER, NONE)).expect("acknowledged");
+    let refused = block_on(image.root.write(4 * CLUSTER, buf(&[2; 512]), NONE)).0.expect_err("refused");
+    assert_eq!(refused.kind(), IoErrorKind::BadImage);
+    file.clear_log();
+    let told = block_on(image.root.flush()).expect_err("not stored");
+    assert_eq!(told.kind(), IoErrorKind::BadImage);
+    assert!(image.close().is_err());
+    assert_eq!(file.count(MemOpKind::Write), 0);
+}
+
 #[test]
 fn qcow2_5_an_image_that_is_marked_corrupt_is_only_read() {
     let thread = io_thread(true);
