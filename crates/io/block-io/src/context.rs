@@ -422,13 +422,14 @@ impl IoContext {
         }
     }
 
-    /// Give the kernel what is queued, and wait for `want` completions. Those that it brings at once do not signal the event,
-    /// so whoever submits looks at the completions before sleeping.
-    fn submit(&self, want: usize) {
-        let Some(ring) = self.made_ring() else { return };
+    /// Give the kernel what is queued, and wait for `want` completions. Those that it brings at once do not signal the event, nor does task
+    /// work that comes up meanwhile: so whoever submits looks for both before sleeping. `false` when the kernel could not do it now.
+    fn submit(&self, want: usize) -> bool {
+        let Some(ring) = self.made_ring() else { return false };
         let mut ring = ring.borrow_mut();
         ring.completion().disable_eventfd();
-        if let Err(error) = ring.submitter().submit_and_wait(want) {
+        let submitted = ring.submitter().submit_and_wait(want);
+        if let Err(error) = &submitted {
             // EBUSY and EAGAIN: completions must be taken first; the entries stay queued and go with the next call.
             tracing::trace!(%error, "submission put off");
         }
@@ -438,19 +439,20 @@ impl IoContext {
         // The kernel may have taken some of them only.
         let left = ring.submission().len() as u32;
         self.unsubmitted.set(left);
+        submitted.is_ok()
     }
 
-    /// Hand everything that waits to the kernel.
-    pub(crate) fn flush(&self) {
-        if self.unsubmitted.get() > 0 {
-            self.submit(0);
-        }
-        self.issue_backlog();
+    /// Hand everything that waits to the kernel. Tells whether it took something: then there may be something to [reap](Self::reap) that does not
+    /// signal the event.
+    pub(crate) fn flush(&self) -> bool {
+        let taken = self.unsubmitted.get() > 0 && self.submit(0);
+        self.issue_backlog() || taken
     }
 
-    fn issue_backlog(&self) {
+    fn issue_backlog(&self) -> bool {
+        let mut taken = false;
         loop {
-            let Some(key) = self.backlog.borrow_mut().pop_front() else { return };
+            let Some(key) = self.backlog.borrow_mut().pop_front() else { return taken };
             let pushed = self.push_to_ring(&mut self.slots.borrow_mut()[key], key);
             if !pushed {
                 self.backlog.borrow_mut().push_front(key);
@@ -459,8 +461,9 @@ impl IoContext {
                 let before = self.unsubmitted.get();
                 self.submit(0);
                 if self.unsubmitted.get() == before {
-                    return;
+                    return taken;
                 }
+                taken = true;
             }
         }
     }
@@ -529,19 +532,21 @@ impl IoContext {
         let mut count = 0;
         loop {
             let mut batch: SmallVec<[(u64, i32); 32]> = SmallVec::new();
-            let (task_work, overflow) = {
+            let waits_for_us = {
                 let mut ring = ring.borrow_mut();
                 let queue = ring.submission();
-                (queue.taskrun(), queue.cq_overflow())
+                queue.taskrun() || queue.cq_overflow()
             };
-            if task_work || overflow {
-                self.submit(0);
-            }
+            let entered = waits_for_us && self.submit(0);
             batch.extend(ring.borrow_mut().completion().take(32).map(|entry| (entry.user_data(), entry.result())));
             if batch.is_empty() {
                 // What is left of an operation was put in the queue: nobody else knows that it waits there.
                 if self.reissued.replace(false) {
                     self.flush();
+                    continue;
+                }
+                // Task work may complete nothing (a page that is waited for next), and more may have come up while it was done.
+                if entered {
                     continue;
                 }
                 return count;
@@ -1021,6 +1026,67 @@ mod tests {
         assert!(context.register(&memory).is_ok(), "nothing of it is left");
         let without = IoContext::new(false).expect("an event");
         assert!(without.register(&memory).is_err(), "there is no ring");
+    }
+
+    /// Task work that completes nothing is done, and while the kernel is at it more comes up, which does not signal the event: it must be seen before
+    /// anybody sleeps. A pipe that is readable and then is not makes the first, one that stays so the second.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "pipes have no driver")]
+    fn drain_5_work_that_comes_up_while_the_kernel_is_asked_is_seen() {
+        const ROUNDS: usize = 20_000;
+        if !ring_available() {
+            return skipped("no io_uring");
+        }
+        let context = IoContext::new(true).expect("an event");
+        let pipe = || rustix::pipe::pipe().expect("a pipe");
+        let ((lure, lure_in), (real, real_in)) = (pipe(), pipe());
+        let path = format!("/proc/self/fd/{}", lure.as_raw_fd());
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
+        let drain = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).expect("the same pipe");
+        let (lure, real) = (Arc::new(lure), Arc::new(real));
+        let read = |from: &Arc<OwnedFd>, tag| {
+            let mut op = FileOp::read(0, AlignedBuf::zeroed(1, 1).into_io());
+            op.fd = from.as_raw_fd();
+            op.options = HostFileOptions { engine: FileEngine::Ring, memory_alignment: 1 };
+            context.start(op, Hold::File(from.clone()), None, Target::Queue(tag));
+        };
+        let (ask, asked) = std::sync::mpsc::sync_channel::<usize>(0);
+        let writer = std::thread::spawn(move || {
+            for pause in asked {
+                let _ = rustix::io::write(&lure_in, &[1]);
+                let _ = rustix::io::read(&drain, &mut [0u8; 1]);
+                (0..pause).for_each(|_| std::hint::spin_loop());
+                let _ = rustix::io::write(&real_in, &[1]);
+            }
+            // Both reads end.
+            drop((lure_in, real_in));
+        });
+        read(&lure, 0);
+        for round in 0..ROUNDS {
+            read(&real, 1);
+            context.flush();
+            context.reap();
+            ask.send(round % 97).expect("the writer lives");
+            let mut over = false;
+            loop {
+                let done: Vec<_> = context.ready.borrow_mut().drain(..).map(|done| done.tag).collect();
+                over |= done.contains(&1);
+                if done.contains(&0) {
+                    read(&lure, 0);
+                    context.flush();
+                    context.reap();
+                } else if over {
+                    break;
+                } else {
+                    let before = std::time::Instant::now();
+                    context.wait_event(Some(std::time::Duration::from_secs(20)));
+                    assert!(before.elapsed().as_secs() < 20, "round {round}: nothing signals the event");
+                    context.reap();
+                }
+            }
+        }
+        drop(ask);
+        writer.join().expect("no panic");
     }
 
     /// The kernel knows less memory than we believe: the operation is made again without it, and nothing is lost.

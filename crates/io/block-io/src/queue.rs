@@ -89,7 +89,9 @@ impl Queue {
             if left.is_some_and(|left| left.is_zero()) {
                 return 0;
             }
-            self.kick();
+            if self.context.flush() {
+                continue;
+            }
             if left.is_none() && self.context.only_ring_in_flight() {
                 self.context.flush_and_wait();
             } else {
