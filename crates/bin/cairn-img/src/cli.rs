@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::fmt;
 
 /// Commands of qemu-img that this build does not have.
-pub(crate) const NOT_BUILT: [&str; 2] = ["amend", "bitmap"];
+pub(crate) const NOT_BUILT: [&str; 1] = ["amend"];
 
 /// Disk image utility.
 #[derive(Debug, Parser)]
@@ -22,7 +22,9 @@ pub(crate) const NOT_BUILT: [&str; 2] = ["amend", "bitmap"];
     override_usage = "cairn-img [standard options] COMMAND [--help | command options]",
     after_help = "Commands:\n  \
                   bench    Run a simple image benchmark\n  \
+                  bitmap   Make, remove or change a bitmap that is kept in an image\n  \
                   check    Check an image, and repair it\n  \
+                  commit   Write what an image has into the one that it is on top of\n  \
                   compare  Check if two images have the same contents\n  \
                   convert  Copy one or more images to another\n  \
                   create   Create a new image\n  \
@@ -30,7 +32,9 @@ pub(crate) const NOT_BUILT: [&str; 2] = ["amend", "bitmap"];
                   info     Display information about an image\n  \
                   map      Show which parts of an image hold data\n  \
                   measure  Calculate the file size that a new image needs\n  \
-                  resize   Change the size of an image\n\n\
+                  rebase   Put an image on top of another one\n  \
+                  resize   Change the size of an image\n  \
+                  snapshot List, take, apply or delete the snapshots in an image\n\n\
                   Run `cairn-img COMMAND --help` for the options of a command."
 )]
 pub(crate) struct CommandLine {

@@ -8,13 +8,13 @@ mod args;
 use crate::args::{asks_for_help, option_list};
 use crate::cli::{Command, Failure};
 use crate::create::{list_options, unopenable};
-use crate::image::{Image, on_io_thread, with_block_layer};
+use crate::image::{Image, node_of, on_io_thread, with_block_layer};
 use crate::progress::Progress;
 use block_backend::Backend;
 use block_common::{CacheFlags, Preallocation, RequestFlags};
 use block_copy::{CopyAct, CopyError, Padded, SparseNote, SparseOptions, data_bytes, packed_copy, sparse_copy};
 use block_drivers::{ImageOptions, NewImage, Qcow2Control, check_not_open};
-use block_gs::GlobalState;
+use block_gs::{BitmapError, BitmapInfo, BitmapOptions, GlobalState, NodeRef};
 use block_qcow2::{SnapshotFailure, SnapshotKey};
 use std::sync::Arc;
 
@@ -43,7 +43,8 @@ impl Command for Args {
         let progress = this.progress.start(this.quiet, 1.0)?;
         let source_cache = crate::args::source_cache(&this.source_cache).map_err(Failure::message)?;
         with_block_layer(|gs| async move {
-            let (_backends, parts) = this.open_sources(&gs, sources, source_cache).await?;
+            let (backends, parts) = this.open_sources(&gs, sources, source_cache).await?;
+            let bitmaps = if this.bitmaps { this.bitmaps_of(&gs, &backends)? } else { Vec::new() };
             let total = parts.iter().try_fold(0u64, |sum, part| sum.checked_add(part.len()));
             let total = total.ok_or_else(|| Failure::message("the images are too long together"))?;
             let new = this.new_image(&gs, target, &options, total).await?;
@@ -58,7 +59,15 @@ impl Command for Args {
             }
             let target = this.open_target(&gs, target, cache, total).await?;
             let is_zero = new.map_or(this.target_is_zero, |new| new.is_zero());
-            this.copy(&gs, parts, &target, is_zero, progress).await
+            if this.bitmaps && !gs.keeps_bitmaps(&node_of(&target)?).map_err(Failure::message)? {
+                let format = target.node().and_then(|node| node.io().driver()).unwrap_or("none");
+                return Err(Failure::message(format!("Format driver '{format}' does not support bitmaps")));
+            }
+            this.copy(&gs, parts, &target, is_zero, progress).await?;
+            match backends.first() {
+                Some(source) => copy_bitmaps(&gs, &node_of(source)?, &node_of(&target)?, bitmaps).await,
+                None => Ok(()),
+            }
         })
     }
 }
@@ -98,10 +107,32 @@ impl Args {
             backends.push(backend);
             parts.push(padded);
         }
-        if self.bitmaps {
+        Ok((backends, parts))
+    }
+
+    /// The bitmaps of the only source that are to be copied.
+    fn bitmaps_of(&self, gs: &GlobalState, sources: &[Backend]) -> Result<Vec<BitmapInfo>, Failure> {
+        let [source] = sources else {
+            return Err(Failure::message("Copying bitmaps only possible with single source"));
+        };
+        let node = node_of(source)?;
+        if !gs.keeps_bitmaps(&node).map_err(Failure::message)? {
             return Err(Failure::message("Source lacks bitmap support"));
         }
-        Ok((backends, parts))
+        let mut all = gs.bitmaps(&node).map_err(Failure::message)?;
+        all.retain(|bitmap| bitmap.persistent);
+        for bitmap in all.iter().filter(|bitmap| bitmap.inconsistent) {
+            let name = &bitmap.name;
+            if !self.skip_broken_bitmaps {
+                return Err(Failure::message(format!(
+                    "Cannot copy inconsistent bitmap '{name}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap \
+                     --remove' to delete it"
+                )));
+            }
+            crate::warn(&format!("Skipping inconsistent bitmap '{name}'"));
+        }
+        all.retain(|bitmap| !bitmap.inconsistent);
+        Ok(all)
     }
 
     /// What is to be created, if anything is.
@@ -238,6 +269,21 @@ impl Args {
         })
         .await
     }
+}
+
+/// Make the same bitmaps in another image. What was written while its content was copied is none of their business.
+async fn copy_bitmaps(gs: &GlobalState, from: &NodeRef, to: &NodeRef, all: Vec<BitmapInfo>) -> Result<(), Failure> {
+    for BitmapInfo { name, granularity, recording, .. } in all {
+        let failed = |what: &str, error: BitmapError| Failure::message(format!("Failed to {what} bitmap {name}: {error}"));
+        let granularity = Some(granularity);
+        let new = BitmapOptions { granularity, persistent: true, disabled: true, ..BitmapOptions::new(&name) };
+        gs.add_bitmap(to, new).await.map_err(|error| failed("create", error))?;
+        gs.merge_bitmaps(to, &name, &[(from, &name)]).map_err(|error| failed("populate", error))?;
+        if recording {
+            gs.enable_bitmap(to, &name).await.map_err(|error| failed("populate", error))?;
+        }
+    }
+    Ok(())
 }
 
 /// Let an image show the disk as it was when `snapshot` was taken: `snapshot.id=…,snapshot.name=…`, or an id or name.

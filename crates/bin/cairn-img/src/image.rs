@@ -64,6 +64,14 @@ pub(crate) fn with_block_layer<F: Future<Output = Result<(), Failure>>>(
     done
 }
 
+/// The node that a backend leads to.
+///
+/// # Errors
+/// There is none any more.
+pub(crate) fn node_of(backend: &Backend) -> Result<NodeRef, Failure> {
+    backend.node().ok_or_else(|| Failure::message("the image is gone"))
+}
+
 impl Image {
     /// Open the image and put it into a backend of its own.
     ///

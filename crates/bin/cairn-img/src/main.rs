@@ -11,6 +11,7 @@ mod args;
 mod cli;
 
 mod bench;
+mod bitmap;
 mod chain;
 mod check;
 mod commit;
@@ -58,6 +59,7 @@ fn run() -> Result<(), Failure> {
     let name = command.to_string_lossy().into_owned();
     let run: fn(&str, Vec<OsString>) -> Result<(), Failure> = match name.as_str() {
         "bench" => run_command::<bench::Args>,
+        "bitmap" => run_command::<bitmap::Args>,
         "check" => run_command::<check::Args>,
         "commit" => run_command::<commit::Args>,
         "compare" => run_command::<compare::Args>,

@@ -8,9 +8,8 @@ use crate::{number, say};
 use block_backend::Backend;
 use block_common::{BlockStatus, LENGTH_MAX};
 use block_copy::Padded;
-use block_drivers::{Measured, Measuring, NewImage, Qcow2Control, check_format};
+use block_drivers::{Measured, Measuring, NewImage, check_format};
 use block_gs::GlobalState;
-use block_qcow2::Version;
 use clap::Parser;
 
 /// How many extents are asked for at a time.
@@ -88,7 +87,7 @@ impl Command for Args {
                         None => raw(size),
                         Some(measuring) => {
                             if measuring.has_bitmaps() {
-                                bitmaps = bitmaps_of(&gs, &backend)?;
+                                bitmaps = bitmaps_of(&gs, &backend, &measuring, size)?;
                             }
                             let measuring = on_io_thread(&gs, look(padded, measuring)).await?;
                             measuring.finish(size, true).map_err(Failure::message)?
@@ -147,13 +146,14 @@ async fn look(source: Padded, mut measuring: Measuring) -> Result<Measuring, Fai
 }
 
 /// What the bitmaps of the source take in an image that has them as well.
-fn bitmaps_of(gs: &GlobalState, backend: &Backend) -> Result<Option<u64>, Failure> {
+fn bitmaps_of(gs: &GlobalState, backend: &Backend, to: &Measuring, size: u64) -> Result<Option<u64>, Failure> {
     let Some(node) = backend.node() else { return Ok(None) };
-    let Ok(header) = gs.with_control(&node, |control: &mut Qcow2Control| control.header()) else { return Ok(None) };
-    match header.bitmaps {
-        Some(_) => Err(Failure::message("measuring the bitmaps of a qcow2 image is not built yet")),
-        None => Ok((header.version >= Version::V3).then_some(0)),
+    if !gs.keeps_bitmaps(&node).map_err(Failure::message)? {
+        return Ok(None);
     }
+    let all = gs.bitmaps(&node).map_err(Failure::message)?;
+    let kept: Vec<_> = all.into_iter().filter(|all| all.persistent).map(|all| (all.name, all.granularity)).collect();
+    Ok(Some(to.bitmaps(size, &kept)))
 }
 
 /// `bitmaps`: bytes that bitmaps of the source take, where that is told.

@@ -6,6 +6,7 @@ use crate::image::{Image, with_block_layer};
 use crate::say;
 use block_common::{Errno, IoError, IoErrorKind, LENGTH_MAX, Preallocation};
 use block_drivers::{ImageOptions, NewImage};
+use block_gs::BitmapError;
 use clap::Parser;
 use std::ffi::OsString;
 
@@ -112,6 +113,10 @@ impl Command for Args {
             let fixed = info.is_some_and(|info| info.driver == "raw" && info.options.contains_key("size"));
             if !fixed && gs.nodes().iter().any(|node| node.driver == "host_device") {
                 self.check_device(padded.root().length().map_err(Failure::message)?, new)?;
+            }
+            let bitmaps = backend.node().and_then(|node| gs.bitmaps(&node).ok()).unwrap_or_default();
+            if let Some(bitmap) = bitmaps.into_iter().find(|bitmap| bitmap.inconsistent) {
+                return Err(Failure::message(BitmapError::Inconsistent(bitmap.name)));
             }
             let resized = padded.root().truncate(new, self.preallocation).await;
             resized.map_err(|error| Failure::message(words(error, self.preallocation, fixed)))?;

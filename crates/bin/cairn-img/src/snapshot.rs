@@ -2,7 +2,7 @@
 
 use crate::args::{ObjectArgs, exclusive};
 use crate::cli::{Command, Failure};
-use crate::image::{Image, with_block_layer};
+use crate::image::{Image, node_of, with_block_layer};
 use crate::info::local_time;
 use crate::print;
 use block_backend::Backend;
@@ -103,7 +103,7 @@ impl Command for Args {
 
 impl Act {
     async fn carry_out(self, gs: &GlobalState, backend: &Backend) -> Result<(), Failure> {
-        let node = backend.node().ok_or_else(|| Failure::message("the image is gone"))?;
+        let node = node_of(backend)?;
         let control = gs.with_control(&node, |control: &mut Qcow2Control| control.clone()).ok();
         match (self, control) {
             // Other formats have none to list.
@@ -139,8 +139,11 @@ impl Act {
                 let wanted = name.clone().into_bytes();
                 let done = drained(gs, &node, |req| async move { control.apply_snapshot(&req, &wanted).await }).await?;
                 done.map_err(|error| {
-                    let errno = error.errno();
-                    Failure::message(format!("Could not apply snapshot '{name}': Failed to load snapshot: {errno}"))
+                    let why = match error {
+                        SnapshotFailure::Bitmaps => error.to_string(),
+                        error => format!("Failed to load snapshot: {}", error.errno()),
+                    };
+                    Failure::message(format!("Could not apply snapshot '{name}': {why}"))
                 })
             }
             (Self::Delete(name), Some(control)) => {

@@ -167,9 +167,12 @@ impl Device {
         let mut flags = self.flags(write.fua);
         let root = self.io.root();
         match (buf, &write.source) {
-            // No format of this build keeps a machine's state, or compresses.
-            (Some(_), _) if write.vm_state || write.compressed => Err(IoError::UNSUPPORTED),
-            (Some(buf), _) => root.write(write.offset, buf, flags).await.0,
+            // No format of this build keeps a machine's state.
+            (Some(_), _) if write.vm_state => Err(IoError::UNSUPPORTED),
+            (Some(buf), _) => {
+                flags.set(RequestFlags::WRITE_COMPRESSED, write.compressed);
+                root.write(write.offset, buf, flags).await.0
+            }
             (None, Source::Zeroes { unmap, no_fallback }) => {
                 flags.set(RequestFlags::MAY_UNMAP, *unmap);
                 flags.set(RequestFlags::NO_FALLBACK, *no_fallback);

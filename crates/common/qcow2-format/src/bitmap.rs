@@ -159,6 +159,11 @@ impl Bitmap {
         geometry.clusters_for(bits.div_ceil(8))
     }
 
+    /// How many bytes the entry of a bitmap takes whose name has so many.
+    pub const fn entry_len(name: usize) -> u64 {
+        (FIXED + name).next_multiple_of(8) as u64
+    }
+
     /// The bytes of the entry, up to where the next one begins.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = self.table_offset.to_be_bytes().to_vec();
@@ -290,6 +295,7 @@ mod tests {
         for cluster in [BitmapCluster::Zeroes, BitmapCluster::Ones, BitmapCluster::Data(0x10000)] {
             assert_eq!(BitmapTableEntry::new(cluster).cluster(&geometry()), Some(cluster));
         }
+        assert_eq!(Bitmap::entry_len(11), bitmap("another one").to_bytes().len() as u64);
         // 64 MiB at a bit for 64 KiB are 128 bytes of bits.
         assert_eq!(Bitmap::table_entries_for(64 << 20, 16, &geometry()), 1);
         assert_eq!(Bitmap::table_entries_for(u64::MAX, 9, &geometry()), 1 << 36);

@@ -25,8 +25,6 @@ const BACKING_MAX: u32 = 1023;
 const BACKING_FORMAT_MAX: u32 = 16;
 const REFCOUNT_TABLE_MAX: u64 = 8 << 20;
 const SNAPSHOTS_MAX: u32 = 65536;
-const BITMAPS_MAX: u32 = 65535;
-const BITMAP_DIRECTORY_MAX: u64 = 65535 * 1023;
 
 /// Which of the two versions of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +91,13 @@ pub struct BitmapsExtension {
     pub directory_size: u64,
     /// Where it lies in the file.
     pub directory_offset: u64,
+}
+
+impl BitmapsExtension {
+    /// The most bitmaps of an image.
+    pub const COUNT_MAX: u32 = 65535;
+    /// The longest directory, in bytes.
+    pub const DIRECTORY_MAX: u64 = 65535 * 1023;
 }
 
 /// An extension that this project has no field for. Kept as it is.
@@ -340,13 +345,13 @@ impl Header {
         }
         match count {
             0 => return Err(FormatError::BitmapsCount("found bitmaps extension with zero bitmaps")),
-            1..=BITMAPS_MAX => {}
+            1..=BitmapsExtension::COUNT_MAX => {}
             _ => return Err(FormatError::BitmapsCount("too many bitmaps")),
         }
         if !self.geometry.is_aligned(directory_offset) || directory_offset == 0 {
             return Err(FormatError::BitmapsOffset);
         }
-        if directory_size > BITMAP_DIRECTORY_MAX {
+        if directory_size > BitmapsExtension::DIRECTORY_MAX {
             return Err(FormatError::BitmapsSize(directory_size));
         }
         Ok(BitmapsExtension { count, directory_size, directory_offset })

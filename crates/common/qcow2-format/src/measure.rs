@@ -1,7 +1,7 @@
 //! How large the file of a new image will be, before there is one.
 
 use crate::layout::refcount_bits;
-use crate::{Geometry, LayoutError, RefcountBits};
+use crate::{Bitmap, Geometry, LayoutError, RefcountBits};
 use std::ops::Range;
 
 /// What of a new image says how large its file is.
@@ -40,6 +40,17 @@ impl MeasureOptions {
     /// Counts clusters that hold data.
     pub fn used_clusters(&self) -> UsedClusters {
         UsedClusters { geometry: self.geometry, end: 0, count: 0 }
+    }
+
+    /// What bitmaps with names of so many bytes, and of these granularities, take beside that, in bytes, for a disk of `size` bytes.
+    pub fn bitmaps(&self, size: u64, bitmaps: impl Iterator<Item = (usize, u64)>) -> u64 {
+        let (mut clusters, mut directory) = (0, 0);
+        for (name, granularity) in bitmaps {
+            let bits = Bitmap::table_entries_for(size, granularity.max(1).ilog2() as u8, &self.geometry);
+            clusters += bits + self.geometry.clusters_for(bits * 8);
+            directory += Bitmap::entry_len(name);
+        }
+        (clusters + self.geometry.clusters_for(directory)) << self.geometry.cluster_bits()
     }
 
     /// The file of an image of `size` bytes, of whose clusters `used` hold data.

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use block_common::options::{Dialect, Dict, DriverKind, Value};
 use block_common::{ChildName, ChildOrNull, ChildRole, ChildSpec, DiscardMode, OptionReader, Options};
 use block_gs::{
-    DriverType, EngineControl, GlobalState, GraphError, GraphResult, OpenContext, Opened, PreparingReopen, Reopening,
+    DriverType, EngineControl, GlobalState, GraphError, GraphResult, KeepError, OpenContext, Opened, PreparingReopen, Reopening,
 };
-use block_io::Edge;
+use block_io::{Edge, KeptBitmap};
 use block_qcow2::{Header, Qcow2, Qcow2Children, Qcow2Control, Qcow2Options, WeakControl};
 use block_qcow2_format::IncompatibleFeatures;
 use std::any::Any;
@@ -45,6 +45,18 @@ struct Control {
 impl EngineControl for Control {
     fn as_any(&mut self) -> &mut dyn Any {
         &mut self.engine
+    }
+
+    fn kept_bitmaps(&self) -> Vec<KeptBitmap> {
+        self.engine.kept_bitmaps()
+    }
+
+    fn keep_bitmaps(&mut self, bitmaps: &[KeptBitmap]) -> Result<(), KeepError> {
+        self.engine.keep_bitmaps(bitmaps).map_err(KeepError::Refused)
+    }
+
+    fn bitmap_granularity(&self) -> u64 {
+        self.engine.header().geometry.cluster_size().clamp(4 << 10, 64 << 10)
     }
 
     fn prepare_reopen(&mut self, to: &mut Reopening<'_>) -> GraphResult<PreparingReopen> {

@@ -1,19 +1,19 @@
 //! Dirty bitmaps of nodes, by name: what has changed since a backup, say.
 //!
-//! A bitmap that records is an observer of its node; one that does not costs writers nothing. It follows the node's length, and goes with
-//! the node. Formats that store bitmaps set and read the bits through [`BitmapRef::bits`]; none does yet, and a bitmap that is to be stored is refused.
+//! A bitmap that records is an observer of its node; one that does not costs writers nothing. It follows the node's length. A persistent one is kept
+//! with the node's image: the driver is told of every change of what there is to keep ([`EngineControl::keep_bitmaps`](crate::EngineControl::keep_bitmaps)), and
+//! stores it when the node is closed. All others go with the node.
 
+use crate::driver::KeepError;
 use crate::error::GraphError;
 use crate::graph::{GsNode, NodeRef};
 use crate::state::GlobalState;
-use block_io::{NodeBitmap, WriteObserver};
+use block_io::{KeptBitmap, NodeBitmap, WriteObserver};
 use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// How much a write dirties at least, if nobody says otherwise.
-const GRANULARITY: u64 = 64 << 10;
 const GRANULARITY_MIN: u64 = 512;
 const GRANULARITY_MAX: u64 = 1 << 31;
 const NAME_LEN_MAX: usize = 1023;
@@ -35,7 +35,7 @@ pub enum BitmapError {
     #[error("Dirty bitmap '{0}' not found")]
     NotFound(String),
     /// Not a size for chunks.
-    #[error("Granularity must be power of 2 and at least {min}, and at most {max}", min = GRANULARITY_MIN, max = GRANULARITY_MAX)]
+    #[error("Granularity must be power of 2 and at least {min}", min = GRANULARITY_MIN)]
     Granularity,
     /// There would be too many chunks.
     #[error("Bitmap '{name}' of node '{node}' would take too much memory: choose a larger granularity")]
@@ -45,19 +45,27 @@ pub enum BitmapError {
         /// The bitmap.
         name: String,
     },
-    /// The node's driver stores no bitmaps.
-    #[error("Can't store persistent bitmaps to {node}: driver '{driver}' has no place for them")]
-    NotStored {
+    /// The node's driver keeps no bitmaps.
+    #[error("Can't store persistent bitmaps to {0}: Operation not supported")]
+    NotKept(String),
+    /// The node's image has no place for this one.
+    #[error("Can't make bitmap '{name}' persistent in '{node}': {why}")]
+    Refused {
         /// The node.
         node: String,
-        /// Its driver.
-        driver: &'static str,
+        /// The bitmap.
+        name: String,
+        /// Why not.
+        why: String,
     },
+    /// It is kept with an image that is only read.
+    #[error("Bitmap '{0}' is readonly and cannot be modified")]
+    ReadOnly(String),
     /// A job uses it.
     #[error("Bitmap '{0}' is currently in use by another operation and cannot be used")]
     Busy(String),
     /// It could not follow its node, and is good for nothing but being removed.
-    #[error("Bitmap '{0}' is inconsistent and cannot be used; it can be removed")]
+    #[error("Bitmap '{0}' is inconsistent and cannot be used\nTry block-dirty-bitmap-remove to delete this bitmap from disk")]
     Inconsistent(String),
     /// They are about nodes of different lengths.
     #[error("Bitmaps are of different sizes (destination size is {target}, source size is {from}) and can't be merged")]
@@ -80,7 +88,8 @@ pub type BitmapResult<T> = Result<T, BitmapError>;
 pub struct BitmapOptions {
     /// Its name: at most 1023 bytes, unique on its node.
     pub name: String,
-    /// How much a write dirties at least, in bytes: a power of two from 512 to 2 GiB. 64 KiB without it.
+    /// How much a write dirties at least, in bytes: a power of two from 512 to 2 GiB. Without it as much as the driver says: a cluster of the image, say, but
+    /// 4 to 64 KiB.
     pub granularity: Option<u64>,
     /// Whether it is to be stored with the image.
     pub persistent: bool,
@@ -100,16 +109,12 @@ impl BitmapOptions {
             1..=NAME_LEN_MAX => {}
             len => return Err(BitmapError::LongName(len)),
         }
-        let granularity = self.granularity.unwrap_or(GRANULARITY);
+        let granularity = self.granularity.unwrap_or_else(|| node.engine_control.borrow().bitmap_granularity());
         if !granularity.is_power_of_two() || !(GRANULARITY_MIN..=GRANULARITY_MAX).contains(&granularity) {
             return Err(BitmapError::Granularity);
         }
-        if node.bitmaps.contains_key(&self.name) {
+        if node.bitmap(&self.name).is_some() {
             return Err(BitmapError::Exists(self.name.clone()));
-        }
-        if self.persistent {
-            let (node, driver) = (node.name.as_str().to_owned(), node.driver.name());
-            return Err(BitmapError::NotStored { node, driver });
         }
         Ok(granularity)
     }
@@ -140,6 +145,7 @@ struct Inner {
     bits: Arc<NodeBitmap>,
     recording: Cell<bool>,
     busy: Cell<bool>,
+    persistent: bool,
 }
 
 /// A bitmap of a node. It may be held longer than the node has it; it is nobody's then.
@@ -147,6 +153,25 @@ struct Inner {
 pub struct BitmapRef(Rc<Inner>);
 
 impl BitmapRef {
+    /// A bitmap that was found in a node's image.
+    pub(crate) fn kept(kept: KeptBitmap) -> Self {
+        let KeptBitmap { name, granularity, recording, bits } = kept;
+        let (recording, busy) = (Cell::new(recording), Cell::new(false));
+        Self(Rc::new(Inner { name, granularity, bits, recording, busy, persistent: true }))
+    }
+
+    /// What its driver has to know to keep it, if it is to.
+    fn to_keep(&self) -> Option<KeptBitmap> {
+        let Inner { name, granularity, bits, recording, persistent, .. } = &*self.0;
+        let recording = recording.get();
+        persistent.then(|| KeptBitmap { name: name.clone(), granularity: *granularity, recording, bits: bits.clone() })
+    }
+
+    /// Whether writes dirty it.
+    pub(crate) fn records(&self) -> bool {
+        self.0.recording.get()
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.0.name
@@ -154,14 +179,14 @@ impl BitmapRef {
 
     /// What is known of it.
     pub fn info(&self) -> BitmapInfo {
-        let Inner { name, granularity, bits, recording, busy } = &*self.0;
+        let Inner { name, granularity, bits, recording, busy, persistent } = &*self.0;
         BitmapInfo {
             name: name.clone(),
             granularity: *granularity,
             count: bits.with(|bits| bits.dirty_bytes()),
             recording: recording.get(),
             busy: busy.get(),
-            persistent: false,
+            persistent: *persistent,
             inconsistent: bits.is_lost(),
         }
     }
@@ -195,7 +220,7 @@ impl BitmapRef {
         self.0.bits.resize(len, self.0.recording.get());
     }
 
-    fn observer(&self) -> Arc<dyn WriteObserver> {
+    pub(crate) fn observer(&self) -> Arc<dyn WriteObserver> {
         self.0.bits.clone()
     }
 
@@ -228,6 +253,18 @@ impl Drop for BitmapLock {
     }
 }
 
+impl GsNode {
+    fn bitmap(&self, name: &str) -> Option<&BitmapRef> {
+        self.bitmaps.iter().find(|bitmap| bitmap.name() == name)
+    }
+
+    /// Tell the driver which bitmaps are to be kept with the image.
+    fn keep_bitmaps(&self) -> Result<(), KeepError> {
+        let kept: Vec<_> = self.bitmaps.iter().filter_map(BitmapRef::to_keep).collect();
+        self.engine_control.borrow_mut().keep_bitmaps(&kept)
+    }
+}
+
 impl GlobalState {
     /// Give `node` a bitmap. Every write that begins after this returns dirties it, if it records.
     ///
@@ -239,19 +276,42 @@ impl GlobalState {
             let mut graph = self.0.graph.borrow_mut();
             let found = graph.node_mut(node)?;
             let granularity = options.check(found)?;
-            let BitmapOptions { name, disabled, .. } = options;
-            let Some(bits) = NodeBitmap::try_new(node.io().length(), granularity) else {
-                return Err(BitmapError::TooFine { node: node.name().into(), name });
+            let BitmapOptions { name, disabled, persistent, .. } = options;
+            let make = |bits: NodeBitmap| {
+                let (bits, recording, busy) = (Arc::new(bits), Cell::new(!disabled), Cell::new(false));
+                BitmapRef(Rc::new(Inner { name: name.clone(), granularity, bits, recording, busy, persistent }))
             };
-            let (bits, recording) = (Arc::new(bits), Cell::new(!disabled));
-            let bitmap = BitmapRef(Rc::new(Inner { name, granularity, bits, recording, busy: Cell::new(false) }));
-            found.bitmaps.insert(bitmap.name().into(), bitmap.clone());
-            bitmap
+            if persistent {
+                // Before there is memory for its bits.
+                found.bitmaps.push(make(NodeBitmap::lost(granularity)));
+                let kept = found.keep_bitmaps();
+                found.bitmaps.pop();
+                let node = node.name().to_owned();
+                kept.map_err(|why| match why {
+                    KeepError::Unsupported => BitmapError::NotKept(node),
+                    why => BitmapError::Refused { node, name: name.clone(), why: why.to_string() },
+                })?;
+            }
+            let made = NodeBitmap::try_new(node.io().length(), granularity).map(make);
+            found.bitmaps.extend(made.clone());
+            if persistent && let Err(error) = found.keep_bitmaps() {
+                tracing::error!(node = node.name(), %error, "bitmaps are not kept");
+            }
+            made.ok_or_else(|| BitmapError::TooFine { node: node.name().into(), name })?
         };
         if bitmap.0.recording.get() {
             self.observe(node, bitmap.observer()).await?;
         }
         Ok(bitmap)
+    }
+
+    /// Whether a bitmap can be kept with the image of `node`.
+    ///
+    /// # Errors
+    /// The node is gone.
+    #[doc(alias = "bdrv_supports_persistent_dirty_bitmap")]
+    pub fn keeps_bitmaps(&self, node: &NodeRef) -> BitmapResult<bool> {
+        Ok(self.0.graph.borrow().node(node)?.keep_bitmaps().is_ok())
     }
 
     /// The bitmap of `node` that is called `name`, as long as the node.
@@ -261,18 +321,18 @@ impl GlobalState {
     #[doc(alias = "block_dirty_bitmap_lookup")]
     pub fn bitmap(&self, node: &NodeRef, name: &str) -> BitmapResult<BitmapRef> {
         let graph = self.0.graph.borrow();
-        let found = graph.node(node)?.bitmaps.get(name).cloned();
+        let found = graph.node(node)?.bitmap(name).cloned();
         let bitmap = found.ok_or_else(|| BitmapError::NotFound(name.into()))?;
         bitmap.follow(node.io().length());
         Ok(bitmap)
     }
 
-    /// The bitmaps of `node`, in the order of their names.
+    /// The bitmaps of `node`, in the order in which they were made.
     ///
     /// # Errors
     /// The node is gone.
     pub fn bitmaps(&self, node: &NodeRef) -> BitmapResult<Vec<BitmapInfo>> {
-        Ok(self.0.graph.borrow().node(node)?.bitmaps.values().map(BitmapRef::info).collect())
+        Ok(self.0.graph.borrow().node(node)?.bitmaps.iter().map(BitmapRef::info).collect())
     }
 
     fn free_bitmap(&self, node: &NodeRef, name: &str) -> BitmapResult<BitmapRef> {
@@ -281,28 +341,52 @@ impl GlobalState {
         Ok(bitmap)
     }
 
+    /// The same, to change it.
+    fn writable_bitmap(&self, node: &NodeRef, name: &str) -> BitmapResult<BitmapRef> {
+        let bitmap = self.free_bitmap(node, name)?;
+        self.check_writable(node, &bitmap)?;
+        Ok(bitmap)
+    }
+
+    fn check_writable(&self, node: &NodeRef, bitmap: &BitmapRef) -> BitmapResult<()> {
+        let fixed = bitmap.0.persistent && self.0.graph.borrow().node(node)?.read_only;
+        if fixed { Err(BitmapError::ReadOnly(bitmap.name().into())) } else { Ok(()) }
+    }
+
+    /// What is to be kept with the node's image is something else now. Only a new bitmap can be refused.
+    fn bitmaps_changed(&self, node: &NodeRef, bitmap: &BitmapRef) {
+        if bitmap.0.persistent
+            && let Ok(node) = self.0.graph.borrow().node(node)
+            && let Err(error) = node.keep_bitmaps()
+        {
+            tracing::error!(node = node.name.as_str(), %error, "bitmaps are not kept");
+        }
+    }
+
     /// Take a bitmap away.
     ///
     /// # Errors
-    /// [`BitmapError::NotFound`], [`BitmapError::Busy`].
+    /// [`BitmapError::NotFound`], [`BitmapError::Busy`], [`BitmapError::ReadOnly`].
     #[doc(alias = "block_dirty_bitmap_remove")]
     pub fn remove_bitmap(&self, node: &NodeRef, name: &str) -> BitmapResult<()> {
         let bitmap = self.bitmap(node, name)?;
         bitmap.check_free()?;
+        self.check_writable(node, &bitmap)?;
         self.unobserve(node, &bitmap.observer());
         if let Ok(node) = self.0.graph.borrow_mut().node_mut(node) {
-            node.bitmaps.remove(name);
+            node.bitmaps.retain(|other| !Rc::ptr_eq(&other.0, &bitmap.0));
         }
+        self.bitmaps_changed(node, &bitmap);
         Ok(())
     }
 
     /// Nothing is dirty from now on, but for what is being written.
     ///
     /// # Errors
-    /// [`BitmapError::NotFound`], [`BitmapError::Busy`], [`BitmapError::Inconsistent`].
+    /// [`BitmapError::NotFound`], [`BitmapError::Busy`], [`BitmapError::Inconsistent`], [`BitmapError::ReadOnly`].
     #[doc(alias = "bdrv_clear_dirty_bitmap")]
     pub fn clear_bitmap(&self, node: &NodeRef, name: &str) -> BitmapResult<()> {
-        self.free_bitmap(node, name)?.0.bits.with(|bits| bits.clear_all());
+        self.writable_bitmap(node, name)?.0.bits.with(|bits| bits.clear_all());
         Ok(())
     }
 
@@ -311,8 +395,9 @@ impl GlobalState {
     /// # Errors
     /// As [`GlobalState::clear_bitmap`].
     pub async fn enable_bitmap(&self, node: &NodeRef, name: &str) -> BitmapResult<()> {
-        let bitmap = self.free_bitmap(node, name)?;
+        let bitmap = self.writable_bitmap(node, name)?;
         if !bitmap.0.recording.replace(true) {
+            self.bitmaps_changed(node, &bitmap);
             self.observe(node, bitmap.observer()).await?;
         }
         Ok(())
@@ -323,9 +408,10 @@ impl GlobalState {
     /// # Errors
     /// As [`GlobalState::clear_bitmap`].
     pub fn disable_bitmap(&self, node: &NodeRef, name: &str) -> BitmapResult<()> {
-        let bitmap = self.free_bitmap(node, name)?;
+        let bitmap = self.writable_bitmap(node, name)?;
         if bitmap.0.recording.replace(false) {
             self.unobserve(node, &bitmap.observer());
+            self.bitmaps_changed(node, &bitmap);
         }
         Ok(())
     }
@@ -337,7 +423,7 @@ impl GlobalState {
     /// As [`GlobalState::clear_bitmap`], about any of them; [`BitmapError::Sizes`]. Nothing is merged then.
     #[doc(alias = "block_dirty_bitmap_merge")]
     pub fn merge_bitmaps(&self, node: &NodeRef, target: &str, sources: &[(&NodeRef, &str)]) -> BitmapResult<()> {
-        let target = self.free_bitmap(node, target)?;
+        let target = self.writable_bitmap(node, target)?;
         let mut found = Vec::new();
         for (node, name) in sources {
             let source = self.free_bitmap(node, name)?;

@@ -6,7 +6,7 @@ use crate::reopen::{PreparingReopen, Reopening};
 use async_trait::async_trait;
 use block_common::options::DriverKind;
 use block_common::{ChildRole, OptionReader, Perm, PermPair};
-use block_io::{Driver, Quiesced};
+use block_io::{Driver, KeptBitmap, Quiesced};
 use std::any::Any;
 use std::fmt;
 
@@ -100,6 +100,27 @@ pub trait EngineControl: Any {
         PermPair::NONE
     }
 
+    /// The bitmaps that are kept with the node's image, as they were found when it was opened. Asked once, when the node is complete.
+    #[doc(alias = "bdrv_load_persistent_dirty_bitmap")]
+    fn kept_bitmaps(&self) -> Vec<KeptBitmap> {
+        Vec::new()
+    }
+
+    /// These bitmaps, and no others, are to be kept with the image when it is closed.
+    ///
+    /// # Errors
+    /// Why that cannot be; those of before are kept then.
+    #[doc(alias = "bdrv_can_store_new_dirty_bitmap")]
+    fn keep_bitmaps(&mut self, _bitmaps: &[KeptBitmap]) -> Result<(), KeepError> {
+        Err(KeepError::Unsupported)
+    }
+
+    /// The granularity in bytes of a bitmap of the node, if nobody says otherwise.
+    #[doc(alias = "bdrv_get_default_bitmap_granularity")]
+    fn bitmap_granularity(&self) -> u64 {
+        64 << 10
+    }
+
     /// The node's users are going to need and share `perm` together. Get hold of what that takes, and let go of nothing yet.
     ///
     /// # Errors
@@ -130,6 +151,18 @@ pub trait EngineControl: Any {
     /// The node has the options that were prepared from now on. Nothing is in flight; limits and lengths are asked for anew after it.
     #[doc(alias = "bdrv_reopen_commit")]
     fn commit_reopen(&mut self, _prepared: Box<dyn Any>, _proof: &Quiesced<'_>) {}
+}
+
+/// Why bitmaps are not kept with an image.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeepError {
+    /// The format has no place for any.
+    #[error("Operation not supported")]
+    Unsupported,
+    /// The image has no place for these.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// The control of an engine that has nothing to control.

@@ -69,7 +69,8 @@ pub(crate) struct GsNode {
     pub(crate) options: Dict,
     /// What its edges ask for beside what its driver says.
     pub(crate) perm_more: PermPair,
-    pub(crate) bitmaps: BTreeMap<String, BitmapRef>,
+    /// In the order of their making.
+    pub(crate) bitmaps: Vec<BitmapRef>,
     pub(crate) threshold: Option<Arc<Threshold>>,
     /// The monitor's own reference, for nodes that were added by name.
     pub(crate) monitor: Option<NodeRef>,
@@ -236,7 +237,10 @@ pub(crate) struct NewNode {
 impl NewNode {
     /// As a node of the graph, that nobody refers to yet.
     pub(crate) fn complete(self) -> Box<GsNode> {
-        let Self { name, driver, control, engine_control, edges, read_only, common, options } = self;
+        let Self { name, driver, mut control, engine_control, edges, read_only, common, options } = self;
+        let bitmaps: Vec<_> = engine_control.kept_bitmaps().into_iter().map(BitmapRef::kept).collect();
+        // Nothing is in flight yet.
+        bitmaps.iter().filter(|bitmap| bitmap.records()).for_each(|bitmap| control.observe(bitmap.observer()));
         Box::new(GsNode {
             perm_more: engine_control.child_perm_more(),
             name,
@@ -249,7 +253,7 @@ impl NewNode {
             common,
             asked: PermPair::NONE,
             options,
-            bitmaps: BTreeMap::new(),
+            bitmaps,
             threshold: None,
             monitor: None,
             closing: false,

@@ -37,7 +37,7 @@ pub use bitmap::{BitmapError, BitmapInfo, BitmapLock, BitmapOptions, BitmapRef, 
 pub use blocker::OpBlocker;
 pub use change::{NodeInfo, Replacement};
 pub use drain::DrainGuard;
-pub use driver::{DriverType, EngineControl, NoControl, Opened, filter_perm, format_perm};
+pub use driver::{DriverType, EngineControl, KeepError, NoControl, Opened, filter_perm, format_perm};
 pub use error::{GraphError, GraphResult};
 pub use event::{Event, EventSender, Events};
 pub use graph::NodeRef;

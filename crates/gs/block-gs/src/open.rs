@@ -210,16 +210,16 @@ impl OpenContext<'_> {
         child: Option<NodeRef>,
         is_inline: bool,
     ) -> GraphResult<Edge> {
-        if let Some(child) = &child {
-            // What the node asks for itself; what its users ask is added when it has some.
-            let perm = self.driver.child_perm(role, PermPair::NONE, self.common.read_only);
-            if perm != PermPair::NONE {
-                let owner = self.node_name();
-                self.held.push(self.gs.hold(&owner, &name, child, perm).await?);
-            }
+        // What the node asks for itself; what its users ask is added when it has some.
+        let perm = self.driver.child_perm(role, PermPair::NONE, self.common.read_only);
+        if let Some(child) = &child
+            && perm != PermPair::NONE
+        {
+            let owner = self.node_name();
+            self.held.push(self.gs.hold(&owner, &name, child, perm).await?);
         }
         let target = child.as_ref().map(NodeRef::target);
-        let (writer, edge) = self.control.edge(role, PermPair::NONE, target);
+        let (writer, edge) = self.control.edge(role, perm, target);
         self.edges.push(GsEdge { name, role, writer, child, frozen: false, is_inline });
         Ok(edge)
     }

@@ -1,8 +1,8 @@
 //! Which chunks of a node were written since they were last looked at: one atomic bit each, set from any thread.
 //!
 //! Setting is what writers do, before a write starts and once more when it is over; clearing is what one copier does, before it
-//! reads. So a bit that is clear means that the copier's read came after the write (rule req-4). Nothing here is persistent, and nothing has
-//! a name.
+//! reads. So a bit that is clear means that the copier's read came after the write (rule req-4). Names are the graph's business, and keeping
+//! bits is the formats'.
 
 use crate::node::{ChangeKind, WriteObserver};
 use block_common::GuestRange;
@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-/// The most chunks: a bit for each makes 256 MiB.
-const CHUNKS_MAX: u64 = 1 << 31;
+/// The most chunks: a bit for each makes 512 MiB.
+const CHUNKS_MAX: u64 = 1 << 32;
 
 /// A dirty bitmap over `length` bytes in chunks of a power of two.
 pub struct DirtyBitmap {
@@ -32,7 +32,7 @@ impl DirtyBitmap {
         Self::try_new(length, granularity).expect("a granularity that suits the length")
     }
 
-    /// As [`DirtyBitmap::new`]; `None` when there would be more than 2^31 chunks, or there is no memory for their bits.
+    /// As [`DirtyBitmap::new`]; `None` when there would be more than 2^32 chunks, or there is no memory for their bits.
     ///
     /// # Panics
     /// When `granularity` is not a power of two.
@@ -125,6 +125,47 @@ impl DirtyBitmap {
         }
     }
 
+    /// The bits of the chunks from `chunk` on, one bit each, the first in the lowest bit of the first byte. What lies past the end is clear.
+    ///
+    /// # Panics
+    /// When `chunk` is no multiple of 64.
+    #[doc(alias = "bdrv_dirty_bitmap_serialize_part")]
+    pub fn bits_from(&self, chunk: u64, bytes: &mut [u8]) {
+        let first = Self::first_word(chunk);
+        for (index, bytes) in bytes.chunks_mut(8).enumerate() {
+            let word = self.words.get(first + index).map_or(0, |word| word.load(Ordering::Acquire));
+            bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
+        }
+    }
+
+    /// Every chunk is dirty whose bit is set in `bytes`, which are as for [`DirtyBitmap::bits_from`].
+    ///
+    /// # Panics
+    /// When `chunk` is no multiple of 64.
+    #[doc(alias = "bdrv_dirty_bitmap_deserialize_part")]
+    pub fn set_bits_from(&self, chunk: u64, bytes: &[u8]) {
+        let first = Self::first_word(chunk);
+        // There are no chunks behind the last.
+        let (last, rest) = (self.words.len().saturating_sub(1), self.chunks() % 64);
+        for ((index, word), bytes) in self.words.iter().enumerate().skip(first).zip(bytes.chunks(8)) {
+            let mut eight = [0; 8];
+            eight[..bytes.len()].copy_from_slice(bytes);
+            let mut bits = u64::from_le_bytes(eight);
+            if index == last && rest > 0 {
+                bits &= u64::MAX >> (64 - rest);
+            }
+            if bits != 0 {
+                let before = word.fetch_or(bits, Ordering::AcqRel);
+                self.dirty.fetch_add(u64::from((bits & !before).count_ones()), Ordering::AcqRel);
+            }
+        }
+    }
+
+    fn first_word(chunk: u64) -> usize {
+        assert!(chunk.is_multiple_of(64), "chunk {chunk} begins no word");
+        (chunk / 64) as usize
+    }
+
     /// Every chunk is dirty that touches a dirty chunk of `other`, whose chunks may have another size.
     #[doc(alias = "bdrv_dirty_bitmap_merge_internal")]
     pub fn merge(&self, other: &Self) {
@@ -205,6 +246,14 @@ impl NodeBitmap {
         Some(Self { bitmap: RwLock::new(bitmap), lost: AtomicBool::new(false) })
     }
 
+    /// A bitmap of which nothing is known but its granularity: whoever was to keep its bits did not.
+    ///
+    /// # Panics
+    /// When `granularity` is not a power of two.
+    pub fn lost(granularity: u64) -> Self {
+        Self { bitmap: RwLock::new(DirtyBitmap::new(0, granularity)), lost: AtomicBool::new(true) }
+    }
+
     /// Look at it, or set and clear bits. Writers to the node wait meanwhile only if they change its length.
     pub fn with<T>(&self, look: impl FnOnce(&DirtyBitmap) -> T) -> T {
         look(&self.read())
@@ -217,7 +266,7 @@ impl NodeBitmap {
 
     /// The node has `len` bytes. What it grew by is `dirty`.
     pub fn resize(&self, len: u64, dirty: bool) {
-        if self.read().length() == len {
+        if self.is_lost() || self.read().length() == len {
             return;
         }
         let mut bitmap = self.bitmap.write().unwrap_or_else(PoisonError::into_inner);
@@ -239,6 +288,9 @@ impl NodeBitmap {
 
     /// `range` is dirty; if it ends past the end, the node is about to grow.
     fn mark(&self, range: GuestRange) {
+        if self.is_lost() {
+            return;
+        }
         {
             let bitmap = self.read();
             if range.end() <= bitmap.length() {
@@ -269,6 +321,19 @@ impl WriteObserver for NodeBitmap {
     fn resized(&self, len: u64) {
         self.resize(len, true);
     }
+}
+
+/// A bitmap that is kept with its node's image: what a format has to know of it. Clones share their bits.
+#[derive(Clone, Debug)]
+pub struct KeptBitmap {
+    /// Its name, unique within the image.
+    pub name: String,
+    /// The size of a chunk in bytes.
+    pub granularity: u64,
+    /// Whether it records what is written, from opening on.
+    pub recording: bool,
+    /// Its bits; [lost](NodeBitmap::is_lost) ones are not stored.
+    pub bits: std::sync::Arc<NodeBitmap>,
 }
 
 impl fmt::Debug for NodeBitmap {
@@ -355,6 +420,30 @@ mod tests {
             .collect();
         threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
         dirty(&bitmap);
+    }
+
+    #[test]
+    fn bits_are_given_away_and_taken_back() {
+        let bitmap = DirtyBitmap::new(200 * 64, 64);
+        for chunk in [0, 9, 63, 64, 130, 199] {
+            bitmap.set_chunks(chunk..chunk + 1);
+        }
+        let mut bytes = [0xff; 40];
+        bitmap.bits_from(0, &mut bytes);
+        assert_eq!((bytes[0], bytes[1], bytes[7], bytes[8], bytes[16], bytes[24]), (1, 2, 0x80, 1, 4, 0x80));
+        assert_eq!(bytes[25..], [0; 15]);
+        let other = DirtyBitmap::new(200 * 64, 64);
+        other.set_bits_from(0, &bytes);
+        other.set_bits_from(0, &bytes);
+        assert_eq!(dirty(&other), [0, 9, 63, 64, 130, 199]);
+        // In parts, which need not be whole words, and with bits of chunks that there are not.
+        let other = DirtyBitmap::new(200 * 64, 64);
+        other.set_bits_from(128, &[4, 0, 0]);
+        other.set_bits_from(192, &[0xff; 100]);
+        assert_eq!(dirty(&other), [130, 192, 193, 194, 195, 196, 197, 198, 199]);
+        let mut byte = [0];
+        other.bits_from(192, &mut byte);
+        assert_eq!(byte, [0xff]);
     }
 
     #[test]

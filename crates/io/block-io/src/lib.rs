@@ -40,7 +40,7 @@ mod status;
 #[cfg(all(test, loom))]
 mod model;
 
-pub use bitmap::{DirtyBitmap, NodeBitmap};
+pub use bitmap::{DirtyBitmap, KeptBitmap, NodeBitmap};
 pub use context::ring_available;
 pub use driver::{Access, Driver, Mapping, NowRequest};
 pub use edge::{Edge, EdgeWriter};

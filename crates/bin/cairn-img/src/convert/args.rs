@@ -56,7 +56,7 @@ pub(crate) struct Args {
     /// The options of the new image, as for create
     #[arg(short = 'o', long, value_name = "OPTIONS", allow_hyphen_values = true)]
     pub(super) target_options: Vec<String>,
-    /// Compress the data (no format of this build can do that)
+    /// Compress the data
     #[arg(short, long)]
     pub(super) compress: bool,
     /// Cache mode of the target
@@ -69,7 +69,7 @@ pub(crate) struct Args {
         allow_hyphen_values = true
     )]
     pub(super) target_cache: String,
-    /// The image that the target shall be on top of (no format of this build can do that)
+    /// The image that the target shall be on top of
     #[arg(short = 'B', long, value_name = "FILENAME", allow_hyphen_values = true)]
     pub(super) backing: Option<String>,
     /// The format of that image
@@ -84,12 +84,12 @@ pub(crate) struct Args {
     /// Leave out zeroes that are at least so many bytes long (4k); 0: write everything
     #[arg(short = 'S', long, value_name = "BYTES", value_parser = sparse_size, allow_hyphen_values = true)]
     sparse_size: Option<u64>,
-    /// Copy bitmaps, too (no format of this build has any)
+    /// Copy the bitmaps that are kept in the source, too
     #[arg(long)]
     pub(super) bitmaps: bool,
     /// Leave out bitmaps that are not in order
     #[arg(long)]
-    skip_broken_bitmaps: bool,
+    pub(super) skip_broken_bitmaps: bool,
     /// Let others use the sources at the same time, in any way
     #[arg(short = 'U', long)]
     pub(super) force_share: bool,
@@ -100,7 +100,7 @@ pub(crate) struct Args {
     #[arg(short = 'm', long, value_name = "COUNT", value_parser = parallel, default_value = "8",
           allow_hyphen_values = true)]
     pub(super) parallel: u64,
-    /// Let the host copy (not built yet)
+    /// Let the host copy
     #[arg(short = 'C', long)]
     pub(super) copy_range_offloading: bool,
     /// Write zeroes for what cannot be read, and go on

@@ -305,6 +305,11 @@ impl Measuring {
         self.has_bitmaps
     }
 
+    /// What bitmaps of these names and granularities take, in bytes, for a disk of `size` bytes.
+    pub fn bitmaps(&self, size: u64, bitmaps: &[(String, u64)]) -> u64 {
+        self.options.bitmaps(size, bitmaps.iter().map(|(name, granularity)| (name.len(), *granularity)))
+    }
+
     /// The source has data at these bytes. Ranges come in their order.
     pub fn add(&mut self, range: Range<u64>) {
         self.used.add(range);

@@ -2,10 +2,9 @@
 
 use crate::cache::Entry;
 use crate::image::{Qcow2Control, Shared};
-use crate::meta;
-use block_common::{IoError, IoResult};
+use block_common::IoResult;
 use block_io::Req;
-use block_qcow2_format::Version;
+use block_qcow2_format::{Header, Version};
 
 impl Qcow2Control {
     /// Whether the image can say of a cluster that it is zeroes, whatever is below it.
@@ -16,7 +15,7 @@ impl Qcow2Control {
     /// Name another backing file, with its format, or none. The node's child stays what it is. `req` is a token on the node, beside which nothing is in flight.
     ///
     /// # Errors
-    /// [`IoError::INVALID`] when the name does not fit into the header, else what the file answered.
+    /// [`block_common::IoError::INVALID`] when the name does not fit into the header, else what the file answered.
     #[doc(alias = "bdrv_change_backing_file")]
     pub async fn change_backing(&self, req: &Req, backing: Option<(Vec<u8>, Option<Vec<u8>>)>) -> IoResult<()> {
         self.0.change_backing(req, backing).await
@@ -35,22 +34,13 @@ impl Qcow2Control {
 impl Shared {
     async fn change_backing(&self, req: &Req, backing: Option<(Vec<u8>, Option<Vec<u8>>)>) -> IoResult<()> {
         self.writable()?;
-        let _turn = self.header_turn.lock().await;
-        let mut header = self.header().clone();
-        // The old name may stand further behind than this project would put it.
-        let told = meta::read_table(req, &self.file, 8, 2).await?;
-        let end = told[0].saturating_add(told[1] >> 32).min(self.geometry.cluster_size());
-        let old = header.to_bytes().map_err(|_| IoError::INVALID)?.len().max(end as usize);
-        (header.backing_file, header.backing_format) = match backing {
+        let (name, format) = match backing {
             Some((name, format)) => (Some(name), format),
             None => (None, None),
         };
-        let mut bytes = header.to_bytes().map_err(|_| IoError::INVALID)?;
-        bytes.resize(bytes.len().max(old), 0);
-        meta::write(req, &self.file, 0, &bytes).await?;
-        self.file.flush(req).await?;
-        *self.header() = header;
-        Ok(())
+        let named = |header: &mut Header| (header.backing_file, header.backing_format) = (name, format);
+        self.rewrite_header(req, named).await?;
+        self.file.flush(req).await
     }
 
     async fn make_empty(&self, req: &Req) -> IoResult<()> {

@@ -117,7 +117,13 @@ impl Shared {
         if req.is_read_only() {
             return Ok(());
         }
-        let stored = self.store(req).await;
+        let mut stored = self.store(req).await;
+        if stored.is_ok() && !self.is_corrupt() {
+            stored = self.store_bitmaps(req).await;
+            // What the bitmaps had before is free now.
+            let retired = std::mem::take(&mut self.lists().retired);
+            self.lists().ripe.extend(retired);
+        }
         if stored.is_ok() && !self.is_corrupt() {
             // Only leaks are left to be lost.
             let freed = self.free_ripe(req, true).await;

@@ -1,5 +1,6 @@
 //! An open image: what its parts share, and how it is opened.
 
+use crate::bitmaps::Bitmaps;
 use crate::cache::SliceCache;
 use crate::locks::RangeLocks;
 use crate::meta;
@@ -8,7 +9,7 @@ use arc_swap::ArcSwap;
 use block_common::{Errno, IoError, IoErrorKind, IoResult, Limits};
 use block_io::{Edge, Req, ThreadPool};
 use block_qcow2_format::{
-    AutoclearFeatures, CompressionType, FormatError, Geometry, Header, IncompatibleFeatures, L1Entry, L2Entry, Version,
+    AutoclearFeatures, BitmapError, CompressionType, FormatError, Geometry, Header, IncompatibleFeatures, L1Entry, L2Entry, Version,
 };
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -34,6 +35,25 @@ pub enum Qcow2Error {
         what: &'static str,
         /// What the file answered.
         error: IoError,
+    },
+    /// The directory of bitmaps makes no sense.
+    #[error(transparent)]
+    Bitmaps(#[from] BitmapError),
+    /// A bitmap's table makes no sense.
+    #[error("Could not read bitmap_table table from image for bitmap '{name}': {error}")]
+    BitmapTable {
+        /// The bitmap.
+        name: String,
+        /// Why not.
+        error: Errno,
+    },
+    /// A bitmap's bits could not be had.
+    #[error("Could not read bitmap '{name}' from image: {error}")]
+    Bitmap {
+        /// The bitmap.
+        name: String,
+        /// Why not.
+        error: Errno,
     },
     /// Somebody found it corrupt.
     #[error("qcow2: Image is corrupt; cannot be opened read/write")]
@@ -108,7 +128,8 @@ pub(crate) struct Shared {
     pub(crate) locks: RangeLocks,
     pub(crate) refcounts: tokio::sync::Mutex<Refcounts>,
     lists: Mutex<Lists>,
-    /// Clusters that hold L2 tables and blocks of reference counts.
+    bitmaps: Mutex<Bitmaps>,
+    /// Clusters that hold L2 tables, blocks of reference counts, and bitmaps.
     metadata: Mutex<HashSet<u64>>,
     /// One flush at a time.
     pub(crate) flushing: tokio::sync::Mutex<()>,
@@ -199,6 +220,7 @@ impl Qcow2 {
             locks: RangeLocks::default(),
             refcounts: tokio::sync::Mutex::new(refcounts),
             lists: Mutex::default(),
+            bitmaps: Mutex::default(),
             metadata: Mutex::new(metadata),
             flushing: tokio::sync::Mutex::default(),
             resizing: tokio::sync::Mutex::default(),
@@ -214,6 +236,7 @@ impl Qcow2 {
         if !read_only {
             shared.clear_autoclear(req).await.map_err(read("and update the header"))?;
         }
+        shared.load_bitmaps(req).await?;
         Ok((Self(shared.clone()), Qcow2Control(shared)))
     }
 }
@@ -260,9 +283,6 @@ fn check_built(header: &Header, read_only: bool) -> Result<(), Qcow2Error> {
     }
     if header.incompatible.contains(IncompatibleFeatures::DIRTY) {
         return not_built("Repairing the reference counts of a qcow2 image while it is opened");
-    }
-    if header.bitmaps.is_some() {
-        return not_built("Writing to qcow2 images with persistent bitmaps");
     }
     Ok(())
 }
@@ -373,6 +393,10 @@ impl Shared {
         lock(&self.header)
     }
 
+    pub(crate) fn bitmaps(&self) -> MutexGuard<'_, Bitmaps> {
+        lock(&self.bitmaps)
+    }
+
     pub(crate) fn lists(&self) -> MutexGuard<'_, Lists> {
         lock(&self.lists)
     }
@@ -435,7 +459,7 @@ impl Shared {
         drop(header);
         let metadata = self.metadata();
         let mut clusters = self.geometry.cluster(offset)..self.geometry.clusters_for(offset + len);
-        clusters.any(|cluster| metadata.contains(&cluster)).then_some("active L2 table or refcount block")
+        clusters.any(|cluster| metadata.contains(&cluster)).then_some("active L2 table, refcount block or bitmap")
     }
 
     /// Something in the image cannot be as it is: say so, and let nobody write any more. Returns the error for who found it.
@@ -491,9 +515,25 @@ impl Shared {
         Ok(())
     }
 
+    /// Change the header and what stands behind its fixed fields, as `change_header` changes those.
+    pub(crate) async fn rewrite_header(&self, req: &Req, change: impl FnOnce(&mut Header)) -> IoResult<()> {
+        let _turn = self.header_turn.lock().await;
+        let mut header = self.header().clone();
+        // The name of a backing file may stand further behind than this project would put it.
+        let told = meta::read_table(req, &self.file, 8, 2).await?;
+        let end = told[0].saturating_add(told[1] >> 32).min(self.geometry.cluster_size());
+        let old = header.to_bytes().map_err(|_| IoError::INVALID)?.len().max(end as usize);
+        change(&mut header);
+        let mut bytes = header.to_bytes().map_err(|_| IoError::INVALID)?;
+        bytes.resize(bytes.len().max(old), 0);
+        meta::write(req, &self.file, 0, &bytes).await?;
+        *self.header() = header;
+        Ok(())
+    }
+
     /// Whoever writes an image clears the features that it does not keep up (rule qcow2-9).
     async fn clear_autoclear(&self, req: &Req) -> IoResult<()> {
-        let known = AutoclearFeatures::DATA_FILE_RAW;
+        let known = AutoclearFeatures::DATA_FILE_RAW | AutoclearFeatures::BITMAPS;
         let wanted = self.header().autoclear & known;
         if self.header().autoclear == wanted {
             return Ok(());

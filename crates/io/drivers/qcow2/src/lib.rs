@@ -14,6 +14,7 @@ pub mod check;
 pub mod info;
 
 mod backing;
+mod bitmaps;
 mod cache;
 mod compress;
 mod discard;

@@ -24,6 +24,9 @@ pub enum SnapshotFailure {
     /// There are as many as the format allows.
     #[error("{}", Errno::EFBIG)]
     TooMany,
+    /// Its bitmaps would know nothing of what changes.
+    #[error("Device has active dirty bitmaps")]
+    Bitmaps,
     /// The name is too long.
     #[error("{}", Errno::EINVAL)]
     Name,
@@ -41,7 +44,7 @@ impl SnapshotFailure {
         match self {
             Self::NotFound => Errno::ENOENT,
             Self::TooMany => Errno::EFBIG,
-            Self::Name | Self::Table => Errno::EINVAL,
+            Self::Name | Self::Table | Self::Bitmaps => Errno::EINVAL,
             Self::Io(error) => error.errno(),
         }
     }
@@ -226,6 +229,9 @@ impl Shared {
     }
 
     async fn apply_snapshot(&self, req: &Req, id_or_name: &[u8]) -> Result<(), SnapshotFailure> {
+        if !self.bitmaps().is_empty() {
+            return Err(SnapshotFailure::Bitmaps);
+        }
         let snapshots = self.read_snapshots(req).await?;
         let snapshot = &snapshots[find(&snapshots, id_or_name)?];
         let size = snapshot.disk_size.unwrap_or_else(|| self.length());
