@@ -83,7 +83,9 @@ impl clap::Args for Acts {
             command = command.arg(arg.action(ArgAction::Append).num_args(0).default_missing_value(""));
         }
         let merge = Arg::new("merge").long("merge").value_name("SOURCE").action(ArgAction::Append);
-        command.arg(merge.allow_hyphen_values(true).help("What counts as written in bitmap SOURCE does so in this one, too"))
+        command.arg(
+            merge.allow_hyphen_values(true).help("What counts as written in bitmap SOURCE does so in this one, too"),
+        )
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {

@@ -5,6 +5,7 @@
 
 mod args;
 
+use crate::PROGRAM;
 use crate::args::{asks_for_help, option_list};
 use crate::cli::{Command, Failure};
 use crate::create::{list_options, unopenable};
@@ -125,7 +126,7 @@ impl Args {
             let name = &bitmap.name;
             if !self.skip_broken_bitmaps {
                 return Err(Failure::message(format!(
-                    "Cannot copy inconsistent bitmap '{name}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap \
+                    "Cannot copy inconsistent bitmap '{name}'\nTry --skip-broken-bitmaps, or use '{PROGRAM} bitmap \
                      --remove' to delete it"
                 )));
             }
@@ -274,7 +275,8 @@ impl Args {
 /// Make the same bitmaps in another image. What was written while its content was copied is none of their business.
 async fn copy_bitmaps(gs: &GlobalState, from: &NodeRef, to: &NodeRef, all: Vec<BitmapInfo>) -> Result<(), Failure> {
     for BitmapInfo { name, granularity, recording, .. } in all {
-        let failed = |what: &str, error: BitmapError| Failure::message(format!("Failed to {what} bitmap {name}: {error}"));
+        let failed =
+            |what: &str, error: BitmapError| Failure::message(format!("Failed to {what} bitmap {name}: {error}"));
         let granularity = Some(granularity);
         let new = BitmapOptions { granularity, persistent: true, disabled: true, ..BitmapOptions::new(&name) };
         gs.add_bitmap(to, new).await.map_err(|error| failed("create", error))?;

@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use block_common::options::{Dialect, Dict, DriverKind, Value};
 use block_common::{ChildName, ChildOrNull, ChildRole, ChildSpec, DiscardMode, OptionReader, Options};
 use block_gs::{
-    DriverType, EngineControl, GlobalState, GraphError, GraphResult, KeepError, OpenContext, Opened, PreparingReopen, Reopening,
+    DriverType, EngineControl, GlobalState, GraphError, GraphResult, KeepError, OpenContext, Opened, PreparingReopen,
+    Reopening,
 };
 use block_io::{Edge, KeptBitmap};
 use block_qcow2::{Header, Qcow2, Qcow2Children, Qcow2Control, Qcow2Options, WeakControl};

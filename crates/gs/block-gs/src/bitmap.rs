@@ -65,7 +65,9 @@ pub enum BitmapError {
     #[error("Bitmap '{0}' is currently in use by another operation and cannot be used")]
     Busy(String),
     /// It could not follow its node, and is good for nothing but being removed.
-    #[error("Bitmap '{0}' is inconsistent and cannot be used\nTry block-dirty-bitmap-remove to delete this bitmap from disk")]
+    #[error(
+        "Bitmap '{0}' is inconsistent and cannot be used\nTry block-dirty-bitmap-remove to delete this bitmap from disk"
+    )]
     Inconsistent(String),
     /// They are about nodes of different lengths.
     #[error("Bitmaps are of different sizes (destination size is {target}, source size is {from}) and can't be merged")]

@@ -101,7 +101,6 @@ pub trait EngineControl: Any {
     }
 
     /// The bitmaps that are kept with the node's image, as they were found when it was opened. Asked once, when the node is complete.
-    #[doc(alias = "bdrv_load_persistent_dirty_bitmap")]
     fn kept_bitmaps(&self) -> Vec<KeptBitmap> {
         Vec::new()
     }
@@ -111,12 +110,13 @@ pub trait EngineControl: Any {
     /// # Errors
     /// Why that cannot be; those of before are kept then.
     #[doc(alias = "bdrv_can_store_new_dirty_bitmap")]
+    #[doc(alias = "bdrv_co_can_store_new_dirty_bitmap")]
+    #[doc(alias = "bdrv_co_remove_persistent_dirty_bitmap")]
     fn keep_bitmaps(&mut self, _bitmaps: &[KeptBitmap]) -> Result<(), KeepError> {
         Err(KeepError::Unsupported)
     }
 
     /// The granularity in bytes of a bitmap of the node, if nobody says otherwise.
-    #[doc(alias = "bdrv_get_default_bitmap_granularity")]
     fn bitmap_granularity(&self) -> u64 {
         64 << 10
     }

@@ -96,10 +96,7 @@ fn what_is_wrong_with_a_bitmap_is_said() {
         add(BitmapOptions::new("twice")).await.expect("it is new");
         assert_eq!(refused(add(BitmapOptions::new("twice")).await), "Bitmap already exists: twice");
         let stored = BitmapOptions { persistent: true, ..BitmapOptions::new("stored") };
-        assert_eq!(
-            refused(add(stored).await),
-            "Can't store persistent bitmaps to disk: Operation not supported"
-        );
+        assert_eq!(refused(add(stored).await), "Can't store persistent bitmaps to disk: Operation not supported");
         let not_found = "Dirty bitmap 'no' not found";
         assert_eq!(refused(world.gs.remove_bitmap(&disk, "no")), not_found);
         assert_eq!(refused(world.gs.clear_bitmap(&disk, "no")), not_found);

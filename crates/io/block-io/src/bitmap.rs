@@ -129,7 +129,6 @@ impl DirtyBitmap {
     ///
     /// # Panics
     /// When `chunk` is no multiple of 64.
-    #[doc(alias = "bdrv_dirty_bitmap_serialize_part")]
     pub fn bits_from(&self, chunk: u64, bytes: &mut [u8]) {
         let first = Self::first_word(chunk);
         for (index, bytes) in bytes.chunks_mut(8).enumerate() {
@@ -142,7 +141,6 @@ impl DirtyBitmap {
     ///
     /// # Panics
     /// When `chunk` is no multiple of 64.
-    #[doc(alias = "bdrv_dirty_bitmap_deserialize_part")]
     pub fn set_bits_from(&self, chunk: u64, bytes: &[u8]) {
         let first = Self::first_word(chunk);
         // There are no chunks behind the last.

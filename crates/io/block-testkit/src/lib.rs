@@ -6,7 +6,7 @@
 //!
 //! # Reading order
 //! [`MemStorage`] and [`MemFile`] are leaves; [`ToyFilter`] and [`ToyCow`] go on top. [`conformance`] checks what every
-//! driver must do, [`model`] throws random requests at it. [`bed`] has the thread and the waiting that tests need.
+//! driver must do, [`model`] throws random requests at it, [`qcow2`] looks into images. [`bed`] has the thread and the waiting that tests need.
 
 #![deny(unsafe_code)]
 
@@ -23,6 +23,7 @@ mod toy_filter;
 
 pub mod conformance;
 pub mod model;
+pub mod qcow2;
 
 pub use mem::{MemDiscard, MemDriver, MemMode, MemOp, MemOpKind, MemOptions, MemRecord, MemStorage, Verdict};
 pub use mem_file::MemFile;

@@ -6,6 +6,7 @@
 
 mod support;
 
+mod bitmap;
 mod check;
 mod compare;
 mod convert;

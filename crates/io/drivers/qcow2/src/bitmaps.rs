@@ -92,8 +92,7 @@ fn entry(bitmap: &KeptBitmap, table_offset: u64, table_size: u32) -> Bitmap {
 
 /// Let a header name a directory of `count` bitmaps, or none.
 fn with_directory(header: &mut Header, count: usize, directory_size: u64, directory_offset: u64) {
-    header.bitmaps =
-        (count > 0).then_some(BitmapsExtension { count: count as u32, directory_size, directory_offset });
+    header.bitmaps = (count > 0).then_some(BitmapsExtension { count: count as u32, directory_size, directory_offset });
     header.autoclear.set(AutoclearFeatures::BITMAPS, count > 0);
 }
 
@@ -138,7 +137,8 @@ impl Shared {
             claimed.await.map_err(|error| Qcow2Error::Read { what: "and update the bitmap directory", error })?;
         }
         if self.writable().is_ok() {
-            let mut clusters: Vec<u64> = self.clusters_at(extension.directory_offset, extension.directory_size).collect();
+            let mut clusters: Vec<u64> =
+                self.clusters_at(extension.directory_offset, extension.directory_size).collect();
             for bitmap in &stored {
                 clusters.extend(self.clusters_of(req, bitmap).await);
             }

@@ -9,7 +9,8 @@ use arc_swap::ArcSwap;
 use block_common::{Errno, IoError, IoErrorKind, IoResult, Limits};
 use block_io::{Edge, Req, ThreadPool};
 use block_qcow2_format::{
-    AutoclearFeatures, BitmapError, CompressionType, FormatError, Geometry, Header, IncompatibleFeatures, L1Entry, L2Entry, Version,
+    AutoclearFeatures, BitmapError, CompressionType, FormatError, Geometry, Header, IncompatibleFeatures, L1Entry,
+    L2Entry, Version,
 };
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;

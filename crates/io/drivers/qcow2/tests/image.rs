@@ -3,8 +3,8 @@
 #[path = "image/bed.rs"]
 mod bed;
 
-#[path = "image/disk.rs"]
-mod disk;
+#[path = "image/bitmaps.rs"]
+mod bitmaps;
 
 #[path = "image/crash.rs"]
 mod crash;

@@ -2,7 +2,7 @@
 
 use block_common::{AlignedBuf, ChildRole, IoBuf, IoError, Perm, RequestFlags};
 use block_io::{IoThread, Root, StaticGraph, ThreadPool};
-use block_qcow2::{Qcow2, Qcow2Children, Qcow2Options};
+use block_qcow2::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Options};
 use block_testkit::bed::block_on;
 use block_testkit::{MemOptions, MemStorage};
 
@@ -15,6 +15,7 @@ pub(crate) fn storage(bytes: Vec<u8>) -> MemStorage {
 
 pub(crate) struct Image {
     pub(crate) root: Root,
+    pub(crate) control: Qcow2Control,
     graph: StaticGraph,
 }
 
@@ -52,16 +53,20 @@ pub(crate) fn open_for(
         Ok(opened.await)
     };
     let opened = block_on(shell.run(open)).map_err(|error| error.to_string())?;
-    let (engine, _) = opened.map_err(|error| error.to_string())?;
+    let (engine, control) = opened.map_err(|error| error.to_string())?;
     let node = block_on(shell.install(engine, read_only)).map_err(|error| error.to_string())?;
     let root = graph.root("root", &node, Perm::all());
-    Ok(Image { root, graph })
+    Ok(Image { root, control, graph })
 }
 
 impl Image {
     pub(crate) fn close(self) -> Result<(), IoError> {
-        drop(self.root);
-        block_on(self.graph.close())
+        block_on(self.close_later())
+    }
+
+    pub(crate) async fn close_later(self) -> Result<(), IoError> {
+        drop((self.root, self.control));
+        self.graph.close().await
     }
 
     pub(crate) fn read(&self, offset: u64, len: usize) -> Vec<u8> {

@@ -4,12 +4,12 @@
 //! `CAIRN_CRASH_IMAGES` says how many images are looked at (default 1000), `CAIRN_SEED` repeats the choices.
 
 use crate::bed::{NONE, buf, open, storage};
-use crate::disk::{Format, inspect};
 use block_common::{IoError, RequestFlags};
-use block_io::Root;
+use block_io::{KeptBitmap, NodeBitmap, Root};
 use block_qcow2::Qcow2Options;
-use block_qcow2_format::{CompressionType, Version};
+use block_qcow2_format::{BitmapFlags, CompressionType, Version};
 use block_testkit::bed::{block_on, io_thread};
+use block_testkit::qcow2::{Format, Found, inspect};
 use block_testkit::{MemStorage, Rng, Verdict, seed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -206,6 +206,13 @@ impl Worker {
 fn run(format: Format, backing: usize, rng: &mut Rng) -> (Model, Vec<Vec<u8>>) {
     let threads = [io_thread(true), io_thread(true)];
     let file = storage(format.bytes());
+    if format.version == Version::V3 && rng.chance(30) {
+        let image = open(&threads[0], &file, None, Qcow2Options::default()).expect("opens");
+        let bits = Arc::new(NodeBitmap::try_new(DISK as u64, 512).expect("it is small"));
+        let kept = KeptBitmap { name: "before".into(), granularity: 512, recording: true, bits };
+        image.control.keep_bitmaps(&[kept]).expect("there is room");
+        image.close().expect("closes");
+    }
     let below = (backing > 0).then(|| {
         let bytes = (0..backing / SECTOR).flat_map(|at| filled(backing_stamp(at))).collect();
         MemStorage::with_content(block_testkit::MemOptions::new(0), bytes)
@@ -299,6 +306,9 @@ fn qcow2_1_flushed_data_survives_any_power_cut() {
             let report = inspect(&bytes, &below).map_err(told).unwrap_or_else(|error| panic!("{error}"));
             model.check(&report.guest).map_err(told).unwrap_or_else(|error| panic!("{error}"));
             leaks += report.leaks;
+            // Rule qcow2-6.
+            let stale = |found: &Found| found.flags.contains(BitmapFlags::IN_USE);
+            assert!(report.bitmaps.iter().all(stale), "{}", told("a bitmap is not in use".into()));
             if has_qemu && looked % 50 == 0 {
                 sampled += 1;
                 check_with_qemu(&bytes);

@@ -1,10 +1,10 @@
 //! Every single request of the engine to its file fails once, with EIO or ENOSPC.
 
 use crate::bed::{NONE, buf, open, storage};
-use crate::disk::{Format, inspect};
 use block_common::{IoError, RequestFlags};
 use block_qcow2::Qcow2Options;
 use block_testkit::bed::{block_on, io_thread};
+use block_testkit::qcow2::{Format, inspect};
 
 /// Scenario: writes, zeroes, discards, compressed writes, a change of length, flushes; the `nth` request to the file fails. Whatever
 /// fails then, the image is valid, requests that succeeded are read back, and after it everything works again.

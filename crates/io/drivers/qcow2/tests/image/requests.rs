@@ -1,13 +1,13 @@
 //! Requests of every kind on every kind of image.
 
 use crate::bed::{NONE, buf, open, storage};
-use crate::disk::{Format, inspect};
 use block_common::{Preallocation, RequestFlags};
 use block_qcow2::Qcow2Options;
 use block_qcow2_format::{CompressionType, Version};
 use block_testkit::bed::{block_on, io_thread};
 use block_testkit::conformance::{self, ConformanceOptions};
 use block_testkit::model::{self, ModelOptions};
+use block_testkit::qcow2::{Format, inspect};
 
 /// One image of each kind.
 fn formats(size: u64) -> Vec<Format> {

@@ -1,12 +1,12 @@
 //! The rules of the format, one by one.
 
 use crate::bed::{Image, NONE, buf, open, open_for, storage};
-use crate::disk::{Format, inspect};
 use block_common::{AlignedBuf, IoError, IoErrorKind, RequestFlags};
 use block_io::IoThread;
 use block_qcow2::{Header, Qcow2Options};
 use block_qcow2_format::{IncompatibleFeatures, RefcountBits};
 use block_testkit::bed::{block_on, io_thread};
+use block_testkit::qcow2::{Format, inspect};
 use block_testkit::{MemOpKind, MemStorage, Verdict};
 
 const CLUSTER: u64 = 1 << 16;

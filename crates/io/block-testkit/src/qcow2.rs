@@ -1,31 +1,41 @@
-//! A second opinion on images: what is in them and what is wrong with them, from their bytes alone, without the engine.
+//! A second opinion on qcow2 images: what is in them and what is wrong with them, from their bytes alone, without the engine.
 
 use block_qcow2_format::{
-    AutoclearFeatures, CompatibleFeatures, CompressionType, Geometry, Header, IncompatibleFeatures, L1Entry, L2Entry,
-    L2Kind, RefcountBits, SubclusterBits, SubclusterState, Version, feature_names,
+    AutoclearFeatures, Bitmap, BitmapCluster, BitmapFlags, BitmapTableEntry, CompatibleFeatures, CompressionType,
+    Geometry, Header, IncompatibleFeatures, L1Entry, L2Entry, L2Kind, RefcountBits, SubclusterBits, SubclusterState,
+    Version, feature_names,
 };
 use std::collections::BTreeMap;
 
 /// A new image.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Format {
-    pub(crate) version: Version,
-    pub(crate) cluster_bits: u32,
-    pub(crate) refcount_order: u32,
-    pub(crate) extended: bool,
-    pub(crate) compression: CompressionType,
-    pub(crate) size: u64,
+pub struct Format {
+    /// Its version.
+    pub version: Version,
+    /// The size of clusters, as a power of two.
+    pub cluster_bits: u32,
+    /// The width of reference counts in bits, as a power of two.
+    pub refcount_order: u32,
+    /// Whether clusters have subclusters.
+    pub extended: bool,
+    /// How clusters are compressed.
+    pub compression: CompressionType,
+    /// The length of the disk in bytes.
+    pub size: u64,
 }
 
 impl Format {
     /// Version 3 with clusters of 64 KiB.
-    pub(crate) fn new(size: u64) -> Self {
+    pub fn new(size: u64) -> Self {
         let compression = CompressionType::Zlib;
         Self { version: Version::V3, cluster_bits: 16, refcount_order: 4, extended: false, compression, size }
     }
 
     /// An empty image: header, table of counts, a block of counts, L1 table.
-    pub(crate) fn bytes(self) -> Vec<u8> {
+    ///
+    /// # Panics
+    /// When there is no such format.
+    pub fn bytes(self) -> Vec<u8> {
         let geometry = Geometry::new(self.cluster_bits, self.extended).expect("a geometry");
         let size = geometry.cluster_size();
         let bits = RefcountBits::new(self.refcount_order).expect("a width");
@@ -72,13 +82,28 @@ impl Format {
 
 /// What was found.
 #[derive(Debug, Default)]
-pub(crate) struct Report {
+pub struct Report {
     /// Clusters that are counted more often than they are used.
-    pub(crate) leaks: u64,
+    pub leaks: u64,
     /// The virtual disk.
-    pub(crate) guest: Vec<u8>,
+    pub guest: Vec<u8>,
     /// Compressed clusters.
-    pub(crate) compressed: u64,
+    pub compressed: u64,
+    /// Persistent bitmaps.
+    pub bitmaps: Vec<Found>,
+}
+
+/// A persistent bitmap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its name.
+    pub name: String,
+    /// Its flags.
+    pub flags: BitmapFlags,
+    /// How many bytes of the disk a bit stands for.
+    pub granularity: u64,
+    /// Its bits, the first in the lowest bit of the first byte.
+    pub bits: Vec<u8>,
 }
 
 struct Inspector<'a> {
@@ -98,7 +123,10 @@ fn number(bytes: &[u8], at: u64) -> u64 {
 }
 
 /// Look at an image, which has no snapshots. `backing` has what it has not.
-pub(crate) fn inspect(bytes: &[u8], backing: &[u8]) -> Result<Report, String> {
+///
+/// # Errors
+/// Everything that is wrong with it; leaks are not.
+pub fn inspect(bytes: &[u8], backing: &[u8]) -> Result<Report, String> {
     let header = Header::parse(&bytes[..bytes.len().min(1 << 21)]).map_err(|error| error.to_string())?;
     let mut inspector = Inspector { bytes, header, uses: BTreeMap::new(), wrong: Vec::new() };
     let report = inspector.run(backing);
@@ -164,8 +192,42 @@ impl Inspector<'_> {
                 self.cluster(raw, (index * geometry.l2_entries() + at) * size, &mut report);
             }
         }
+        self.bitmaps(&mut report);
         self.compare(&mut report);
         report
+    }
+
+    fn bitmaps(&mut self, report: &mut Report) {
+        let Some(list) = self.header.bitmaps else { return };
+        let (geometry, size) = (self.header.geometry, self.header.geometry.cluster_size());
+        self.uses(list.directory_offset, list.directory_size, "the bitmap directory");
+        let mut directory = vec![0; list.directory_size as usize];
+        self.copy(list.directory_offset, &mut directory);
+        let all = match Bitmap::parse_directory(&directory, &list, &geometry) {
+            Ok(all) => all,
+            Err(error) => return self.wrong.push(error.to_string()),
+        };
+        for bitmap in all {
+            self.uses(bitmap.table_offset, u64::from(bitmap.table_size) * 8, "a bitmap's table");
+            let mut bits = Vec::new();
+            for at in 0..u64::from(bitmap.table_size) {
+                let raw = number(self.bytes, bitmap.table_offset + at * 8);
+                match BitmapTableEntry::from_raw(raw).cluster(&geometry) {
+                    Some(BitmapCluster::Zeroes) => bits.extend(vec![0; size as usize]),
+                    Some(BitmapCluster::Ones) => bits.extend(vec![0xff; size as usize]),
+                    Some(BitmapCluster::Data(place)) => {
+                        self.uses(place, size, "bits");
+                        let mut cluster = vec![0; size as usize];
+                        self.copy(place, &mut cluster);
+                        bits.extend(cluster);
+                    }
+                    None => self.wrong.push(format!("entry {at} of a bitmap's table: {raw:#x}")),
+                }
+            }
+            bits.truncate(self.header.size.div_ceil(bitmap.granularity()).div_ceil(8) as usize);
+            let (name, flags, granularity) = (bitmap.name_text(), bitmap.flags, bitmap.granularity());
+            report.bitmaps.push(Found { name, flags, granularity, bits });
+        }
     }
 
     fn cluster(&mut self, (entry, bits): (L2Entry, SubclusterBits), offset: u64, report: &mut Report) {
