@@ -81,11 +81,12 @@ impl Own {
             l2_cache_entry_size: options.take_size("l2-cache-entry-size")?,
             refcount_cache_size: options.take_size("refcount-cache-size")?,
             cache_size: options.take_size("cache-size")?,
+            lazy_refcounts: options.take_bool("lazy-refcounts")?,
             pass_discard_request: options.take_bool("pass-discard-request")?.unwrap_or(discard == DiscardMode::Unmap),
             pass_discard_other: options.take_bool("pass-discard-other")?.unwrap_or(false),
         };
         // What is as it would be without the option may be said; anything else is not ignored.
-        let built = [("lazy-refcounts", false), ("discard-no-unref", false), ("pass-discard-snapshot", true)];
+        let built = [("discard-no-unref", false), ("pass-discard-snapshot", true)];
         for (key, only) in built {
             if options.take_bool(key)?.is_some_and(|value| value != only) {
                 return Err(GraphError::NotBuilt(format!(

@@ -9,6 +9,7 @@ use crate::image::Shared;
 use crate::meta;
 use block_common::IoResult;
 use block_io::Req;
+use block_qcow2_format::IncompatibleFeatures;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
@@ -60,7 +61,11 @@ impl Shared {
     }
 
     async fn store_all(&self, req: &Req, slices: &[DirtySlice], l1_sectors: &[(u64, Vec<u8>)]) -> IoResult<()> {
-        self.write_counts(req).await?;
+        if self.lazy && !self.refcounts.lock().await.is_crowded() {
+            self.mark_dirty(req).await?;
+        } else {
+            self.write_counts(req).await?;
+        }
         if !slices.is_empty() || !l1_sectors.is_empty() {
             self.flush_files(req).await?;
             for slice in slices {
@@ -72,6 +77,15 @@ impl Shared {
             }
         }
         self.flush_files(req).await
+    }
+
+    /// Let the image say that its counts are not what they should be. That is on the disk with the next flush, before the tables that are written after it.
+    async fn mark_dirty(&self, req: &Req) -> IoResult<()> {
+        let is_marked = self.header().incompatible.contains(IncompatibleFeatures::DIRTY);
+        if is_marked || !self.has_dirty_counts().await {
+            return Ok(());
+        }
+        self.change_header(req, |header| header.incompatible |= IncompatibleFeatures::DIRTY).await
     }
 
     /// Whether the disk's tables are not what was acknowledged.
@@ -129,6 +143,10 @@ impl Shared {
             let freed = self.free_ripe(req, true).await;
             if self.has_dirty_counts().await {
                 self.write_counts(req).await?;
+                self.file.flush(req).await?;
+            }
+            if self.header().incompatible.contains(IncompatibleFeatures::DIRTY) {
+                self.change_header(req, |header| header.incompatible -= IncompatibleFeatures::DIRTY).await?;
                 self.file.flush(req).await?;
             }
             return freed;

@@ -2,6 +2,7 @@
 
 use crate::bitmaps::Bitmaps;
 use crate::cache::SliceCache;
+use crate::check::{Repair, Storage, Watch, check};
 use crate::locks::RangeLocks;
 use crate::meta;
 use crate::refcounts::{Class, Refcounts, Retired};
@@ -9,8 +10,8 @@ use arc_swap::ArcSwap;
 use block_common::{Errno, IoError, IoErrorKind, IoResult, Limits};
 use block_io::{Edge, Req, ThreadPool};
 use block_qcow2_format::{
-    AutoclearFeatures, BitmapError, CompressionType, FormatError, Geometry, Header, IncompatibleFeatures, L1Entry,
-    L2Entry, Version,
+    AutoclearFeatures, BitmapError, CompatibleFeatures, CompressionType, FormatError, Geometry, Header,
+    IncompatibleFeatures, L1Entry, L2Entry, Version,
 };
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -59,7 +60,10 @@ pub enum Qcow2Error {
     /// Somebody found it corrupt.
     #[error("qcow2: Image is corrupt; cannot be opened read/write")]
     Corrupt,
-    /// A cache option makes no sense.
+    /// It was not closed, and its reference counts could not be repaired.
+    #[error("Could not repair dirty image: {0}")]
+    Dirty(String),
+    /// An option makes no sense.
     #[error("{0}")]
     Option(String),
     /// This build cannot do that.
@@ -78,6 +82,9 @@ pub struct Qcow2Options {
     pub refcount_cache_size: Option<u64>,
     /// Room for both: `cache-size`.
     pub cache_size: Option<u64>,
+    /// Reference counts reach the disk when there are too many changed ones, and when the image is closed; until then it is marked as dirty, and whoever
+    /// opens it after a crash repairs it: `lazy-refcounts`. Without it, as the image says.
+    pub lazy_refcounts: Option<bool>,
     /// Tell the host when a guest's discard frees a cluster: `pass-discard-request`.
     pub pass_discard_request: bool,
     /// The same for what is freed because it is stored elsewhere now: `pass-discard-other`.
@@ -138,6 +145,8 @@ pub(crate) struct Shared {
     pub(crate) resizing: tokio::sync::Mutex<()>,
     pub(crate) pool: ThreadPool,
     options: Qcow2Options,
+    /// Counts are not written with each flush.
+    pub(crate) lazy: bool,
     /// It is not to be written any more.
     corrupt: AtomicBool,
     writable: bool,
@@ -185,6 +194,15 @@ impl Qcow2 {
     ) -> Result<(Self, Qcow2Control), Qcow2Error> {
         let Qcow2Children { file, data, backing } = children;
         check_built(&header, read_only)?;
+        let header = match header.incompatible.contains(IncompatibleFeatures::DIRTY) && !read_only {
+            true => repaired(req, &file).await?,
+            false => header,
+        };
+        let lazy = options.lazy_refcounts.unwrap_or(header.compatible.contains(CompatibleFeatures::LAZY_REFCOUNTS));
+        if lazy && header.version < Version::V3 {
+            let text = "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level";
+            return Err(Qcow2Error::Option(text.into()));
+        }
         let geometry = header.geometry;
         let read = |what| move |error| Qcow2Error::Read { what, error };
         let l1 =
@@ -227,6 +245,7 @@ impl Qcow2 {
             resizing: tokio::sync::Mutex::default(),
             pool,
             options,
+            lazy,
             corrupt: AtomicBool::new(header.incompatible.contains(IncompatibleFeatures::CORRUPT)),
             writable: !read_only,
             closed: AtomicBool::new(false),
@@ -282,10 +301,24 @@ fn check_built(header: &Header, read_only: bool) -> Result<(), Qcow2Error> {
     if header.incompatible.contains(IncompatibleFeatures::CORRUPT) {
         return Err(Qcow2Error::Corrupt);
     }
-    if header.incompatible.contains(IncompatibleFeatures::DIRTY) {
-        return not_built("Repairing the reference counts of a qcow2 image while it is opened");
-    }
     Ok(())
+}
+
+/// The header of a dirty image, whose reference counts are right after this.
+async fn repaired(req: &Req, file: &Edge) -> Result<Header, Qcow2Error> {
+    struct Log<'a>(&'a str);
+    impl Watch for Log<'_> {
+        fn message(&mut self, text: fmt::Arguments<'_>) {
+            tracing::warn!(node = self.0, "{text}");
+        }
+    }
+    let report = check(Storage::Edge(req, file), Repair::All, &mut Log(req.node_name())).await;
+    let report = report.map_err(|error| Qcow2Error::Dirty(error.to_string()))?;
+    if report.check_errors > 0 || report.corruptions > 0 {
+        let left = report.check_errors + report.corruptions;
+        return Err(Qcow2Error::Dirty(format!("{left} errors could not be repaired")));
+    }
+    Qcow2::read_header(req, file).await
 }
 
 /// How memory is divided.

@@ -119,6 +119,11 @@ impl Refcounts {
         self.blocks.values().any(|block| block.dirty)
     }
 
+    /// Whether many of the blocks in memory have to stay there.
+    pub(crate) fn is_crowded(&self) -> bool {
+        2 * self.blocks.values().filter(|block| block.dirty).count() > self.blocks_max
+    }
+
     /// What was changed, with its place in the file. It counts as written from now on.
     fn take_dirty(&mut self) -> Vec<(u64, u64, Vec<u8>)> {
         let table = &self.table;

@@ -3,7 +3,7 @@
 use crate::bed::{Image, NONE, buf, open, open_for, storage};
 use block_common::{AlignedBuf, IoError, IoErrorKind, RequestFlags};
 use block_io::IoThread;
-use block_qcow2::{Header, Qcow2Options};
+use block_qcow2::{Header, Qcow2Options, Version};
 use block_qcow2_format::{IncompatibleFeatures, RefcountBits};
 use block_testkit::bed::{block_on, io_thread};
 use block_testkit::qcow2::{Format, inspect};
@@ -108,6 +108,54 @@ fn qcow2_5_what_a_corrupt_image_has_not_stored_is_reported() {
     assert_eq!(told.kind(), IoErrorKind::BadImage);
     assert!(image.close().is_err());
     assert_eq!(file.count(MemOpKind::Write), 0);
+}
+
+// Scenario: counts are lazy, and the process is killed. The image says that they are not right before any table needs them; who opens it for writing
+// repairs them, and who only reads does not care. Closed in order, it says nothing.
+#[test]
+fn lazy_counts_are_repaired_by_who_opens_the_image_next() {
+    let thread = io_thread(true);
+    let options = Qcow2Options { lazy_refcounts: Some(true), ..Qcow2Options::default() };
+    let file = changed(&thread, |_| {});
+    let is_dirty = |bytes: &[u8]| {
+        let header = Header::parse(&bytes[..CLUSTER as usize]).expect("a header");
+        header.incompatible.contains(IncompatibleFeatures::DIRTY)
+    };
+    let image = open(&thread, &file, None, options).expect("opens");
+    image.write(0, &[2; 512]);
+    block_on(image.root.flush()).expect("flushed");
+    assert!(!is_dirty(&file.bytes(0, file.len() as usize)), "in place: nothing is counted");
+    file.clear_log();
+    image.write(4 * CLUSTER, &[3; 512]);
+    block_on(image.root.flush()).expect("flushed");
+    let places: Vec<_> =
+        file.log().into_iter().filter(|op| op.op.kind == MemOpKind::Write).map(|op| op.op.offset).collect();
+    assert!(!places.contains(&BLOCK), "counts were written: {places:x?}");
+    let cut = file.power_cut(|_, _| false);
+    assert!(is_dirty(&cut));
+    assert!(inspect(&cut, &[]).is_err(), "counts are too low");
+    image.close().expect("closes");
+    let closed = file.bytes(0, file.len() as usize);
+    assert!(!is_dirty(&closed));
+    assert_eq!(inspect(&closed, &[]).expect("an image").leaks, 0);
+    let file = storage(cut);
+    let reader = open_for(&thread, &file, None, options, true).expect("opens");
+    assert_eq!(reader.read(4 * CLUSTER, 512), [3; 512]);
+    reader.close().expect("closes");
+    assert!(is_dirty(&file.bytes(0, file.len() as usize)));
+    let image = open(&thread, &file, None, options).expect("opens");
+    let repaired = inspect(&file.bytes(0, file.len() as usize), &[]).expect("repaired");
+    assert_eq!(repaired.leaks, 0);
+    image.write(5 * CLUSTER, &[4; 512]);
+    assert_eq!((image.read(4 * CLUSTER, 512), image.read(0, 512)), (vec![3; 512], vec![2; 512]));
+    image.close().expect("closes");
+    assert_eq!(inspect(&file.bytes(0, file.len() as usize), &[]).expect("an image").leaks, 0);
+    let old = storage(Format { version: Version::V2, ..Format::new(8 << 20) }.bytes());
+    let refused = open(&thread, &old, None, options).err();
+    assert_eq!(
+        refused.as_deref(),
+        Some("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level")
+    );
 }
 
 #[test]
