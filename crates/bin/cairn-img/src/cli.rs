@@ -10,9 +10,6 @@ use std::error::Error as _;
 use std::ffi::OsString;
 use std::fmt;
 
-/// Commands of qemu-img that this build does not have.
-pub(crate) const NOT_BUILT: [&str; 1] = ["amend"];
-
 /// Disk image utility.
 #[derive(Debug, Parser)]
 #[command(
@@ -21,6 +18,7 @@ pub(crate) const NOT_BUILT: [&str; 1] = ["amend"];
     infer_long_args = true,
     override_usage = "cairn-img [standard options] COMMAND [--help | command options]",
     after_help = "Commands:\n  \
+                  amend    Change options of an image's format\n  \
                   bench    Run a simple image benchmark\n  \
                   bitmap   Make, remove or change a bitmap that is kept in an image\n  \
                   check    Check an image, and repair it\n  \

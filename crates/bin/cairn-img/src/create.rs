@@ -5,7 +5,7 @@ use crate::cli::{Command, Failure};
 use crate::image::with_block_layer;
 use crate::{number, print, say};
 use block_common::LENGTH_MAX;
-use block_drivers::{CreateError, CreateOptionKind, NewImage, check_format, creation_options};
+use block_drivers::{CreateError, CreateOption, CreateOptionKind, NewImage, check_format, creation_options};
 use block_gs::GlobalState;
 use clap::Parser;
 
@@ -119,6 +119,20 @@ pub(crate) async fn list_options(gs: &GlobalState, format: &str, name: Option<&s
         Some(_) => "Supported options:\n".to_owned(),
     };
     print(&title)?;
+    say_options(&options)?;
+    if name.is_none() {
+        say(
+            "\nThe protocol level may support further options.\nSpecify the target filename to include those options.",
+        )?;
+    }
+    Ok(())
+}
+
+/// Tell what there is to choose.
+///
+/// # Errors
+/// Nobody listens.
+pub(crate) fn say_options(options: &[CreateOption]) -> Result<(), Failure> {
     for option in options {
         let kind = match option.kind {
             CreateOptionKind::Size => "<size>",
@@ -127,11 +141,6 @@ pub(crate) async fn list_options(gs: &GlobalState, format: &str, name: Option<&s
             CreateOptionKind::Str => "<str>",
         };
         say(&format!("  {:<22} - {}", format!("{}={kind}", option.name), option.help))?;
-    }
-    if name.is_none() {
-        say(
-            "\nThe protocol level may support further options.\nSpecify the target filename to include those options.",
-        )?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@
 mod args;
 mod cli;
 
+mod amend;
 mod bench;
 mod bitmap;
 mod chain;
@@ -58,6 +59,7 @@ fn run() -> Result<(), Failure> {
     };
     let name = command.to_string_lossy().into_owned();
     let run: fn(&str, Vec<OsString>) -> Result<(), Failure> = match name.as_str() {
+        "amend" => run_command::<amend::Args>,
         "bench" => run_command::<bench::Args>,
         "bitmap" => run_command::<bitmap::Args>,
         "check" => run_command::<check::Args>,
@@ -83,9 +85,6 @@ fn run_command<T: cli::Command>(name: &str, words: Vec<OsString>) -> Result<(), 
 }
 
 fn unknown(name: &str) -> Failure {
-    if cli::NOT_BUILT.contains(&name) {
-        return Failure::message(format!("command '{name}' is not built yet"));
-    }
     Failure::usage(None, format!("Command not found: {name}"))
 }
 

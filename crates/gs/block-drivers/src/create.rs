@@ -3,10 +3,12 @@
 //! Options are checked by name in [`NewImage::parse`], before anything is touched; their values where the driver looks at them,
 //! in [`NewImage::create`]. What there is to say about single formats is in `create/`. Opening what was created is not here.
 
+mod amend;
 mod backing;
 mod error;
 mod qcow2;
 
+pub use amend::{Amend, amend_options};
 pub use error::CreateError;
 pub use qcow2::Measuring;
 

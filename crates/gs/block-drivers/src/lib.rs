@@ -19,7 +19,8 @@ pub use block_blkdebug::{BlkdebugControl, Stop};
 pub use block_qcow2::Qcow2Control;
 pub use block_qcow2_format::Measured;
 pub use create::{
-    CreateError, CreateOption, CreateOptionKind, Measuring, NewImage, check_format, check_not_open, creation_options,
+    Amend, CreateError, CreateOption, CreateOptionKind, Measuring, NewImage, amend_options, check_format,
+    check_not_open, creation_options,
 };
 pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options};

@@ -6,6 +6,8 @@
 
 mod support;
 
+mod amend;
+mod beds;
 mod bitmap;
 mod check;
 mod compare;

@@ -29,6 +29,24 @@ pub enum CreateError {
     /// This build does not have it.
     #[error("{0} is not supported")]
     NotBuilt(String),
+    /// Nothing about images of the format can be changed.
+    #[error("Format driver '{0}' does not support option amendment")]
+    NoAmending(String),
+    /// An option that only new images have.
+    #[error("Invalid parameter '{0}'\nThis option is only supported for image creation")]
+    NotAmendable(String),
+    /// That is what rebasing is for.
+    #[error("Cannot amend the backing file")]
+    AmendBacking,
+    /// No image of this build is encrypted.
+    #[error("Can't amend encryption options - encryption not present")]
+    AmendEncryption,
+    /// A version that nobody knows.
+    #[error("Unknown compatibility level {0}")]
+    AmendLevel(String),
+    /// A length or a width that cannot be.
+    #[error("{0}")]
+    AmendSize(&'static str),
     /// No option has this name.
     #[error("Invalid parameter '{0}'")]
     UnknownOption(String),

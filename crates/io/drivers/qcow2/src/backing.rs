@@ -2,9 +2,12 @@
 
 use crate::cache::Entry;
 use crate::image::{Qcow2Control, Shared};
-use block_common::IoResult;
+use block_common::{AlignedBuf, BlockStatus, GuestRange, IoResult};
 use block_io::Req;
 use block_qcow2_format::{Header, Version};
+
+/// Zeroes are written so many bytes at a time.
+const EXPAND: u64 = 2 << 20;
 
 impl Qcow2Control {
     /// Whether the image can say of a cluster that it is zeroes, whatever is below it.
@@ -31,7 +34,43 @@ impl Qcow2Control {
     }
 }
 
+impl Qcow2Control {
+    /// Let no cluster of the disk say that it is zeroes whatever is below it, as version 2 of the format cannot: it has zeroes of its own then, or nothing where nothing
+    /// is below. `req` is as for [`Qcow2Control::change_backing`].
+    ///
+    /// # Errors
+    /// What the file answered.
+    pub async fn expand_zeroes(&self, req: &Req) -> IoResult<()> {
+        self.0.expand_zeroes(req).await
+    }
+}
+
 impl Shared {
+    async fn expand_zeroes(&self, req: &Req) -> IoResult<()> {
+        self.writable()?;
+        let (mut at, len, size) = (0, self.length(), self.geometry.cluster_size());
+        let has_backing = self.header().backing_file.is_some();
+        let zeroes = AlignedBuf::zeroed(EXPAND as usize, 4096).into_io();
+        while at < len {
+            let extent = self.block_status(req, GuestRange::new(at, len - at)?).await?;
+            let end = at + extent.len.max(1);
+            if extent.status.contains(BlockStatus::ZERO | BlockStatus::ALLOCATED) {
+                if has_backing {
+                    let mut from = at;
+                    while from < end {
+                        let piece = (end - from).min(EXPAND);
+                        self.write(req, from, &zeroes.slice(0, piece as usize)).await?;
+                        from += piece;
+                    }
+                } else {
+                    self.clear(req, at, end.next_multiple_of(size), Entry::default()).await?;
+                }
+            }
+            at = end;
+        }
+        self.flush(req).await
+    }
+
     async fn change_backing(&self, req: &Req, backing: Option<(Vec<u8>, Option<Vec<u8>>)>) -> IoResult<()> {
         self.writable()?;
         let (name, format) = match backing {

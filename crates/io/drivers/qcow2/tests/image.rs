@@ -3,6 +3,9 @@
 #[path = "image/bed.rs"]
 mod bed;
 
+#[path = "image/amend.rs"]
+mod amend;
+
 #[path = "image/bitmaps.rs"]
 mod bitmaps;
 

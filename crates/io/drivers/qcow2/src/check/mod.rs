@@ -31,6 +31,9 @@ mod snapshots;
 
 mod copied;
 
+mod amend;
+
+pub use amend::{AmendError, Amendment, amend};
 pub use storage::Storage;
 
 use block_common::IoError;

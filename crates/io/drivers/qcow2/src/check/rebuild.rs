@@ -5,10 +5,15 @@
 
 use super::walk::Walk;
 use super::{CheckError, MEMORY_MAX};
+use block_qcow2_format::Version;
 use std::collections::BTreeSet;
 
 /// The longest reference count table, in bytes.
 const TABLE_MAX: u64 = 8 << 20;
+/// Where the header says where the table is, and how long.
+const TABLE: usize = 48;
+/// Where it says how wide counts are, from version 3 on; what is before that is all that version 2 has.
+const WIDTH: usize = 96;
 
 /// Where everything new lies, in clusters: first what was asked for, then the blocks, then the table.
 struct Plan {
@@ -55,10 +60,16 @@ impl Walk<'_> {
         let offset = plan.table() << cluster_bits;
         self.image.write(offset, &bytes).await?;
         self.image.flush().await?;
-        // Offset and length lie beside each other, in one sector.
+        // Offset, length and width lie in one sector.
         let clusters = plan.table_clusters as u32;
-        let fields = [&offset.to_be_bytes()[..], &clusters.to_be_bytes()].concat();
-        self.image.write(48, &fields).await?;
+        let until = if self.header.version == Version::V2 { WIDTH } else { WIDTH + 4 };
+        let mut fields = self.image.read(0, until as u64).await?;
+        fields[TABLE..TABLE + 8].copy_from_slice(&offset.to_be_bytes());
+        fields[TABLE + 8..TABLE + 12].copy_from_slice(&clusters.to_be_bytes());
+        if until > WIDTH {
+            fields[WIDTH..until].copy_from_slice(&self.header.refcount_bits.order().to_be_bytes());
+        }
+        self.image.write(TABLE as u64, &fields[TABLE..until]).await?;
         self.image.flush().await?;
         (self.header.refcount_table_offset, self.header.refcount_table_clusters) = (offset, clusters);
         self.clusters = self.clusters.max(geometry.clusters_for(self.image.len()));

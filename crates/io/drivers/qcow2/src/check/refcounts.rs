@@ -4,6 +4,7 @@ use super::counts::Counts;
 use super::storage::entry;
 use super::walk::Walk;
 use super::{CheckError, Repair};
+use block_qcow2_format::RefcountBits;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Low bits of a refcount table entry, which have to be zero.
@@ -321,6 +322,13 @@ impl Walk<'_> {
             self.take_reference(cluster)?;
         }
         Ok(old)
+    }
+
+    /// From now on counts are so wide, and these are those that were counted. They have to be [rebuilt](Self::rebuild_refcounts) next.
+    pub(super) fn set_width(&mut self, bits: RefcountBits, counts: Counts) {
+        self.header.refcount_bits = bits;
+        self.refcounts.counts = Counts::new(bits, self.geometry().cluster_bits());
+        self.counts = counts;
     }
 
     /// From now on the counts on disk are those that were counted, and `table` names their blocks.

@@ -14,7 +14,7 @@ pub(super) struct Snapshots {
     /// Bytes of the table.
     pub(super) bytes: u64,
     /// It is to be written anew.
-    is_changed: bool,
+    pub(super) is_changed: bool,
 }
 
 impl Walk<'_> {

@@ -196,6 +196,7 @@ impl Walk<'_> {
             self.corrupt(table.times, format_args!("ERROR found l2 entry with reserved bits set: {raw:x}"));
         }
         let kind = if self.has_data_file() { entry.kind_in_data_file(&geometry) } else { entry.kind(&geometry) };
+        self.zero_clusters += u64::from(matches!(kind, L2Kind::Zero | L2Kind::ZeroAllocated(_)));
         match kind {
             L2Kind::Compressed(offset, len) => {
                 self.count_compressed(table, (index, entry, bits), offset, len).map(|()| None)

@@ -30,6 +30,8 @@ pub(super) struct Walk<'a> {
     pub(super) tables: Tables,
     /// Something was written.
     pub(super) wrote: bool,
+    /// Entries of all tables that say that a cluster is zeroes.
+    pub(super) zero_clusters: u64,
     bitmaps: Vec<(Bitmap, Vec<u64>)>,
     /// Clusters of metadata other than L2 tables, in order and apart: first one, and one past the last one.
     protected: Vec<(u64, u64)>,
@@ -51,6 +53,7 @@ impl<'a> Walk<'a> {
             snapshots: Snapshots::default(),
             tables: Tables::default(),
             wrote: false,
+            zero_clusters: 0,
             bitmaps: Vec::new(),
             protected: Vec::new(),
             watch,

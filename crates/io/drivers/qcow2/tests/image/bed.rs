@@ -1,10 +1,11 @@
 //! An image in memory, open.
 
 use block_common::{AlignedBuf, ChildRole, IoBuf, IoError, Perm, RequestFlags};
-use block_io::{IoThread, Root, StaticGraph, ThreadPool};
+use block_io::{IoThread, Req, Root, StaticGraph, ThreadPool};
 use block_qcow2::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Options};
 use block_testkit::bed::block_on;
 use block_testkit::{MemOptions, MemStorage};
+use std::future::Future;
 
 pub(crate) const NONE: RequestFlags = RequestFlags::empty();
 
@@ -57,6 +58,30 @@ pub(crate) fn open_for(
     let node = block_on(shell.install(engine, read_only)).map_err(|error| error.to_string())?;
     let root = graph.root("root", &node, Perm::all());
     Ok(Image { root, control, graph })
+}
+
+/// Open the image in `storage`, let `work` have it to itself, close it.
+pub(crate) fn alone<T: Send + 'static, F: Future<Output = T> + Send>(
+    thread: &IoThread,
+    storage: &MemStorage,
+    work: impl FnOnce(Req, Qcow2Control) -> F + Send + 'static,
+) -> T {
+    let mut graph = StaticGraph::new(thread.handle());
+    let file = block_on(graph.node("file").install(storage.driver(), false)).expect("a node");
+    let mut shell = graph.node("qcow2");
+    let file = shell.child(ChildRole::IMAGE, Perm::all(), &file);
+    let open = |req: Req| async move {
+        let header = Qcow2::read_header(&req, &file).await.expect("a header");
+        let children = Qcow2Children { file, data: None, backing: None };
+        let options = Qcow2Options::default();
+        let opened = Qcow2::open(&req, children, header, options, false, ThreadPool::new(2)).await;
+        let (engine, control) = opened.expect("opens");
+        Ok((engine, work(req, control).await))
+    };
+    let (engine, result) = block_on(shell.run(open)).expect("it runs");
+    drop(block_on(shell.install(engine, false)).expect("a node"));
+    block_on(graph.close()).expect("closes");
+    result
 }
 
 impl Image {

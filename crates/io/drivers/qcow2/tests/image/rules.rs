@@ -240,6 +240,27 @@ fn qcow2_4_a_write_that_fails_gives_its_clusters_back() {
 }
 
 // Scenario: clusters are discarded and written for a long time. The file does not grow.
+// Scenario: a cluster was freed, and the flush that takes this to the disk is under way. It is not free yet: the table on the disk still names it.
+#[test]
+fn qcow2_2_what_was_freed_is_not_free_during_the_flush() {
+    let thread = io_thread(true);
+    let file = changed(&thread, |_| {});
+    let image = plain(&thread, &file);
+    image.write(CLUSTER, &[2; 512]);
+    block_on(image.root.discard(0, CLUSTER)).expect("discarded");
+    file.hold(Some(MemOpKind::Flush));
+    let root = image.root.clone();
+    let flushing = Box::pin(thread.handle().run(async move { root.flush().await }));
+    block_on(file.wait_held(1));
+    image.write(2 * CLUSTER, &[9; CLUSTER as usize]);
+    let report = inspect(&file.power_cut(|_, _| true), &[]).expect("an image");
+    assert_eq!(report.guest[..CLUSTER as usize], [1; CLUSTER as usize]);
+    file.clear_script();
+    file.release_all();
+    block_on(flushing).expect("the thread lives").expect("flushed");
+    image.close().expect("closes");
+}
+
 #[test]
 fn qcow2_2_what_was_freed_is_used_again_after_a_flush_and_not_before() {
     let thread = io_thread(true);

@@ -1,0 +1,108 @@
+//! Two folders with the same images, one for each program: what they say, and what is in the images afterwards, is the same.
+
+use crate::support::{program, skipped, words};
+use block_testkit::qcow2::{Found, inspect};
+use std::path::Path;
+use std::process::Command;
+use tempfile::TempDir;
+
+/// Two folders with the same images: ours and theirs.
+pub(crate) struct Beds([TempDir; 2]);
+
+impl Beds {
+    pub(crate) fn new(prepare: &[&str]) -> Self {
+        let beds = Self([(), ()].map(|()| tempfile::tempdir().expect("a folder")));
+        prepare.iter().for_each(|line| beds.theirs(line));
+        beds
+    }
+
+    /// Let QEMU's programs do the same in both.
+    pub(crate) fn theirs(&self, line: &str) {
+        let (program, line) = line.split_once(' ').expect("a program and its words");
+        for folder in &self.0 {
+            let output = Command::new(program).args(split(line)).current_dir(folder.path()).output().expect("starts");
+            assert!(output.status.success(), "{program} {line}: {output:?}");
+        }
+    }
+
+    /// Let each program do it in its own folder.
+    pub(crate) fn both(&self, line: &str) {
+        let run = |program: &Path, folder: &TempDir, own: &str| {
+            let output = Command::new(program).args(split(line)).current_dir(folder.path()).output().expect("starts");
+            let text = |bytes: &[u8]| nameless(&String::from_utf8_lossy(bytes).replace(own, "PROGRAM"));
+            (output.status.code(), text(&output.stdout), text(&output.stderr))
+        };
+        let ours = run(program(), &self.0[0], "cairn-img");
+        let theirs = run(Path::new("qemu-img"), &self.0[1], "qemu-img");
+        assert_eq!(ours, theirs, "{line}");
+    }
+
+    /// The bitmaps in both are the same, and nothing is wrong with the images.
+    pub(crate) fn check(&self, image: &str) {
+        let [ours, theirs] = [0, 1].map(|at| {
+            let path = self.0[at].path().join(image);
+            let report = inspect(&std::fs::read(&path).expect("an image"), &[]);
+            let report = report.unwrap_or_else(|error| panic!("{image}, {at}: {error}"));
+            assert!(at == 1 || report.leaks == 0, "{image}: {} leaks", report.leaks);
+            report.bitmaps
+        });
+        assert!(ours == theirs, "{image}: {:?}, {:?}", names(&ours), names(&theirs));
+    }
+
+    /// What is in both is the same, what qemu-img tells of them too, and it finds nothing wrong with ours.
+    pub(crate) fn compare(&self, image: &str) {
+        let run = |line: &str, at: usize| {
+            let folder = self.0[at].path();
+            let output = Command::new("qemu-img").args(split(line)).current_dir(folder).output().expect("starts");
+            assert!(output.status.success(), "{line}: {output:?}");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let own =
+                |line: &&str| !["disk size", "file length", "  1 ", "  2 "].iter().any(|what| line.contains(what));
+            text.lines().filter(own).map(|line| line.to_owned() + "\n").collect::<String>()
+        };
+        run(&format!("check -q -f qcow2 {image}"), 0);
+        let info = format!("info -f qcow2 {image}");
+        assert_eq!(run(&info, 0), run(&info, 1));
+        let theirs = self.0[1].path().join(image);
+        run(&format!("compare -q -f qcow2 -F qcow2 {image} {}", theirs.display()), 0);
+    }
+
+    /// Change bytes of an image in both.
+    pub(crate) fn patch(&self, image: &str, change: impl Fn(&mut Vec<u8>)) {
+        for folder in &self.0 {
+            let path = folder.path().join(image);
+            let mut bytes = std::fs::read(&path).expect("an image");
+            change(&mut bytes);
+            std::fs::write(path, bytes).expect("room");
+        }
+    }
+}
+
+fn names(found: &[Found]) -> Vec<(&str, u64)> {
+    found.iter().map(|found| (found.name.as_str(), found.granularity)).collect()
+}
+
+/// Words; those between apostrophes belong together.
+fn split(line: &str) -> Vec<String> {
+    let parts = line.split('\'').enumerate();
+    let quoted = |(at, part): (usize, &str)| match at % 2 {
+        1 => vec![part.to_owned()],
+        _ => words(part.trim()).into_iter().filter(|word| !word.is_empty()).map(str::to_owned).collect(),
+    };
+    parts.flat_map(quoted).collect()
+}
+
+/// A node that nobody named is called something else each time.
+fn nameless(text: &str) -> String {
+    let mut parts = text.split("#block");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + "#block" + part.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
+pub(crate) fn is_missing(test: &str) -> bool {
+    let missing = Command::new("qemu-img").arg("--version").output().is_err();
+    if missing {
+        skipped(test);
+    }
+    missing
+}
