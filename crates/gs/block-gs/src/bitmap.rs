@@ -118,6 +118,9 @@ impl BitmapOptions {
         if node.bitmap(&self.name).is_some() {
             return Err(BitmapError::Exists(self.name.clone()));
         }
+        if self.persistent && node.read_only {
+            return Err(BitmapError::ReadOnly(self.name.clone()));
+        }
         Ok(granularity)
     }
 }

@@ -2,10 +2,21 @@
 
 mod common;
 
-use block_common::IoError;
-use block_gs::{BitmapInfo, BitmapOptions, BitmapResult, NodeRef, RootRef};
+use async_trait::async_trait;
+use block_common::options::DriverKind;
+use block_common::{IoError, OptionReader};
+use block_gs::{
+    BitmapInfo, BitmapOptions, BitmapResult, DriverType, EngineControl, GraphResult, KeepError, NodeRef, OpenContext,
+    Opened, RootRef,
+};
+use block_io::{KeptBitmap, NodeBitmap};
+use block_null::{Null, NullOptions};
 use common::load::Load;
 use common::{World, buffer};
+use std::any::Any;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
 
 const KIB: u64 = 1 << 10;
 
@@ -22,6 +33,94 @@ fn grains(name: &str, granularity: u64) -> BitmapOptions {
 
 async fn write(root: &RootRef, offset: u64, len: usize) -> Result<(), IoError> {
     root.io().write(offset, buffer(len), Default::default()).await.0
+}
+
+/// A format that keeps bitmaps, two at most, and has one from the start.
+struct Keeper(Rc<RefCell<Vec<KeptBitmap>>>);
+
+struct KeeperControl(Rc<RefCell<Vec<KeptBitmap>>>);
+
+impl EngineControl for KeeperControl {
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn kept_bitmaps(&self) -> Vec<KeptBitmap> {
+        self.0.borrow().clone()
+    }
+
+    fn keep_bitmaps(&mut self, bitmaps: &[KeptBitmap]) -> Result<(), KeepError> {
+        if bitmaps.len() > 2 {
+            return Err(KeepError::Refused("two are enough".into()));
+        }
+        *self.0.borrow_mut() = bitmaps.to_vec();
+        Ok(())
+    }
+
+    fn bitmap_granularity(&self) -> u64 {
+        4096
+    }
+}
+
+#[async_trait(?Send)]
+impl DriverType for Keeper {
+    fn name(&self) -> &'static str {
+        "keeper"
+    }
+
+    fn kind(&self) -> DriverKind {
+        DriverKind::Protocol
+    }
+
+    async fn open(&self, context: &mut OpenContext<'_>, _options: &mut OptionReader) -> GraphResult<Opened> {
+        let read_only = context.common().read_only;
+        let options = NullOptions { size: 1 << 20, ..NullOptions::default() };
+        let (engine, _) = Null::new(options);
+        Ok(Opened { engine: Box::new(engine), control: Box::new(KeeperControl(self.0.clone())), read_only })
+    }
+}
+
+#[test]
+fn what_is_kept_with_the_image_is_its_drivers_business() {
+    let world = World::new();
+    let bits = Arc::new(NodeBitmap::try_new(1 << 20, 65536).expect("it is small"));
+    let found = KeptBitmap { name: "found".into(), granularity: 65536, recording: true, bits };
+    let kept = Rc::new(RefCell::new(vec![found.clone()]));
+    world.gs.register(Rc::new(Keeper(kept.clone())));
+    let names = || kept.borrow().iter().map(|kept| (kept.name.clone(), kept.recording)).collect::<Vec<_>>();
+    let is = |name: &str, recording| (name.to_owned(), recording);
+    world.run_and_close(async {
+        let disk = world.add(r#"{"driver": "keeper", "node-name": "disk"}"#).await;
+        assert!(world.gs.keeps_bitmaps(&disk).expect("the node is there"));
+        let root = world.root("root", &disk).await;
+        write(&root, 0, 512).await.expect("it writes");
+        assert!(found.bits.with(|bits| bits.is_dirty(0)), "it records from the start");
+        // One that is not to be kept is nobody's business.
+        world.gs.add_bitmap(&disk, BitmapOptions::new("gone")).await.expect("it is new");
+        let persistent = |name: &str| BitmapOptions { persistent: true, ..BitmapOptions::new(name) };
+        let new = world.gs.add_bitmap(&disk, persistent("new")).await.expect("it is new");
+        assert_eq!((new.info().granularity, new.info().persistent), (4096, true));
+        assert_eq!(names(), [is("found", true), is("new", true)]);
+        let told = "Can't make bitmap 'third' persistent in 'disk': two are enough";
+        assert_eq!(refused(world.gs.add_bitmap(&disk, persistent("third")).await), told);
+        assert_eq!(names(), [is("found", true), is("new", true)]);
+        world.gs.disable_bitmap(&disk, "found").expect("it is there");
+        world.gs.remove_bitmap(&disk, "new").expect("it is there");
+        assert_eq!(names(), [is("found", false)]);
+        world.gs.enable_bitmap(&disk, "found").await.expect("it is there");
+        assert_eq!(names(), [is("found", true)]);
+        drop(root);
+        let reader = world.add(r#"{"driver": "keeper", "node-name": "reader", "read-only": true}"#).await;
+        let fixed = "Bitmap 'found' is readonly and cannot be modified";
+        assert_eq!(refused(world.gs.clear_bitmap(&reader, "found")), fixed);
+        assert_eq!(refused(world.gs.enable_bitmap(&reader, "found").await), fixed);
+        assert_eq!(refused(world.gs.disable_bitmap(&reader, "found")), fixed);
+        assert_eq!(refused(world.gs.remove_bitmap(&reader, "found")), fixed);
+        assert_eq!(refused(world.gs.merge_bitmaps(&reader, "found", &[])), fixed);
+        let new = "Bitmap 'new' is readonly and cannot be modified";
+        assert_eq!(refused(world.gs.add_bitmap(&reader, persistent("new")).await), new);
+        world.gs.merge_bitmaps(&disk, "gone", &[(&disk, "gone")]).expect("one may read it");
+    });
 }
 
 /// Bytes that are dirty.
@@ -61,8 +160,8 @@ fn a_bitmap_records_what_is_written_while_it_is_enabled() {
             inconsistent: false,
         };
         let expected = [
-            info("default", 64 * KIB, 4 * 64 * KIB, true),
             info("fine", 512, 512 + 64 * KIB, false),
+            info("default", 64 * KIB, 4 * 64 * KIB, true),
             info("off", 4096, 4 * KIB, true),
         ];
         assert_eq!(world.gs.bitmaps(&disk).expect("the node is there"), expected);

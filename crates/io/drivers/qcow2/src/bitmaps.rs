@@ -134,7 +134,7 @@ impl Shared {
                 meta::write(req, &self.file, extension.directory_offset, &directory_bytes(&stored)).await?;
                 self.file.flush(req).await
             };
-            claimed.await.map_err(|error| Qcow2Error::Read { what: "and update the bitmap directory", error })?;
+            claimed.await.map_err(|error| Qcow2Error::Update { what: "the bitmap directory", error })?;
         }
         if self.writable().is_ok() {
             let mut clusters: Vec<u64> =

@@ -38,6 +38,14 @@ pub enum Qcow2Error {
         /// What the file answered.
         error: IoError,
     },
+    /// The file did not take what has to be in it while the image is open.
+    #[error("Could not update {what}: {error}")]
+    Update {
+        /// What was to be written.
+        what: &'static str,
+        /// What the file answered.
+        error: IoError,
+    },
     /// The directory of bitmaps makes no sense.
     #[error(transparent)]
     Bitmaps(#[from] BitmapError),
@@ -254,7 +262,8 @@ impl Qcow2 {
         });
         shared.refresh_limits(req).map_err(read("the file's limits"))?;
         if !read_only {
-            shared.clear_autoclear(req).await.map_err(read("and update the header"))?;
+            let cleared = shared.clear_autoclear(req).await;
+            cleared.map_err(|error| Qcow2Error::Update { what: "the header", error })?;
         }
         shared.load_bitmaps(req).await?;
         Ok((Self(shared.clone()), Qcow2Control(shared)))
