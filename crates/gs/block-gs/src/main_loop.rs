@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 /// A century.
 const LONG: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
+/// The longest time to wait awake.
+const WINDOW_MAX: Duration = Duration::from_micros(60);
 /// How many tasks one turn runs before it lets its caller look at other things.
 const TURN_MAX: usize = 256;
 
@@ -196,16 +198,33 @@ impl MainLoop {
         let main = Arc::new(RunWaker { queue: self.0.queue.clone(), woken: AtomicBool::new(true) });
         let waker = Waker::from(main.clone());
         let mut cx = Context::from_waker(&waker);
+        let mut window = WINDOW_MAX;
         loop {
             if main.woken.swap(false, Ordering::SeqCst)
                 && let Poll::Ready(output) = future.as_mut().poll(&mut cx)
             {
                 return output;
             }
-            if !self.turn() && !main.woken.load(Ordering::SeqCst) {
-                self.wait();
+            let is_woken = || main.woken.load(Ordering::SeqCst) || !self.0.queue.is_empty();
+            if !self.turn() && !is_woken() {
+                window = self.wait_soon(window, is_woken);
             }
         }
+    }
+
+    /// Wait, awake for as long as `window`: what was asked of another thread is often answered before this one would be asleep. Returns the
+    /// next window: none if that would have been in vain.
+    fn wait_soon(&self, window: Duration, is_woken: impl Fn() -> bool) -> Duration {
+        let begin = Instant::now();
+        while begin.elapsed() < window {
+            if is_woken() {
+                return window;
+            }
+            // Whoever answers wants the queue's lock.
+            (0..50).for_each(|_| std::hint::spin_loop());
+        }
+        self.wait();
+        if begin.elapsed() < 2 * WINDOW_MAX { WINDOW_MAX } else { Duration::ZERO }
     }
 
     /// Sleep until there is something to do.
