@@ -110,7 +110,11 @@ impl Shared {
         let bytes = meta::read(req, &self.file, extension.directory_offset, size).await.map_err(failed)?;
         let mut stored = Bitmap::parse_directory(&bytes, &extension, &self.geometry)?;
         let (mut kept, mut memory) = (Vec::new(), 0);
+        // Tables lie in the file, and not over each other.
+        let mut room = self.file.length(req).map_err(failed)?.saturating_add(self.geometry.cluster_size());
         for bitmap in &stored {
+            let fits = room.checked_sub(u64::from(bitmap.table_size) * 8);
+            room = fits.ok_or_else(|| Qcow2Error::Bitmap { name: bitmap.name_text(), error: Errno::EINVAL })?;
             let Ok(name) = String::from_utf8(bitmap.name.clone()) else {
                 return Err(Qcow2Error::Bitmap { name: bitmap.name_text(), error: Errno::EINVAL });
             };

@@ -317,4 +317,11 @@ fn trust_3_bitmaps_that_make_no_sense_are_refused() {
         refused(&|bytes| bytes[list + 24] = 0xff),
         "Could not read bitmap '\u{fffd}' from image: Invalid argument"
     );
+    // A table that is longer than the file, of a bitmap whose bits nobody would read.
+    let (file, _) = made(&thread, Format { cluster_bits: 9, ..Format::new(DISK) }, &mut rng);
+    let mut bytes = all(&file);
+    let list = Header::parse(&bytes[..512]).expect("a header").bitmaps.expect("bitmaps").directory_offset as usize;
+    bytes[list + 8..list + 16].copy_from_slice(&(1 << 52 | 1u64).to_be_bytes());
+    let told = open(&thread, &storage(bytes), None, Qcow2Options::default()).err();
+    assert_eq!(told.as_deref(), Some("Could not read bitmap 'a' from image: Invalid argument"));
 }
