@@ -3,6 +3,7 @@
 use crate::bytes::{u8_at, u32_at, u64_at};
 use crate::{FormatError, Geometry, RefcountBits};
 use bitflags::bitflags;
+use std::ops::Range;
 
 const MAGIC: u32 = 0x5146_49fb;
 /// Bytes of a version 2 header.
@@ -430,6 +431,46 @@ impl Header {
     /// # Errors
     /// [`FormatError::BackingLong`] when it does not fit into a cluster.
     pub fn to_bytes(&self) -> Result<Vec<u8>, FormatError> {
+        let mut bytes = self.head(true);
+        if let Some(name) = &self.backing_file {
+            let at = bytes.len();
+            Self::put_name(&mut bytes, at, name.len());
+            bytes.extend(name);
+        }
+        let fits = bytes.len() as u64 <= self.geometry.cluster_size();
+        let is_name = self.backing_file.as_ref().is_none_or(|name| name.len() <= BACKING_MAX as usize);
+        if fits && is_name { Ok(bytes) } else { Err(FormatError::BackingLong) }
+    }
+
+    /// Let the header lead to a backing file's name of `len` bytes at `at`.
+    pub(crate) fn put_name(head: &mut [u8], at: usize, len: usize) {
+        head[8..16].copy_from_slice(&(at as u64).to_be_bytes());
+        head[16..20].copy_from_slice(&(len as u32).to_be_bytes());
+    }
+
+    /// Where the backing file's name lies in a cluster whose header is in order.
+    pub(crate) fn name_range(cluster: &[u8]) -> Range<usize> {
+        let (at, len) = (u64_at(cluster, 8) as usize, u32_at(cluster, 16) as usize);
+        if at == 0 { 0..0 } else { at..at + len }
+    }
+
+    /// Where the extensions end in a cluster whose header is in order.
+    pub(crate) fn extensions_end(cluster: &[u8]) -> usize {
+        let mut at = if u32_at(cluster, 4) == 2 { LEN_V2 } else { u32_at(cluster, 100) as usize };
+        let name = Self::name_range(cluster);
+        let end = if name.start == 0 { cluster.len() } else { name.start };
+        while at < end {
+            let (kind, len) = (u32_at(cluster, at), u32_at(cluster, at + 4) as usize);
+            at += 8 + len.next_multiple_of(8);
+            if kind == EXT_END {
+                break;
+            }
+        }
+        at
+    }
+
+    /// The fields at fixed places and the extensions, without a backing file's name.
+    pub(crate) fn head(&self, with_feature_names: bool) -> Vec<u8> {
         let mut bytes = vec![0; LEN_V2];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0, &MAGIC.to_be_bytes());
@@ -452,20 +493,12 @@ impl Header {
             bytes.extend([u8::from(self.compression == CompressionType::Zstd), 0, 0, 0, 0, 0, 0, 0]);
             bytes.extend(&self.more);
         }
-        self.put_extensions(&mut bytes);
-        if let Some(name) = &self.backing_file {
-            let at = bytes.len() as u64;
-            bytes[8..16].copy_from_slice(&at.to_be_bytes());
-            bytes[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
-            bytes.extend(name);
-        }
-        let fits = bytes.len() as u64 <= self.geometry.cluster_size();
-        let is_name = self.backing_file.as_ref().is_none_or(|name| name.len() <= BACKING_MAX as usize);
-        if fits && is_name { Ok(bytes) } else { Err(FormatError::BackingLong) }
+        self.put_extensions(&mut bytes, with_feature_names);
+        bytes
     }
 
-    /// In the order in which the field's tools write them.
-    fn put_extensions(&self, bytes: &mut Vec<u8>) {
+    /// In the order in which the field's tools write them to new images. What only tells people something comes last.
+    fn put_extensions(&self, bytes: &mut Vec<u8>, with_feature_names: bool) {
         let mut put = |kind: u32, data: &[u8]| {
             bytes.extend(kind.to_be_bytes());
             bytes.extend((data.len() as u32).to_be_bytes());
@@ -481,15 +514,15 @@ impl Header {
         if let Some((offset, len)) = self.crypto {
             put(EXT_CRYPTO, &[offset.to_be_bytes(), len.to_be_bytes()].concat());
         }
-        if self.version == Version::V3 && !self.features.is_empty() {
-            put(EXT_FEATURES, &self.features.iter().flat_map(feature_row).collect::<Vec<_>>());
-        }
         if let Some(BitmapsExtension { count, directory_size, directory_offset }) = self.bitmaps {
             let numbers = u64::from(count) << 32;
             put(EXT_BITMAPS, &[numbers, directory_size, directory_offset].map(u64::to_be_bytes).concat());
         }
         for Extension { kind, data } in &self.unknown {
             put(*kind, data);
+        }
+        if with_feature_names && self.version == Version::V3 && !self.features.is_empty() {
+            put(EXT_FEATURES, &self.features.iter().flat_map(feature_row).collect::<Vec<_>>());
         }
         put(EXT_END, &[]);
     }

@@ -17,6 +17,7 @@ mod header;
 mod layout;
 mod measure;
 mod refcount;
+mod rewrite;
 mod snapshot;
 
 pub use bitmap::{Bitmap, BitmapCluster, BitmapError, BitmapFlags, BitmapTableEntry};
@@ -30,4 +31,5 @@ pub use header::{
 pub use layout::{Allocate, Layout, LayoutError, NewImage, Step, Steps};
 pub use measure::{MeasureOptions, Measured, UsedClusters};
 pub use refcount::RefcountBits;
+pub use rewrite::HeaderWrite;
 pub use snapshot::{Snapshot, SnapshotError};

@@ -558,18 +558,20 @@ impl Shared {
         Ok(())
     }
 
-    /// Change the header and what stands behind its fixed fields, as `change_header` changes those.
+    /// Change the header and what stands behind its fixed fields, as `change_header` changes those. Whatever happens meanwhile, the image has
+    /// the old one or the new one.
     pub(crate) async fn rewrite_header(&self, req: &Req, change: impl FnOnce(&mut Header)) -> IoResult<()> {
         let _turn = self.header_turn.lock().await;
         let mut header = self.header().clone();
-        // The name of a backing file may stand further behind than this project would put it.
-        let told = meta::read_table(req, &self.file, 8, 2).await?;
-        let end = told[0].saturating_add(told[1] >> 32).min(self.geometry.cluster_size());
-        let old = header.to_bytes().map_err(|_| IoError::INVALID)?.len().max(end as usize);
         change(&mut header);
-        let mut bytes = header.to_bytes().map_err(|_| IoError::INVALID)?;
-        bytes.resize(bytes.len().max(old), 0);
-        meta::write(req, &self.file, 0, &bytes).await?;
+        let now = meta::read(req, &self.file, 0, self.geometry.cluster_size() as usize).await?;
+        let writes = header.rewrite(&now).map_err(|_| IoError::INVALID)?;
+        for (i, (offset, bytes)) in writes.iter().enumerate() {
+            if i > 0 {
+                self.file.flush(req).await?;
+            }
+            meta::write(req, &self.file, *offset, bytes).await?;
+        }
         *self.header() = header;
         Ok(())
     }

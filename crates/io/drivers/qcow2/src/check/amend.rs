@@ -147,7 +147,7 @@ pub async fn amend(file: Storage<'_>, change: &Amendment, watch: &mut dyn Watch)
         wanted.features = Vec::new();
         wanted.compatible = CompatibleFeatures::empty();
     }
-    if wanted != now { put_header(file, &now, &wanted).await } else { Ok(()) }
+    if wanted != now { put_header(file, &wanted).await } else { Ok(()) }
 }
 
 /// What cannot be, before anything is changed.
@@ -220,7 +220,7 @@ async fn upgrade(file: Storage<'_>, watch: &mut dyn Watch) -> Result<(), AmendEr
         // Names of features are for people.
         wanted.features = Vec::new();
     }
-    put_header(file, &now, &wanted).await
+    put_header(file, &wanted).await
 }
 
 /// Reference counts of another width, all of them new.
@@ -245,22 +245,13 @@ async fn set_width(file: Storage<'_>, bits: RefcountBits, watch: &mut dyn Watch)
     Ok(())
 }
 
-/// Let the first cluster be what `wanted` says. What the name of a backing file needs is on disk before the fields that lead to it.
-async fn put_header(file: Storage<'_>, now: &Header, wanted: &Header) -> Result<(), AmendError> {
-    const SECTOR: usize = 512;
-    let mut bytes = wanted.to_bytes().map_err(|_| AmendError::Header)?;
+/// Let the first cluster be what `wanted` says. Whatever happens meanwhile, it has the old header or this one.
+async fn put_header(file: Storage<'_>, wanted: &Header) -> Result<(), AmendError> {
     let image = Image::open(file).await?;
-    // Names may stand further behind than this project puts them.
-    let first = image.read(0, Header::PREFIX as u64).await?;
-    let number = |at: usize, len: usize| first[at..at + len].iter().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
-    let end = number(8, 8).saturating_add(number(16, 4)).min(now.geometry.cluster_size()) as usize;
-    let old = now.to_bytes().map_or(0, |bytes| bytes.len()).max(end);
-    bytes.resize(bytes.len().max(old), 0);
-    if bytes.len() > SECTOR {
-        image.write(SECTOR as u64, &bytes[SECTOR..]).await?;
+    let now = image.read(0, wanted.geometry.cluster_size()).await?;
+    for (offset, bytes) in wanted.rewrite(&now).map_err(|_| AmendError::Header)? {
+        image.write(offset, &bytes).await?;
         image.flush().await?;
     }
-    image.write(0, &bytes[..bytes.len().min(SECTOR)]).await?;
-    image.flush().await?;
     Ok(())
 }

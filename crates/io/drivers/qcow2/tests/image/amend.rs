@@ -187,3 +187,42 @@ fn qcow2_2_what_fails_while_an_image_is_amended_leaves_it_valid() {
         }
     }
 }
+
+// Scenario: the name of the backing file, which begins or ends behind the first sector, becomes another one, and the power fails at any request of
+// that. The image has the one or the other.
+#[test]
+fn qcow2_1_a_power_cut_while_the_backing_file_changes_leaves_one_of_both() {
+    let (thread, mut rng) = (io_thread(true), Rng::new(7));
+    let name = |letter: u8, len| Some((vec![letter; len], Some(b"raw".to_vec())));
+    for (before, after) in
+        [(name(b'a', 30), name(b'b', 800)), (name(b'a', 700), name(b'b', 650)), (name(b'a', 900), None)]
+    {
+        let file = made(&thread, Format { cluster_bits: 12, ..Format::new(DISK) });
+        let mut put = |file: &MemStorage, nth: u64, to: Option<(Vec<u8>, Option<Vec<u8>>)>| {
+            let (file_, mut rng) = (file.clone(), rng.fork());
+            alone(&thread, file, move |req, control| async move {
+                file_.fail_nth(None, nth, IoError::host(28));
+                let changed = control.change_backing(&req, to).await;
+                let cuts = [0, 30, 50, 70, 100].map(|keep| file_.power_cut(|_, _| rng.chance(keep)));
+                file_.clear_script();
+                (changed, cuts)
+            })
+        };
+        put(&file, u64::MAX, before.clone()).0.expect("changed");
+        let original = all(&file);
+        for nth in 0.. {
+            let file = storage(original.clone());
+            let (changed, cuts) = put(&file, nth, after.clone());
+            for cut in cuts {
+                let header = header(&cut);
+                let now = header.backing_file.map(|name| (name, header.backing_format));
+                assert!(now == before || now == after, "request {nth}");
+                assert!(now == after || changed.is_err(), "request {nth}");
+            }
+            if changed.is_ok() {
+                assert!(nth > 3, "only {nth} requests");
+                break;
+            }
+        }
+    }
+}
