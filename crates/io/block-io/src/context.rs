@@ -36,6 +36,8 @@ const RING_ENTRIES: u32 = 256;
 const BATCH_MAX: u32 = 64;
 /// How often an operation is tried again that the host put off.
 const RETRIES_MAX: u8 = 100;
+/// How much task work the kernel does at a time, at least.
+const TASK_WORK_AT_ONCE: u32 = 16;
 
 pub(crate) type Path = SmallVec<[Pin<NodeBody>; 4]>;
 
@@ -425,9 +427,16 @@ impl IoContext {
     /// Give the kernel what is queued, and wait for `want` completions. Those that it brings at once do not signal the event, nor does task
     /// work that comes up meanwhile: so whoever submits looks for both before sleeping. `false` when the kernel could not do it now.
     fn submit(&self, want: usize) -> bool {
+        self.enter(want, true)
+    }
+
+    /// As `submit`; what comes meanwhile signals the event unless it is to be done `quietly`.
+    fn enter(&self, want: usize, quietly: bool) -> bool {
         let Some(ring) = self.made_ring() else { return false };
         let mut ring = ring.borrow_mut();
-        ring.completion().disable_eventfd();
+        if quietly {
+            ring.completion().disable_eventfd();
+        }
         let submitted = ring.submitter().submit_and_wait(want);
         if let Err(error) = &submitted {
             // EBUSY and EAGAIN: completions must be taken first; the entries stay queued and go with the next call.
@@ -529,15 +538,15 @@ impl IoContext {
 
     fn reap_ring(&self) -> usize {
         let Some(ring) = self.made_ring() else { return 0 };
-        let mut count = 0;
+        let (mut count, mut in_vain) = (0, 0);
         loop {
             let mut batch: SmallVec<[(u64, i32); 32]> = SmallVec::new();
-            let waits_for_us = {
+            let waits_for_us = self.ring_in_flight.get() > 0 && {
                 let mut ring = ring.borrow_mut();
                 let queue = ring.submission();
                 queue.taskrun() || queue.cq_overflow()
             };
-            let entered = waits_for_us && self.submit(0);
+            let entered = waits_for_us && self.enter(0, in_vain == 0);
             batch.extend(ring.borrow_mut().completion().take(32).map(|entry| (entry.user_data(), entry.result())));
             if batch.is_empty() {
                 // What is left of an operation was put in the queue: nobody else knows that it waits there.
@@ -545,12 +554,16 @@ impl IoContext {
                     self.flush();
                     continue;
                 }
-                // Task work may complete nothing (a page that is waited for next), and more may have come up while it was done.
-                if entered {
+                // Task work may complete nothing (a page that is waited for next), and more may have come up quietly while it was done. That the
+                // kernel says so does not mean that there is any: who adds some says so afterwards, when it may be done already. So it is asked as
+                // often as the operations that there are can need, and from the second time on whatever comes up signals the event.
+                if entered && in_vain <= self.ring_in_flight.get().div_ceil(TASK_WORK_AT_ONCE) {
+                    in_vain += 1;
                     continue;
                 }
                 return count;
             }
+            in_vain = 0;
             count += batch.len();
             self.ring_in_flight.set(self.ring_in_flight.get() - batch.len() as u32);
             for (key, answer) in batch {
@@ -1087,6 +1100,84 @@ mod tests {
         }
         drop(ask);
         writer.join().expect("no panic");
+    }
+
+    /// The word in which the kernel tells a ring's owner what waits for him, mapped once more.
+    struct Flags {
+        page: *mut libc::c_void,
+        at: usize,
+    }
+
+    impl Flags {
+        const PAGE: usize = 4096;
+
+        fn of(context: &IoContext) -> Self {
+            // Where the word lies is the same in every ring of this host: `io_uring_params.sq_off.flags`.
+            let mut params = [0u32; 30];
+            // SAFETY: the parameters are 120 bytes, all of them zero but for what the kernel fills in.
+            let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 8, params.as_mut_ptr()) };
+            assert!(ring >= 0, "a ring");
+            // SAFETY: the descriptor is new and ours.
+            drop(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(ring as i32) });
+            let fd = context.made_ring().expect("a ring").borrow().as_raw_fd();
+            let (rw, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+            // SAFETY: a new mapping where the kernel likes it.
+            let page = unsafe { libc::mmap(std::ptr::null_mut(), Self::PAGE, rw, shared, fd, 0) };
+            assert_ne!(page, libc::MAP_FAILED);
+            Self { page, at: params[14] as usize }
+        }
+
+        fn set(&self, bit: u32) {
+            // SAFETY: the word lies in the page, is aligned, and is changed by nobody but with atomic operations.
+            let word = unsafe { &*self.page.byte_add(self.at).cast::<std::sync::atomic::AtomicU32>() };
+            word.fetch_or(bit, Ordering::SeqCst);
+        }
+    }
+
+    impl Drop for Flags {
+        fn drop(&mut self) {
+            // SAFETY: the mapping is ours, and nobody has a reference into it.
+            unsafe { libc::munmap(self.page, Self::PAGE) };
+        }
+    }
+
+    /// The kernel says that work waits, and there is none: it says so a moment after it has added some, which may be done by then. Nobody asks for
+    /// ever, and what comes later is seen.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "pipes have no driver")]
+    fn drain_5_work_that_is_announced_and_is_not_there_is_not_waited_for() {
+        const TASKRUN: u32 = 1 << 2;
+        if !ring_available() {
+            return skipped("no io_uring");
+        }
+        let context = IoContext::new(true).expect("an event");
+        let (from, to) = rustix::pipe::pipe().expect("a pipe");
+        let mut op = FileOp::read(0, AlignedBuf::zeroed(1, 1).into_io());
+        op.fd = from.as_raw_fd();
+        op.options = HostFileOptions { engine: FileEngine::Ring, memory_alignment: 1 };
+        context.start(op, Hold::File(Arc::new(from)), None, Target::Queue(1));
+        context.flush();
+        context.reap();
+        let (told, returned) = std::sync::mpsc::channel();
+        // Whoever does not return finds something after a while.
+        let writer = std::thread::spawn(move || {
+            let has_returned = returned.recv_timeout(std::time::Duration::from_secs(20)).is_ok();
+            assert_eq!(rustix::io::write(&to, &[1]), Ok(1));
+            has_returned
+        });
+        let flags = Flags::of(&context);
+        flags.set(TASKRUN);
+        assert_eq!(context.reap(), 0);
+        flags.set(TASKRUN);
+        told.send(()).expect("the writer waits");
+        while context.ready.borrow().is_empty() {
+            context.wait_event(None);
+            context.reap();
+        }
+        assert!(writer.join().expect("no panic"), "the kernel was asked for ever");
+        assert_eq!(context.in_flight(), 0);
+        flags.set(TASKRUN);
+        assert_eq!(context.reap(), 0);
     }
 
     /// The kernel knows less memory than we believe: the operation is made again without it, and nothing is lost.
