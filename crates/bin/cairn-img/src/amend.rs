@@ -102,7 +102,8 @@ impl Command for Args {
             cache(&self.cache).ok_or_else(|| Failure::message(format!("Invalid cache option: {}", self.cache)))?;
         let progress = self.progress.start(self.quiet, 1.0)?;
         let how = ImageOptions { format: self.format.clone(), cache, ..ImageOptions::default() };
-        let image = Image { name: name.clone(), image_opts: self.image_opts, resize: true, still: false, how };
+        let image =
+            Image { name: name.clone(), image_opts: self.image_opts, resize: true, still: false, stored: false, how };
         let Some((header, wanted)) = image.look(&options, wants_help)? else { return Ok(()) };
         let Amend { change, size } = wanted;
         change.check(&header).map_err(Failure::message)?;

@@ -81,6 +81,7 @@ impl OpenArgs {
             image_opts: self.image_opts,
             resize: false,
             still: false,
+            stored: false,
             how: ImageOptions {
                 format: self.format.clone(),
                 read_only: true,

@@ -169,7 +169,7 @@ impl Args {
             unmap: false,
             ..ImageOptions::default()
         };
-        Image { name, image_opts: self.image_opts, resize: false, still: false, how }
+        Image { name, image_opts: self.image_opts, resize: false, still: false, stored: false, how }
     }
 
     fn load(&self) -> Load {

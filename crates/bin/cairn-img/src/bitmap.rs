@@ -135,10 +135,11 @@ impl Command for Args {
         let [name, bitmap] = self.names.as_slice() else { return refuse("Expecting filename and bitmap name") };
         exclusive(self.image_opts, self.format.is_some())?;
         let how = ImageOptions { format: self.format, ..ImageOptions::default() };
-        let image = Image { name: name.clone(), image_opts: self.image_opts, resize: false, still: false, how };
+        let image =
+            Image { name: name.clone(), image_opts: self.image_opts, resize: false, still: false, stored: false, how };
         let source = self.source_file.map(|name| {
             let how = ImageOptions { format: self.source_format, read_only: true, ..ImageOptions::default() };
-            Image { name, image_opts: false, resize: false, still: false, how }
+            Image { name, image_opts: false, resize: false, still: false, stored: false, how }
         });
         let options = BitmapOptions {
             granularity: self.granularity.filter(|granularity| *granularity > 0),

@@ -85,6 +85,7 @@ fn below(
     below.name = if is_path { path } else { format!("./{path}") };
     below.image_opts = false;
     below.resize = false;
+    below.stored = true;
     below.how.read_only = true;
     below.how.format = header.backing_format.as_ref().map(|format| String::from_utf8_lossy(format).into_owned());
     Ok(Some((name, below)))

@@ -78,7 +78,7 @@ impl Command for Args {
             return Err(Failure::message(format!("Invalid cache option: {}", self.cache)));
         };
         let how = ImageOptions { format: self.format.clone(), cache, unmap: true, ..ImageOptions::default() };
-        let image = Image { name, image_opts: self.image_opts, resize: true, still: false, how };
+        let image = Image { name, image_opts: self.image_opts, resize: true, still: false, stored: false, how };
         let progress = self.progress.start(self.quiet, 1.0)?;
         with_block_layer(|gs| async move { self.commit(&gs, &image, progress).await })
     }

@@ -103,7 +103,7 @@ impl Args {
             force_share: self.force_share,
             ..ImageOptions::default()
         };
-        Image { name: name.to_owned(), image_opts: self.image_opts, resize: false, still: false, how }
+        Image { name: name.to_owned(), image_opts: self.image_opts, resize: false, still: false, stored: false, how }
     }
 }
 

@@ -17,9 +17,13 @@ use block_copy::{CopyAct, CopyError, Padded, SparseNote, SparseOptions, data_byt
 use block_drivers::{ImageOptions, NewImage, Qcow2Control, check_not_open};
 use block_gs::{BitmapError, BitmapInfo, BitmapOptions, GlobalState, NodeRef};
 use block_qcow2::{SnapshotFailure, SnapshotKey};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 pub(crate) use args::Args;
+
+/// The longest chain in which the target's backing file is looked for.
+const LAYERS_MAX: usize = 1000;
 
 impl Command for Args {
     /// Copy the images.
@@ -48,7 +52,19 @@ impl Command for Args {
             let bitmaps = if this.bitmaps { this.bitmaps_of(&gs, &backends)? } else { Vec::new() };
             let total = parts.iter().try_fold(0u64, |sum, part| sum.checked_add(part.len()));
             let total = total.ok_or_else(|| Failure::message("the images are too long together"))?;
-            let new = this.new_image(&gs, target, &options, total).await?;
+            let (new, backing) = this.new_image(&gs, target, &options, total).await?;
+            let parts = match backing {
+                Some(backing) => {
+                    let (Some(source), [_]) = (backends.first(), parts.as_slice()) else {
+                        return Err(Failure::message(
+                            "Having a backing file for the target makes no sense when concatenating multiple input images",
+                        ));
+                    };
+                    let layers = layers_above(&gs, &node_of(source)?, &backing);
+                    parts.into_iter().map(|part| part.upper(layers)).collect()
+                }
+                None => parts,
+            };
             let cache = crate::args::cache(&this.target_cache);
             let cache =
                 cache.ok_or_else(|| Failure::message(format!("Invalid cache option: {}", this.target_cache)))?;
@@ -98,6 +114,7 @@ impl Args {
                 image_opts: self.source_image_opts,
                 resize: false,
                 still: !self.force_share,
+                stored: false,
                 how,
             };
             let (backend, padded) = image.open_padded(gs).await?;
@@ -136,14 +153,14 @@ impl Args {
         Ok(all)
     }
 
-    /// What is to be created, if anything is.
+    /// What is to be created, if anything is, and what the target stands on.
     async fn new_image(
         &self,
         gs: &GlobalState,
         name: &str,
         options: &str,
         total: u64,
-    ) -> Result<Option<NewImage>, Failure> {
+    ) -> Result<(Option<NewImage>, Option<String>), Failure> {
         let mut new = None;
         if !self.no_create {
             let mut image = NewImage::parse(gs, self.format(), name, options).await.map_err(Failure::message)?;
@@ -166,7 +183,8 @@ impl Args {
         if new_or_not.lacks_backing_format() {
             return Err(Failure::message("Use of backing file requires explicit backing format"));
         }
-        Ok(new)
+        let backing = new_or_not.backing_beside(name);
+        Ok((new, backing))
     }
 
     /// Open the target, which has room for `total` bytes.
@@ -193,6 +211,7 @@ impl Args {
             image_opts: self.target_image_opts,
             resize: self.no_create,
             still: false,
+            stored: false,
             how,
         };
         let (backend, padded) = image.open_padded(gs).await?;
@@ -270,6 +289,28 @@ impl Args {
         })
         .await
     }
+}
+
+/// How many images of the chain that begins at `source` a target that stands on the file `backing` does not show: those above that file, or where the
+/// chain does not have it, the first one.
+fn layers_above(gs: &GlobalState, source: &NodeRef, backing: &str) -> usize {
+    let same = |path: &str| {
+        let of = |path| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+        of(path).is_some_and(|file| of(backing) == Some(file))
+    };
+    let mut at = gs.skip_filters(source);
+    for layers in 1..=LAYERS_MAX {
+        let Ok(info) = gs.node_info(&at) else { break };
+        let below = info.children.iter().find(|(name, ..)| name == "backing");
+        let Some(Ok(below)) = below.and_then(|(_, child, _)| child.as_deref()).map(|name| gs.find_node(name)) else {
+            break;
+        };
+        at = gs.skip_filters(&below);
+        if block_drivers::file_of(gs, at.name()).is_some_and(|path| same(&path.to_string_lossy())) {
+            return layers;
+        }
+    }
+    1
 }
 
 /// Make the same bitmaps in another image. What was written while its content was copied is none of their business.

@@ -108,7 +108,8 @@ impl Command for Args {
             created
                 .map_err(|error| Failure::message(format!("{output}: error while creating output image: {error}")))?;
             let how = ImageOptions { format: Some(format.clone()), ..ImageOptions::default() };
-            let target = Image { name: output.clone(), image_opts: false, resize: false, still: false, how };
+            let target =
+                Image { name: output.clone(), image_opts: false, resize: false, still: false, stored: false, how };
             let target = target.open(&gs).await?;
             let root = target.io().root().clone();
             on_io_thread(&gs, copy(data, range, root)).await

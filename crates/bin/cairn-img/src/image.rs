@@ -24,6 +24,8 @@ pub(crate) struct Image {
     pub(crate) resize: bool,
     /// Nobody else shall change it meanwhile.
     pub(crate) still: bool,
+    /// The name stands in another image, and so would the format: nobody is told that it had to be guessed.
+    pub(crate) stored: bool,
     /// How to open it.
     pub(crate) how: ImageOptions,
 }
@@ -167,7 +169,7 @@ impl Image {
         let (result, buf) = root.read(0, AlignedBuf::zeroed(len, PROBE_BYTES).into_io()).await;
         let bytes = result.and(buf.ok_or(IoError::CANCELLED)).map_err(failed)?.to_aligned(1);
         let format = probe_format(&bytes);
-        if format == "raw" && !self.how.read_only {
+        if format == "raw" && !self.how.read_only && !self.stored {
             warn_guessed_raw(&self.name);
         }
         Ok(format)
@@ -192,7 +194,7 @@ impl Image {
         };
         let node = opened.map_err(|error| failed(&error.report()))?;
         if let (None, false, Some(file), Some("raw")) =
-            (&self.how.format, self.how.read_only, guessed, node.io().driver())
+            (&self.how.format, self.how.read_only || self.stored, guessed, node.io().driver())
         {
             warn_guessed_raw(&file);
         }

@@ -97,7 +97,7 @@ impl Command for Args {
         };
         let below = source_cache(&self.backing_cache).map_err(Failure::message)?;
         let how = ImageOptions { format: self.format.clone(), cache, unmap: true, ..ImageOptions::default() };
-        let image = Image { name, image_opts: self.image_opts, resize: true, still: false, how };
+        let image = Image { name, image_opts: self.image_opts, resize: true, still: false, stored: false, how };
         let progress = self.progress.start(self.quiet, 1.0)?;
         with_block_layer(|gs| async move { self.rebase(&gs, &image, below, progress).await })
     }
@@ -174,7 +174,7 @@ impl Args {
             ..ImageOptions::default()
         };
         let path = self.path_of(name);
-        let new = Image { name: path, image_opts: false, resize: false, still: false, how };
+        let new = Image { name: path, image_opts: false, resize: false, still: false, stored: false, how };
         let in_words = |error: GraphError| {
             Failure::message(format!("Could not open new backing file '{name}': {}", error.report()))
         };

@@ -5,7 +5,7 @@ use crate::cli::{Command, Failure};
 use crate::image::{Image, with_block_layer};
 use crate::say;
 use block_common::{Errno, IoError, IoErrorKind, LENGTH_MAX, Preallocation};
-use block_drivers::{ImageOptions, NewImage};
+use block_drivers::{ImageOptions, NewImage, refuse_length, resize_failure};
 use block_gs::BitmapError;
 use clap::Parser;
 use std::ffi::OsString;
@@ -103,7 +103,8 @@ impl Command for Args {
         exclusive(self.image_opts, self.format.is_some())?;
         let size = Size::parse(size)?;
         let how = ImageOptions { format: self.format.clone(), ..ImageOptions::default() };
-        let image = Image { name: name.clone(), image_opts: self.image_opts, resize: true, still: false, how };
+        let image =
+            Image { name: name.clone(), image_opts: self.image_opts, resize: true, still: false, stored: false, how };
         with_block_layer(|gs| async move {
             let (backend, padded) = image.open_padded(&gs).await?;
             let old = padded.len();
@@ -118,8 +119,17 @@ impl Command for Args {
             if let Some(bitmap) = bitmaps.into_iter().find(|bitmap| bitmap.inconsistent) {
                 return Err(Failure::message(BitmapError::Inconsistent(bitmap.name)));
             }
+            let is_qcow2 = backend.node().is_some_and(|node| gs.skip_filters(&node).io().driver() == Some("qcow2"));
+            if let Some(refused) = refuse_length(new).filter(|_| is_qcow2) {
+                return Err(Failure::message(refused));
+            }
             let resized = padded.root().truncate(new, self.preallocation).await;
-            resized.map_err(|error| Failure::message(words(error, self.preallocation, fixed)))?;
+            resized.map_err(|error| {
+                Failure::message(match is_qcow2 {
+                    true => resize_failure(error, old, new, self.preallocation),
+                    false => words(error, self.preallocation, fixed),
+                })
+            })?;
             if self.quiet { Ok(()) } else { say("Image resized.") }
         })
     }

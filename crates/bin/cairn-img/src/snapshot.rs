@@ -93,7 +93,7 @@ impl Command for Args {
             unmap: true,
             ..ImageOptions::default()
         };
-        let image = Image { name, image_opts: self.image_opts, resize: !read_only, still: false, how };
+        let image = Image { name, image_opts: self.image_opts, resize: !read_only, still: false, stored: false, how };
         with_block_layer(|gs| async move {
             let backend = image.open(&gs).await?;
             act.carry_out(&gs, &backend).await
@@ -131,7 +131,7 @@ impl Act {
                 Err(Failure::message(format!("Could not delete snapshot '{name}': snapshot not found")))
             }
             (Self::Create(name), Some(control)) => {
-                let new = NewSnapshot { name: name.clone().into_bytes(), date: now() };
+                let new = NewSnapshot { name: name.clone().into_bytes(), date: now(), ..NewSnapshot::default() };
                 let done = drained(gs, &node, |req| async move { control.create_snapshot(&req, new).await }).await?;
                 done.map_err(|error| Failure::message(format!("Could not create snapshot '{name}': {}", error.errno())))
             }

@@ -109,8 +109,10 @@ impl Device {
         Ok(async move {
             let begin = Instant::now();
             let (result, buf) = match read.vm_state {
-                // No format of this build keeps a machine's state.
-                true => (Err(IoError::UNSUPPORTED), None),
+                true => match this.io.root().load_vmstate(read.offset, buf).await {
+                    Ok(buf) => (Ok(()), Some(buf)),
+                    Err(error) => (Err(error), None),
+                },
                 false => this.io.root().read(read.offset, buf).await,
             };
             let time = begin.elapsed();
@@ -167,8 +169,11 @@ impl Device {
         let mut flags = self.flags(write.fua);
         let root = self.io.root();
         match (buf, &write.source) {
-            // No format of this build keeps a machine's state.
-            (Some(_), _) if write.vm_state => Err(IoError::UNSUPPORTED),
+            (Some(buf), _) if write.vm_state => {
+                root.save_vmstate(write.offset, buf).await?;
+                // Without a write cache nothing may stay in one.
+                if self.io.write_cache() { Ok(()) } else { root.flush().await }
+            }
             (Some(buf), _) => {
                 flags.set(RequestFlags::WRITE_COMPRESSED, write.compressed);
                 root.write(write.offset, buf, flags).await.0

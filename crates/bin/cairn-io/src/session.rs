@@ -5,7 +5,7 @@ use crate::output::Output;
 use crate::requests::{Device, Failed, Outcome};
 use block_common::options::{Dialect, DriverKind};
 use block_common::{DebugEvent, IoError, IoResult, Options, OptionsError, Perm, PermPair, Preallocation, QapiEnum};
-use block_drivers::{BlkdebugControl, Stop};
+use block_drivers::{BlkdebugControl, Qcow2Control, Stop, refuse_length, resize_failure};
 use block_gs::{GlobalState, LeftOut, NodeRef};
 use block_io::Root;
 use cairn_io::catalogue::{COMMANDS, Entry, Needs, find};
@@ -206,7 +206,7 @@ impl Session {
                 Err(error) => self.fail(format!("flush failed: {error}")),
             },
             Command::Help(name) => self.help(name.as_deref()),
-            Command::Info => self.info(),
+            Command::Info => self.info().await,
             Command::Length => {
                 let len = self.root()?.length().or_else(|error| self.say(format!("getlength: {error}")))?;
                 self.out.print(format!("{}\n", amount(len as f64)));
@@ -297,10 +297,15 @@ impl Session {
     }
 
     /// Whether a range is decided by the image itself, and for how many bytes that holds.
-    async fn allocated(root: &Root, offset: u64, len: u64) -> IoResult<(bool, u64)> {
+    async fn allocated(&self, root: &Root, offset: u64, len: u64) -> IoResult<(bool, u64)> {
         let extent = root.block_status(offset, len).await?;
-        // No format of this build has a backing file: what reads as zeroes does so by the image's own decision.
-        Ok((extent.is_allocated() || extent.is_zero(), extent.len))
+        // Where there can be no backing file, what reads as zeroes does so by the image's own decision.
+        Ok((extent.is_allocated() || !self.is_qcow2() && extent.is_zero(), extent.len))
+    }
+
+    fn is_qcow2(&self) -> bool {
+        let top = self.nodes().map(|(top, _)| self.gs.skip_filters(&top));
+        top.is_some_and(|top| top.io().driver() == Some("qcow2"))
     }
 
     async fn alloc(&self, offset: u64, len: u64) -> Outcome {
@@ -309,7 +314,8 @@ impl Session {
         let len = len.min(length.saturating_sub(offset));
         let (mut done, mut sum) = (0, 0);
         while done < len {
-            let (allocated, more) = Self::allocated(&root, offset + done, len - done)
+            let (allocated, more) = self
+                .allocated(&root, offset + done, len - done)
                 .await
                 .or_else(|error| self.say(format!("is_allocated failed: {error}")))?;
             sum += if allocated { more } else { 0 };
@@ -327,7 +333,8 @@ impl Session {
         // The last row, which the next extent may belong to: whether allocated, where it begins.
         let mut row: Option<(bool, u64)> = None;
         while at < length {
-            let (allocated, len) = Self::allocated(&root, at, length - at)
+            let (allocated, len) = self
+                .allocated(&root, at, length - at)
                 .await
                 .or_else(|error| self.fail(format!("Failed to get allocation status: {error}")))?;
             if row.is_some_and(|(before, _)| before != allocated) {
@@ -359,13 +366,27 @@ impl Session {
         Some((top, leaf))
     }
 
-    fn info(&self) -> Outcome {
+    async fn info(&self) -> Outcome {
         let Some((top, leaf)) = self.nodes() else { return Err(Failed) };
         let driver = |node: &NodeRef| node.io().driver().unwrap_or("none");
         let name = driver(&top);
         self.out.print(format!("format name: {name}\n"));
         if self.gs.driver(name).is_ok_and(|driver| driver.kind() == DriverKind::Protocol) {
             self.out.print(format!("format name: {name}\n"));
+        }
+        if let Ok(control) = self.gs.with_control(&top, |control: &mut Qcow2Control| control.clone()) {
+            let ask = |req| async move { Ok(control.info(&req).await) };
+            let info = match self.gs.run_drained(&top, "", ask).await {
+                Ok(info) => info.or_else(|error| self.fail(error.to_string()))?,
+                Err(error) => return self.fail(error.report()),
+            };
+            let (cluster, state) = (info.header.geometry.cluster_size(), info.vm_state_offset());
+            let (cluster, state) = (amount(cluster as f64), amount(state as f64));
+            let specific = info.specific().to_text(1);
+            self.out.print(format!(
+                "cluster size: {cluster}\nvm state offset: {state}\nFormat specific information:\n{specific}"
+            ));
+            return Ok(());
         }
         // A null node has nothing to tell. The other drivers have neither clusters nor room for a machine's state.
         if driver(&leaf).starts_with("null-") {
@@ -381,7 +402,14 @@ impl Session {
             return self.fail(format!("offset({len}) exceeds maximum({IMAGE_BYTES_MAX})"));
         }
         let root = self.root()?;
+        let old = root.length().unwrap_or(0);
+        if let Some(refused) = refuse_length(len).filter(|_| self.is_qcow2()) {
+            return self.fail(refused);
+        }
         let Err(error) = root.truncate(len, preallocation).await else { return Ok(()) };
+        if self.is_qcow2() {
+            return self.fail(resize_failure(error, old, len, preallocation));
+        }
         let driver = self.nodes().and_then(|(_, leaf)| leaf.io().driver());
         let (is_file, is_device) = (driver == Some("file"), driver == Some("host_device"));
         let shrinks = root.length().is_ok_and(|before| len < before);

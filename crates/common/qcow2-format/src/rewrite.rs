@@ -104,7 +104,7 @@ mod tests {
             is_v3 in prop::bool::weighted(0.8),
             cluster_bits in prop::sample::select(vec![9u32, 12, 16]),
             name in prop::option::of(prop::collection::vec(1u8..255, 1..1023)),
-            format in prop::option::of(prop::collection::vec(b'a'..b'z', 1..15)),
+            format in prop::option::of(prop::collection::vec(b'a'..=b'z', 1..15)),
             features in any::<bool>(),
             bitmaps in prop::option::of(1u64..9),
             unknown in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..3),

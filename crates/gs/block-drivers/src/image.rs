@@ -1,6 +1,6 @@
 //! From what a user wrote (a file name, a format, a cache mode) to an open node.
 //!
-//! Guessing a format happens here and nowhere else, and only when the caller names none. Names that stand in an image never come here.
+//! Guessing a format happens here and nowhere else, and only when nobody names one: the caller, or the image that stands on another.
 
 use crate::file::driver_of_path;
 use block_common::options::{Dialect, Dict, Value, strip_protocol};
@@ -233,8 +233,8 @@ fn format_options(format: &str, file: Value, how: &ImageOptions) -> GraphResult<
     Ok(options)
 }
 
-/// The format that the node's first bytes look like.
-async fn guess(gs: &GlobalState, node: &NodeRef) -> GraphResult<&'static str> {
+/// The format that the node's first bytes look like, which is one that there is.
+pub(crate) async fn guess(gs: &GlobalState, node: &NodeRef) -> GraphResult<&'static str> {
     let perm = PermPair::new(Perm::CONSISTENT_READ, Perm::all());
     let root = gs.new_root("", ParentKind::Backend, perm, &gs.main_io());
     gs.attach_root(&root, Some(node)).await?;

@@ -16,7 +16,7 @@ mod image;
 
 pub use blkdebug::BlkdebugType;
 pub use block_blkdebug::{BlkdebugControl, Stop};
-pub use block_qcow2::Qcow2Control;
+pub use block_qcow2::{Qcow2Control, refuse_length, resize_failure};
 pub use block_qcow2_format::Measured;
 pub use create::{
     Amend, CreateError, CreateOption, CreateOptionKind, Measuring, NewImage, amend_options, check_format,
@@ -25,7 +25,7 @@ pub use create::{
 pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options};
 pub use null::NullType;
-pub use qcow2::{Qcow2Type, StoredNames};
+pub use qcow2::{Qcow2Type, StoredNames, file_of};
 pub use raw::RawType;
 
 use block_gs::GlobalState;

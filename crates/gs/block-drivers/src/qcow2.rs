@@ -3,6 +3,7 @@
 //! An image names its backing file and its data file. Such a name opens something only if whoever registered the driver allows it
 //! ([`StoredNames`]), is a plain file name whatever it looks like, and counts from the folder of the image.
 
+use crate::image::guess;
 use async_trait::async_trait;
 use block_common::options::{Dialect, Dict, DriverKind, Value};
 use block_common::{ChildName, ChildOrNull, ChildRole, ChildSpec, DiscardMode, OptionReader, Options};
@@ -13,6 +14,7 @@ use block_gs::{
 use block_io::{Edge, KeptBitmap};
 use block_qcow2::{Header, Qcow2, Qcow2Children, Qcow2Control, Qcow2Options, WeakControl};
 use block_qcow2_format::IncompatibleFeatures;
+use block_raw::RawControl;
 use std::any::Any;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -120,7 +122,7 @@ fn stored_path(image: Option<&Path>, name: &[u8]) -> GraphResult<String> {
 }
 
 /// The file that a node's bytes are in, if it is one.
-fn file_of(gs: &GlobalState, node: &str) -> Option<PathBuf> {
+pub fn file_of(gs: &GlobalState, node: &str) -> Option<PathBuf> {
     let mut name = node.to_owned();
     for _ in 0..DEPTH_MAX {
         let info = gs.find_node(&name).and_then(|node| gs.node_info(&node)).ok()?;
@@ -130,6 +132,28 @@ fn file_of(gs: &GlobalState, node: &str) -> Option<PathBuf> {
         name = info.children.into_iter().next()?.1?;
     }
     None
+}
+
+/// What a name that stands in an image is the name of.
+#[derive(Clone, Copy, Debug)]
+enum Stored<'a> {
+    /// A file.
+    File,
+    /// An image in a file, and its format, if that stands there, too.
+    Image(Option<&'a [u8]>),
+}
+
+/// The format that the first bytes of a file look like, which is opened for them alone.
+async fn guessed(context: &OpenContext<'_>, file: Dict) -> GraphResult<&'static str> {
+    let (gs, common) = (context.global(), context.common());
+    let mut options = Options::from_dict(Dialect::Legacy, file);
+    options.insert("read-only", true)?;
+    options.insert("force-share", common.force_share)?;
+    options.insert("cache.direct", common.cache_direct)?;
+    let node = gs.open_in_mutation(options).await?;
+    let format = guess(gs, &node).await;
+    gs.close(node).await?;
+    format
 }
 
 /// The options of a file.
@@ -147,7 +171,7 @@ impl Qcow2Type {
         context: &mut OpenContext<'_>,
         (name, role): (ChildName, ChildRole),
         option: Option<ChildOrNull>,
-        stored: Option<(&[u8], Option<&[u8]>)>,
+        stored: Option<(&[u8], Stored<'_>)>,
     ) -> GraphResult<Option<Edge>> {
         let key = name.as_str().to_owned();
         match (option, stored) {
@@ -159,17 +183,32 @@ impl Qcow2Type {
             (None, Some((stored, format))) => {
                 let image = context.child_name(&ChildName::FILE).and_then(|file| file_of(context.global(), &file));
                 let file = file_options(stored_path(image.as_deref(), stored)?)?;
-                let options = match format {
+                let driver = match format {
+                    Stored::File => None,
+                    Stored::Image(Some(format)) => Some(String::from_utf8_lossy(format).into_owned()),
+                    Stored::Image(None) => Some(guessed(context, file.clone()).await?.to_owned()),
+                };
+                let is_guessed = matches!(format, Stored::Image(None));
+                let options = match &driver {
                     None => file,
                     Some(format) => {
                         let mut image = Dict::new();
-                        image.insert("driver", String::from_utf8_lossy(format).into_owned())?;
+                        image.insert("driver", format.as_str())?;
                         image.insert("file", Value::Dict(file))?;
                         image
                     }
                 };
                 let spec = ChildSpec::Inline(Options::from_dict(Dialect::Legacy, options));
-                context.open_child(name, role, spec).await.map(Some)
+                let edge = context.open_child(name.clone(), role, spec).await?;
+                if is_guessed
+                    && driver.as_deref() == Some("raw")
+                    && let Some(node) = context.child_name(&name)
+                {
+                    // As for any image whose format is guessed (rule trust-1): it may be written one day, by commit.
+                    let gs = context.global();
+                    gs.with_control(&gs.find_node(&node)?, RawControl::guard_first_sector)?;
+                }
+                Ok(Some(edge))
             }
         }
     }
@@ -180,13 +219,8 @@ impl Qcow2Type {
         option: Option<ChildOrNull>,
         header: &Header,
     ) -> GraphResult<Option<Edge>> {
-        let format = header.backing_format.as_deref();
+        let format = Stored::Image(header.backing_format.as_deref());
         let stored = header.backing_file.as_deref().map(|name| (name, format));
-        if option.is_none() && stored.is_some() && format.is_none() {
-            return Err(GraphError::NotBuilt(
-                "Guessing the format of a backing file that the image does not name".into(),
-            ));
-        }
         let edge = self.named_child(context, (ChildName::BACKING, ChildRole::COW), option, stored).await;
         edge.map_err(|error| match (header.backing_file.as_deref(), error) {
             (Some(_), error @ GraphError::NotBuilt(_)) => error,
@@ -209,7 +243,7 @@ impl Qcow2Type {
                 }
             };
         }
-        let stored = header.data_file.as_deref().map(|name| (name, None));
+        let stored = header.data_file.as_deref().map(|name| (name, Stored::File));
         let edge = self.named_child(context, (DATA_FILE, ChildRole::DATA), option, stored).await?;
         edge.map(Some).ok_or_else(|| GraphError::Open("'data-file' is required for this image".into()))
     }

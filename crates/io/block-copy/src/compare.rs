@@ -5,10 +5,9 @@
 //! caller's business: see [`first_data`] for the rest of the longer one.
 
 use crate::error::CopyAct;
-use crate::flight::Flight;
 use crate::padded::{Padded, STATUSES_AHEAD};
 use block_common::{BlockStatus, BufPool, IoError, IoResult, StatusExtent, is_zero};
-use block_io::{Access, HostRange, Root, on_host_files};
+use block_io::{Access, Flight, HostRange, Root, on_host_files};
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::mpsc;

@@ -5,9 +5,8 @@
 
 use crate::control::JobControl;
 use crate::error::{CopyAct, CopyError, RunError};
-use crate::flight::Flight;
 use block_common::{BufPool, IoError, RequestFlags};
-use block_io::Root;
+use block_io::{Flight, Root};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;

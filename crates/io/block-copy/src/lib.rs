@@ -14,7 +14,6 @@ mod rate;
 
 mod copy;
 mod error;
-mod flight;
 
 mod compare;
 mod layers;

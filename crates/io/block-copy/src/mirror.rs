@@ -6,9 +6,8 @@
 use crate::control::{Cancelled, JobControl};
 use crate::copy::{Copier, CopyOptions};
 use crate::error::{CopyError, RunError};
-use crate::flight::Flight;
 use block_backend_io::Upcalls;
-use block_io::{DirtyBitmap, Root};
+use block_io::{DirtyBitmap, Flight, Root};
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;

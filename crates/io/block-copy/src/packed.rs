@@ -4,12 +4,11 @@
 //! [`SparseOptions::depth`] says; what compresses them is the target's driver, on threads of its own.
 
 use crate::error::{CopyAct, CopyError};
-use crate::flight::Flight;
 use crate::padded::Padded;
 use crate::rate::RateLimit;
 use crate::sparse::{SparseNote, SparseOptions, earlier};
 use block_common::{AlignedBuf, BufPool, IoBuf, RequestFlags, is_zero};
-use block_io::Root;
+use block_io::{Flight, Root};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -57,6 +56,14 @@ pub async fn packed_copy(
     ended
 }
 
+/// What a cluster is, without its being read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    Zero,
+    /// The target shows it already.
+    Left,
+}
+
 struct Packer {
     sources: Vec<Padded>,
     target: Root,
@@ -80,9 +87,12 @@ impl Packer {
     }
 
     async fn cluster(&self, at: u64, len: u64) -> Result<(), CopyError> {
-        if self.is_known_zero(at, len).await? {
-            (self.note)(SparseNote::Skipped(len));
-            return self.zero(at, len).await;
+        match self.known(at, len).await? {
+            None => {}
+            Some(known) => {
+                (self.note)(SparseNote::Skipped(len));
+                return if known == Known::Left { Ok(()) } else { self.zero(at, len).await };
+            }
         }
         let buf = self.pool.take(len as usize).into_io();
         for (source, from, place, part) in self.parts(at, len) {
@@ -108,8 +118,9 @@ impl Packer {
         self.target.zero(at, len, flags).await.map_err(CopyError::at(CopyAct::Zero, at))
     }
 
-    /// Whether the sources say that a range is zeroes, without being read.
-    async fn is_known_zero(&self, at: u64, len: u64) -> Result<bool, CopyError> {
+    /// What the sources say of a range, if it need not be read.
+    async fn known(&self, at: u64, len: u64) -> Result<Option<Known>, CopyError> {
+        let mut known = None;
         for (source, from, place, part) in self.parts(at, len) {
             let mut done = 0;
             while done < part {
@@ -118,17 +129,24 @@ impl Packer {
                     // It may be readable all the same.
                     Err(error) if self.options.salvage => {
                         (self.note)(SparseNote::Unknown(at + place + done, error));
-                        return Ok(false);
+                        return Ok(None);
                     }
                     Err(error) => return Err(CopyError::at(CopyAct::Status, at + place + done)(error)),
                 };
-                if !told.iter().all(|extent| extent.is_zero()) {
-                    return Ok(false);
+                for extent in told {
+                    let this = match (extent.status.is_empty(), extent.is_zero()) {
+                        (true, _) => Known::Left,
+                        (false, true) => Known::Zero,
+                        (false, false) => return Ok(None),
+                    };
+                    if *known.get_or_insert(this) != this {
+                        return Ok(None);
+                    }
+                    done += extent.len;
                 }
-                done += told.iter().map(|extent| extent.len).sum::<u64>();
             }
         }
-        Ok(true)
+        Ok(known)
     }
 
     async fn read(&self, source: &Padded, from: u64, to: u64, buf: IoBuf) -> Result<(), CopyError> {

@@ -17,6 +17,8 @@ pub struct Padded {
     root: Root,
     /// The node's own length when this was made.
     exact: u64,
+    /// See [`Padded::upper`].
+    layers: Option<usize>,
 }
 
 impl Padded {
@@ -30,7 +32,13 @@ impl Padded {
     pub fn new(root: Root) -> IoResult<Self> {
         let exact = root.length()?;
         exact.checked_next_multiple_of(Self::SECTOR).ok_or(IoError::INVALID)?;
-        Ok(Self { root, exact })
+        Ok(Self { root, exact, layers: None })
+    }
+
+    /// The same, of which only what the uppermost `layers` images of a chain decide is to be [told](Padded::decided): what is below them is there
+    /// already.
+    pub fn upper(self, layers: usize) -> Self {
+        Self { layers: Some(layers), ..self }
     }
 
     /// The root.
@@ -100,7 +108,8 @@ impl Padded {
         Ok(extents)
     }
 
-    /// The same, with those that the node leaves to what it stands on as told there.
+    /// The same, with those that the node leaves to what it stands on as told there. [`BlockStatus::empty`] is what is left to images that
+    /// do not count.
     ///
     /// # Errors
     /// As [`Root::block_status`].
@@ -118,10 +127,13 @@ impl Padded {
                 at = end;
             }
             while at < end {
-                let below = self.root.chain_status(at, end - at).await?.extent;
+                let chain = self.root.chain_status(at, end - at).await?;
+                let below = chain.extent;
                 at += below.len;
+                let is_left = self.layers.is_some_and(|layers| chain.depth.unwrap_or(chain.reached) >= layers);
                 // Where it lies is another image's business.
-                let status = below.status & (BlockStatus::DATA | BlockStatus::ZERO | BlockStatus::EOF);
+                let kinds = BlockStatus::DATA | BlockStatus::ZERO | BlockStatus::EOF;
+                let status = if is_left { BlockStatus::empty() } else { below.status & kinds };
                 decided.push(StatusExtent::new(status, below.len));
             }
         }

@@ -5,12 +5,11 @@
 //! comes from, its length and its last flush are the caller's business.
 
 use crate::error::{CopyAct, CopyError};
-use crate::flight::Flight;
 use crate::padded::{Padded, STATUSES_AHEAD};
 use crate::rate::RateLimit;
 use crate::zeroes::runs;
 use block_common::{AlignedBuf, BufPool, IoBuf, IoError, RequestFlags, StatusExtent};
-use block_io::{Access, HostRange, Root, on_host_files};
+use block_io::{Access, Flight, HostRange, Root, on_host_files};
 use std::fmt;
 use std::future::poll_fn;
 use std::ops::Range;
@@ -57,7 +56,7 @@ impl SparseOptions {
 pub enum SparseNote {
     /// So many more bytes that are not known to be zeroes are done with.
     Copied(u64),
-    /// So many more bytes that are known to be zeroes have their turn.
+    /// So many more bytes that are known to be zeroes, or to be in the target already, have their turn.
     Skipped(u64),
     /// This sector, at an offset of the whole, could not be read, and is zeroes in the target.
     Lost(u64, IoError),
@@ -65,7 +64,7 @@ pub enum SparseNote {
     Unknown(u64, IoError),
 }
 
-/// How many bytes of `sources` are not known to be zeroes: what [`SparseNote::Copied`] adds up to.
+/// How many bytes of `sources` are to be read: what [`SparseNote::Copied`] adds up to.
 ///
 /// # Errors
 /// The source that did not answer, unless `salvage` takes what it does not tell for data.
@@ -74,14 +73,14 @@ pub async fn data_bytes(sources: &[Padded], salvage: bool) -> Result<u64, CopyEr
     let counting = async move {
         let mut bytes = 0;
         while let Some(extent) = extents.next(u64::MAX).await? {
-            bytes += if extent.zero { 0 } else { extent.len };
+            bytes += if extent.zero || extent.left { 0 } else { extent.len };
         }
         Ok(bytes)
     };
     tokio::join!(counting, asking).0
 }
 
-/// Copy all of `sources`, one behind the other, to the start of `target`. To be awaited on an I/O thread; all roots are best
+/// Copy all of `sources`, or their [upper](Padded::upper) images, one behind the other, to the start of `target`. To be awaited on an I/O thread; all roots are best
 /// at home there.
 ///
 /// # Errors
@@ -139,6 +138,8 @@ struct Extent {
     to: u64,
     len: u64,
     zero: bool,
+    /// The target shows it already: nothing is written.
+    left: bool,
     /// Whether it goes through a buffer.
     is_buffered: bool,
 }
@@ -239,8 +240,9 @@ async fn tell_extents(
             let len = status.len.next_multiple_of(Padded::SECTOR).min(source.len() - from);
             let is_whole = len == status.len;
             let zero = is_whole && status.is_zero();
-            let is_buffered = !zero || how.all_buffered;
-            let extent = Extent { source: source.clone(), from, to: to + from, len, zero, is_buffered };
+            let left = status.status.is_empty();
+            let is_buffered = !left && (!zero || how.all_buffered);
+            let extent = Extent { source: source.clone(), from, to: to + from, len, zero, left, is_buffered };
             from += len;
             if tell.send(Ok(extent)).await.is_err() {
                 return false;
@@ -621,9 +623,9 @@ impl Flow {
         let options = copier.options;
         let mut piece = Piece::default();
         while let Some(extent) = extents.next(SparseOptions::CHUNK.min(Piece::LEN_MAX - piece.len)).await? {
-            if extent.zero {
+            if extent.zero || extent.left {
                 (copier.note)(SparseNote::Skipped(extent.len));
-                if options.target_is_zero && options.sparse > 0 {
+                if extent.left || options.target_is_zero && options.sparse > 0 {
                     continue;
                 }
             }

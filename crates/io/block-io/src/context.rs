@@ -1144,7 +1144,6 @@ mod tests {
     /// The kernel says that work waits, and there is none: it says so a moment after it has added some, which may be done by then. Nobody asks for
     /// ever, and what comes later is seen.
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "pipes have no driver")]
     fn drain_5_work_that_is_announced_and_is_not_there_is_not_waited_for() {
         const TASKRUN: u32 = 1 << 2;
         if !ring_available() {

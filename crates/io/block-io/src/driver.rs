@@ -261,6 +261,24 @@ pub trait Driver: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Store `buf` at byte `offset` of a machine's state, which the node keeps beside its disk.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where it keeps none.
+    #[doc(alias = "bdrv_save_vmstate")]
+    async fn save_vmstate(&self, _req: &Req, _offset: u64, _buf: &IoBuf) -> IoResult<()> {
+        Err(IoError::UNSUPPORTED)
+    }
+
+    /// Fill `buf` from byte `offset` of the machine's state. What was not stored reads as zeroes.
+    ///
+    /// # Errors
+    /// As [`Driver::save_vmstate`].
+    #[doc(alias = "bdrv_load_vmstate")]
+    async fn load_vmstate(&self, _req: &Req, _offset: u64, _buf: &IoBuf) -> IoResult<()> {
+        Err(IoError::UNSUPPORTED)
+    }
+
     /// An ioctl of the device behind the node, for pass-through: request number and argument, in and out.
     ///
     /// # Errors

@@ -470,6 +470,16 @@ pub(crate) async fn debug_event(req: &Req, event: DebugEvent) {
 }
 
 /// Pass an ioctl on. It may change anything.
+/// Store part of a machine's state. It is no part of the disk: nothing waits for it, and no bitmap hears of it.
+pub(crate) async fn save_vmstate(req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+    if req.node.is_read_only() {
+        return Err(IoError::READ_ONLY);
+    }
+    let result = req.node.engine()?.save_vmstate(req, offset, buf).await;
+    req.node.flushing().wrote();
+    result
+}
+
 pub(crate) async fn ioctl(req: &Req, number: u64, argument: &IoBuf) -> IoResult<()> {
     let result = req.node.engine()?.ioctl(req, number, argument).await;
     req.node.status_cache().forget();

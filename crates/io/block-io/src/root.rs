@@ -343,6 +343,33 @@ impl Root {
         self.at_home(move |req| async move { pipeline::refresh_length(&req).await }).await
     }
 
+    /// Store `buf` at byte `offset` of a machine's state, which the node keeps beside its disk until a snapshot takes it.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where it keeps none; otherwise as [`Root::write`].
+    #[doc(alias = "blk_save_vmstate")]
+    #[doc(alias = "bdrv_save_vmstate")]
+    #[doc(alias = "bdrv_writev_vmstate")]
+    pub async fn save_vmstate(&self, offset: u64, buf: IoBuf) -> IoResult<()> {
+        self.0.edge.writable(RequestFlags::empty())?;
+        self.at_home(move |req| async move { pipeline::save_vmstate(&req, offset, &buf).await }).await
+    }
+
+    /// Fill `buf` from byte `offset` of the machine's state, and give it back. What was not stored reads as zeroes.
+    ///
+    /// # Errors
+    /// As [`Root::save_vmstate`].
+    #[doc(alias = "blk_load_vmstate")]
+    #[doc(alias = "bdrv_load_vmstate")]
+    #[doc(alias = "bdrv_readv_vmstate")]
+    pub async fn load_vmstate(&self, offset: u64, buf: IoBuf) -> IoResult<IoBuf> {
+        let load = move |req: Req| async move {
+            req.node.engine()?.load_vmstate(&req, offset, &buf).await?;
+            Ok(buf)
+        };
+        self.at_home(load).await
+    }
+
     /// Pass an ioctl to the device behind the node.
     ///
     /// # Errors

@@ -233,23 +233,25 @@ impl Inspector<'_> {
     fn cluster(&mut self, (entry, bits): (L2Entry, SubclusterBits), offset: u64, report: &mut Report) {
         let geometry = self.header.geometry;
         let size = geometry.cluster_size();
-        let room = report.guest.len().saturating_sub(offset as usize).min(size as usize);
+        // Behind the disk there may be a machine's state.
+        let start = (offset as usize).min(report.guest.len());
+        let room = (report.guest.len() - start).min(size as usize);
         if entry.reserved(&geometry) != 0 {
             self.wrong.push(format!("L2 entry of {offset:#x}: {:#x}", entry.raw()));
         }
         let host = match entry.kind(&geometry) {
             L2Kind::Unallocated => None,
             L2Kind::Zero => {
-                report.guest[offset as usize..][..room].fill(0);
+                report.guest[start..][..room].fill(0);
                 None
             }
             L2Kind::ZeroAllocated(host) => {
-                report.guest[offset as usize..][..room].fill(0);
+                report.guest[start..][..room].fill(0);
                 Some(host)
             }
             L2Kind::Data(host) => {
                 if !geometry.is_extended() {
-                    self.copy(host, &mut report.guest[offset as usize..][..room]);
+                    self.copy(host, &mut report.guest[start..][..room]);
                 }
                 Some(host)
             }
@@ -257,7 +259,7 @@ impl Inspector<'_> {
                 self.uses(at, len, "compressed data");
                 report.compressed += 1;
                 match self.unpack(at, len, size as usize) {
-                    Some(plain) => report.guest[offset as usize..][..room].copy_from_slice(&plain[..room]),
+                    Some(plain) => report.guest[start..][..room].copy_from_slice(&plain[..room]),
                     None => self.wrong.push(format!("rubbish in the compressed cluster of {offset:#x}")),
                 }
                 None

@@ -1,5 +1,6 @@
 //! `commit` and `rebase`: what they say, what the images show after it, and whose each cluster is, as qemu-img has it.
 
+use crate::beds::{Beds, is_missing};
 use crate::support::{program, skipped};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -174,4 +175,57 @@ fn maps_and_snapshots_of_chains_are_what_they_are_to_qemu_img() {
         }
         bed.must("cmp", "ours", &["raw", "../theirs/raw"]);
     }
+}
+
+/// Scenario: images that say what they stand on, and not of which format that is, as old tools made them.
+#[test]
+fn the_format_of_a_backing_file_is_guessed_alike() {
+    if is_missing("the_format_of_a_backing_file_is_guessed_alike") {
+        return;
+    }
+    let beds = Beds::new(&[
+        "qemu-img create -q -f qcow2 base 4M",
+        "qemu-io -f qcow2 -c 'write -P 3 0 1M' base",
+        "qemu-img create -q -f raw raw 4M",
+        "qemu-io -f raw -c 'write -P 4 0 1M' raw",
+        "qemu-img create -q -f qcow2 -b base -F qcow2 on-qcow2",
+        "qemu-img create -q -f qcow2 -b raw -F raw on-raw",
+        "qemu-img create -q -f qcow2 -b on-raw -F qcow2 top",
+        "qemu-img create -q -f qcow2 -b raw -F raw bad",
+    ]);
+    for image in ["on-qcow2", "on-raw", "top", "bad"] {
+        // The header extension that names the format becomes one that nobody knows.
+        beds.patch(image, |bytes| {
+            let at = bytes.windows(4).position(|four| four == [0xe2, 0x79, 0x2a, 0xca]).expect("an extension");
+            bytes[at..at + 4].copy_from_slice(&[1, 2, 3, 4]);
+        });
+    }
+    for line in [
+        "info --backing-chain top",
+        "info --backing-chain on-qcow2",
+        "map top",
+        "map --output=json on-qcow2",
+        "compare top raw",
+        "compare on-qcow2 base",
+        "convert -O raw top out.raw",
+        "check top",
+        "measure -O qcow2 top",
+        "convert -O qcow2 on-qcow2 out",
+        "rebase -f qcow2 -b base -F qcow2 top",
+    ] {
+        beds.both(line);
+    }
+    beds.compare("out");
+    beds.compare("top");
+    beds.theirs("qemu-io -f qcow2 -c 'write -P 5 64k 64k' on-raw");
+    beds.both("commit on-raw");
+    beds.both("commit on-qcow2");
+    // Nobody shall make a raw image another one by writing a header into it (rule trust-1).
+    beds.theirs("qemu-io -f qcow2 -c 'write -P 81 0 512' bad");
+    beds.patch("bad", |bytes| {
+        let at = bytes.windows(512).rposition(|sector| sector == [81; 512]).expect("the sector");
+        bytes[at..at + 8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    });
+    beds.both("commit bad");
+    beds.both("compare -f raw -F raw raw out.raw");
 }

@@ -1,5 +1,6 @@
 //! Conversions from and to qcow2 images of every kind, both ways: what one program writes, the other one reads, byte for byte, and finds right.
 
+use crate::beds::{Beds, is_missing};
 use crate::support::{program, skipped};
 use block_testkit::Rng;
 use std::path::Path;
@@ -106,4 +107,59 @@ fn what_cannot_be_compressed_says_so() {
         });
         assert_eq!(ours, theirs, "{words:?}");
     }
+}
+
+/// Scenario: the target stands on a file that the source stands on as well, or on one of the same content.
+#[test]
+fn what_the_backing_file_has_is_not_copied() {
+    if is_missing("what_the_backing_file_has_is_not_copied") {
+        return;
+    }
+    let beds = Beds::new(&[
+        "qemu-img create -q -f qcow2 base 4M",
+        "qemu-io -f qcow2 -c 'write -P 1 0 1M' base",
+        "qemu-img create -q -f qcow2 -b base -F qcow2 top",
+        "qemu-io -f qcow2 -c 'write -P 3 100k 30k' -c 'write -z 1M 64k' -c 'write -P 0 3200k 64k' -c 'write -P 4 4090k 6k' top",
+        "qemu-img convert -O raw base same.raw",
+        "qemu-img create -q -f qcow2 -b base -F qcow2 there",
+    ]);
+    for (line, made) in [
+        ("-O qcow2 -B base -F qcow2 top o1", "o1"),
+        ("-O qcow2 -o backing_file=base,backing_fmt=qcow2 top o2", "o2"),
+        ("-O qcow2 -B same.raw -F raw top o3", "o3"),
+        ("-c -O qcow2 -B base -F qcow2 top o4", "o4"),
+        ("-S 0 -O qcow2 -B base -F qcow2 top o5", "o5"),
+        ("-O qcow2 -o extended_l2=on -B base -F qcow2 top o6", "o6"),
+        ("-n -O qcow2 -B base -F qcow2 top there", "there"),
+        ("-O qcow2 -B base -F qcow2 top base o7", ""),
+        ("-O qcow2 -B nothere -F qcow2 top o7", ""),
+        ("-O qcow2 -B base top o7", ""),
+        ("-O raw -B base -F qcow2 top o7", ""),
+    ] {
+        beds.both(&format!("convert {line}"));
+        if !made.is_empty() {
+            beds.compare(made);
+            beds.map(made);
+        }
+    }
+}
+
+/// Where the target's backing file is not the one right below the source, qemu-img loses what the images between have.
+#[test]
+fn what_is_between_a_source_and_the_backing_file_is_copied() {
+    if is_missing("what_is_between_a_source_and_the_backing_file_is_copied") {
+        return;
+    }
+    let beds = Beds::new(&[
+        "qemu-img create -q -f qcow2 base 4M",
+        "qemu-io -f qcow2 -c 'write -P 1 0 1M' base",
+        "qemu-img create -q -f qcow2 -b base -F qcow2 mid",
+        "qemu-io -f qcow2 -c 'write -P 2 512k 512k' mid",
+        "qemu-img create -q -f qcow2 -b mid -F qcow2 top",
+        "qemu-io -f qcow2 -c 'write -P 3 2M 64k' top",
+    ]);
+    beds.ours("convert -O qcow2 -B base -F qcow2 top out", 0);
+    beds.ours("compare top out", 0);
+    beds.ours("convert -c -O qcow2 -B ./base -F qcow2 top out", 0);
+    beds.ours("compare top out", 0);
 }

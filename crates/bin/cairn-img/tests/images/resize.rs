@@ -1,5 +1,6 @@
 //! Tables for `resize`.
 
+use crate::beds::{Beds, is_missing};
 use crate::support::check_all;
 
 #[test]
@@ -77,4 +78,44 @@ fn resizing_is_refused_alike() {
             "resize -x",
         ],
     );
+}
+
+/// Scenario: qcow2 images of each kind become longer, and what is new gets its place at once.
+#[test]
+fn qcow2_images_grow_with_places() {
+    if is_missing("qcow2_images_grow_with_places") {
+        return;
+    }
+    let beds = Beds::new(&["qemu-img create -q -f qcow2 base 4M", "qemu-io -f qcow2 -c 'write -P 1 0 4M' base"]);
+    for (at, options) in
+        ["", "-o extended_l2=on", "-o compat=0.10", "-o cluster_size=512", "-b base -F qcow2", "-o data_file=data"]
+            .into_iter()
+            .enumerate()
+    {
+        for mode in ["off", "metadata", "falloc", "full"] {
+            let image = format!("i{at}{mode}");
+            beds.theirs(&format!("qemu-img create -q -f qcow2 {options} {image} 1000k"));
+            beds.theirs(&format!("qemu-io -f qcow2 -c 'write -P 5 900k 100k' {image}"));
+            for size in ["1100k", "3M", "5M"] {
+                beds.both(&format!("resize --preallocation={mode} {image} {size}"));
+                beds.compare(&image);
+                // With subclusters, qemu-img allocates clusters and leaves out their subclusters; and which clusters of 512 bytes lie in holes of the host's
+                // file depends on where the tables are.
+                let differs: &[&str] = match at {
+                    1 => &["falloc", "full"],
+                    3 => &["metadata"],
+                    // What hides the backing file's longer end may be written or told.
+                    4 => &["off", "metadata", "falloc", "full"],
+                    _ => &[],
+                };
+                if !differs.contains(&mode) {
+                    beds.map(&image);
+                }
+            }
+            beds.both(&format!("resize {image} 5000001"));
+            beds.both(&format!("resize --preallocation=metadata --shrink {image} 2M"));
+            beds.both(&format!("resize --shrink {image} 1234567"));
+            beds.theirs(&format!("rm -f {image} data"));
+        }
+    }
 }

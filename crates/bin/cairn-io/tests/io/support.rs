@@ -62,6 +62,43 @@ pub(crate) fn make_files(dir: &Path) {
     std::fs::create_dir(dir.join("dir")).expect("a directory");
 }
 
+/// Make the images that scripts work on, with the tools that are compared with.
+fn make_images(dir: &Path, their_io: &Path) {
+    make_files(dir);
+    let img = their_io.with_file_name("qemu-img");
+    let run = |program: &Path, args: &str| {
+        let status = Command::new(program).args(args.split(' ')).current_dir(dir).stdout(Stdio::null()).status();
+        assert!(status.expect("it starts").success(), "{args}");
+    };
+    for (name, options) in [
+        ("t", "-f qcow2"),
+        ("x", "-f qcow2 -o extended_l2=on"),
+        ("v2", "-f qcow2 -o compat=0.10"),
+        ("s", "-f qcow2"),
+        ("d", "-f qcow2 -o data_file=d.data"),
+    ] {
+        run(&img, &format!("create -q {options} {name}.qcow2 1M"));
+        run(&img, &format!("convert -n -O qcow2 t.raw {name}.qcow2"));
+    }
+    run(&img, "convert -c -O qcow2 t.raw c.qcow2");
+    run(&img, "create -q -f qcow2 -b t.qcow2 -F qcow2 b.qcow2");
+    run(&img, "snapshot -c one s.qcow2");
+}
+
+/// What two images have that is not equal: their content, or what they say of it.
+fn image_difference(their_io: &Path, theirs: &Path, ours: &Path) -> Option<String> {
+    let img = their_io.with_file_name("qemu-img");
+    let output = |args: &[&std::ffi::OsStr]| {
+        let output = Command::new(&img).args(args).output().expect("it starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (compare, strict) = ("compare".as_ref(), "-s".as_ref());
+    let compared = output(&[compare, strict, theirs.as_os_str(), ours.as_os_str()]);
+    let checked = output(&["check".as_ref(), ours.as_os_str()]);
+    let is_good = compared.0 == Some(0) && checked.0 == Some(0);
+    (!is_good).then(|| format!("{compared:?}, {checked:?}"))
+}
+
 /// Run `program` in `dir`, and give it `stdin`.
 pub(crate) fn run(program: &Path, dir: &Path, args: &[&str], stdin: &[u8]) -> Ran {
     let mut command = Command::new(program);
@@ -150,6 +187,8 @@ pub(crate) fn sorted_reports(text: &str) -> String {
 pub(crate) struct Bench {
     ours: tempfile::TempDir,
     theirs: tempfile::TempDir,
+    /// The images that every script's are copies of.
+    files: tempfile::TempDir,
     their_program: PathBuf,
 }
 
@@ -158,7 +197,18 @@ impl Bench {
     pub(crate) fn new() -> Option<Self> {
         let their_program = theirs()?;
         let (ours, theirs) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
-        Some(Self { ours, theirs, their_program })
+        let files = tempfile::tempdir().expect("a directory");
+        make_images(files.path(), &their_program);
+        Some(Self { ours, theirs, files, their_program })
+    }
+
+    fn copy_images(&self, to: &Path) {
+        for entry in std::fs::read_dir(self.files.path()).expect("a directory") {
+            let entry = entry.expect("an entry");
+            if !to.join(entry.file_name()).exists() {
+                std::fs::copy(entry.path(), to.join(entry.file_name())).expect("a copy");
+            }
+        }
     }
 
     /// Run both programs. Returns what is different, or nothing.
@@ -166,6 +216,9 @@ impl Bench {
         let run = |program: &Path, dir: &Path| {
             let dir = tempfile::tempdir_in(dir).expect("a directory");
             make_files(dir.path());
+            if args.iter().any(|arg| arg.ends_with(".qcow2")) {
+                self.copy_images(dir.path());
+            }
             let ran = run(program, dir.path(), args, stdin);
             let mut stdout = without_times(&ran.stdout);
             if any_order {
@@ -186,6 +239,12 @@ impl Bench {
             }
             let read = |path: PathBuf| std::fs::read(path).expect("a file");
             let (theirs, ours) = (read(entry.path()), read(our_dir.path().join(entry.file_name())));
+            if theirs != ours && entry.path().extension().is_some_and(|extension| extension == "qcow2") {
+                // Where clusters lie is each program's own business.
+                let ours = our_dir.path().join(entry.file_name());
+                different.extend(image_difference(&self.their_program, &entry.path(), &ours));
+                continue;
+            }
             if theirs != ours {
                 let at = theirs.iter().zip(&ours).position(|(theirs, ours)| theirs != ours);
                 let name = entry.file_name();

@@ -35,6 +35,11 @@ impl NewImage {
         Ok(())
     }
 
+    /// The backing file's name from here, if the image is called `name`.
+    pub fn backing_beside(&self, name: &str) -> Option<String> {
+        self.options.lookup(FILE).map(|file| beside(name, &text(file)))
+    }
+
     /// See that the backing file can be one, and take its length if no other is given. Without `look` it is not opened, and need
     /// not be there.
     ///

@@ -4,7 +4,9 @@
 //! and laying out JSON is the caller's business.
 
 use crate::check::{CheckError, Image, Storage};
+use crate::image::Qcow2Control;
 use block_common::HumanSize;
+use block_io::Req;
 use block_qcow2_format::{
     AutoclearFeatures, Bitmap, BitmapFlags, CompatibleFeatures, CompressionType, Header, IncompatibleFeatures,
     Snapshot, SnapshotError, Version,
@@ -55,6 +57,12 @@ impl ImageInfo {
             }
         };
         Ok(Self { header, snapshots, bitmaps })
+    }
+
+    /// Where the machine's state begins in the image's addresses, in bytes.
+    pub fn vm_state_offset(&self) -> u64 {
+        let geometry = &self.header.geometry;
+        geometry.l1_entries_for(self.header.size) * geometry.cluster_size() * geometry.l2_entries()
     }
 
     /// Whether guest data is encrypted.
@@ -184,6 +192,18 @@ fn extra_at(bytes: &[u8], count: u32) -> u32 {
         }
     }
     count
+}
+
+impl Qcow2Control {
+    /// What the open image says of itself. `req` is a token on its node.
+    ///
+    /// # Errors
+    /// As [`ImageInfo::read`].
+    #[doc(alias = "bdrv_get_info")]
+    #[doc(alias = "bdrv_get_specific_info")]
+    pub async fn info(&self, req: &Req) -> Result<ImageInfo, CheckError> {
+        ImageInfo::read(Storage::Edge(req, &self.0.file)).await
+    }
 }
 
 impl InfoValue {

@@ -27,18 +27,17 @@ mod read;
 mod refcounts;
 mod resize;
 mod snapshot;
+mod vmstate;
 mod write;
 mod zero;
 
 pub use block_qcow2_format::{Header, Version};
 pub use image::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Error, Qcow2Options, WeakControl};
-
+pub use resize::{refuse_length, resize_failure};
 pub use snapshot::{NewSnapshot, SnapshotFailure, SnapshotKey};
 
 use async_trait::async_trait;
-use block_common::{
-    GuestOffset, GuestRange, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags, StatusExtent,
-};
+use block_common::{GuestOffset, GuestRange, IoBuf, IoResult, Limits, Preallocation, RequestFlags, StatusExtent};
 use block_io::{Access, Driver, Edge, Mapping, Req};
 
 #[async_trait]
@@ -124,10 +123,15 @@ impl Driver for Qcow2 {
 
     async fn truncate(&self, req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {
         self.0.writable()?;
-        match preallocation {
-            Preallocation::Off => self.0.resize(req, len).await,
-            _ => Err(IoError::UNSUPPORTED),
-        }
+        self.0.resize(req, len, preallocation).await
+    }
+
+    async fn save_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        self.0.save_vmstate(req, offset, buf).await
+    }
+
+    async fn load_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        self.0.load_vmstate(req, offset, buf).await
     }
 
     async fn refresh_limits(&self, req: &Req) -> IoResult<()> {

@@ -4,20 +4,44 @@ use crate::image::Shared;
 use crate::lookup::{Extent, Source};
 use crate::{compress, meta};
 use block_common::{AlignedBuf, HostOffset, IoBuf, IoError, IoResult};
-use block_io::Req;
+use block_io::{Flight, Req};
+
+/// How many places one request reads from at a time.
+const READS_MAX: usize = 8;
 
 impl Shared {
-    /// Fill `buf` from `offset` of the virtual disk.
+    /// Fill `buf` from `offset` of the virtual disk. What lies in several places is read from several at a time.
     pub(crate) async fn read(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        let (mut flight, mut result) = (Flight::new(), Ok(()));
         let mut done = 0;
-        while done < buf.len() {
+        while done < buf.len() && result.is_ok() {
             let at = offset + done as u64;
-            let extent = self.find(req, at, (buf.len() - done) as u64).await?;
+            let extent = match self.find(req, at, (buf.len() - done) as u64).await {
+                Ok(extent) => extent,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            };
             let len = extent.len as usize;
-            self.read_extent(req, at, extent, &buf.slice(done, len)).await?;
+            let part = buf.slice(done, len);
+            if len == buf.len() {
+                return self.read_extent(req, at, extent, &part).await;
+            }
             done += len;
+            let read = async move { self.read_extent(req, at, extent, &part).await };
+            if let Some(read) = flight.start(read).await {
+                result = result.and(read);
+            }
+            if flight.len() == READS_MAX {
+                result = result.and(flight.next().await.unwrap_or(Ok(())));
+            }
         }
-        Ok(())
+        // Nobody writes to the buffer any more when this is over, whatever it was.
+        while let Some(read) = flight.next().await {
+            result = result.and(read);
+        }
+        result
     }
 
     async fn read_extent(&self, req: &Req, offset: u64, extent: Extent, buf: &IoBuf) -> IoResult<()> {

@@ -57,6 +57,10 @@ pub struct NewSnapshot {
     pub name: Vec<u8>,
     /// When it is taken: seconds and nanoseconds since 1970.
     pub date: (u32, u32),
+    /// Bytes of the machine's state, which was stored before. The snapshot has it from then on, and the disk does not.
+    pub vm_state_size: u64,
+    /// How long the machine has run, in nanoseconds.
+    pub vm_clock_nanoseconds: u64,
 }
 
 /// Which snapshot is meant.
@@ -207,11 +211,18 @@ impl Shared {
             name: new.name,
             date_seconds: new.date.0,
             date_nanoseconds: new.date.1,
+            vm_state_size: new.vm_state_size,
+            vm_clock_nanoseconds: new.vm_clock_nanoseconds,
             disk_size: Some(self.length()),
             icount: Some(0),
             ..Snapshot::default()
         });
         self.list(req, &snapshots).await?;
+        self.settle(req).await?;
+        if new.vm_state_size == 0 {
+            return Ok(());
+        }
+        self.clear_vmstate(req, new.vm_state_size).await?;
         Ok(self.settle(req).await?)
     }
 

@@ -91,7 +91,7 @@ impl Shared {
     }
 
     /// Where new clusters go. In a data file they lie where the guest sees them.
-    async fn place_for(&self, req: &Req, cluster: u64, wanted: u64) -> IoResult<Allocated> {
+    pub(crate) async fn place_for(&self, req: &Req, cluster: u64, wanted: u64) -> IoResult<Allocated> {
         match self.data {
             Some(_) => {
                 let offset = cluster << self.geometry.cluster_bits();

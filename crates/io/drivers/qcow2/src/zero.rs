@@ -55,7 +55,7 @@ impl Shared {
                     match self.zeroed(old, part.start as u32, (part.end - part.start) as u32, unmap) {
                         Some(new) if new != old => {
                             slice.set(first + i, new);
-                            gone.push((old, new));
+                            gone.push((start, (old, new)));
                         }
                         Some(_) => {}
                         None => return (gone, true),
@@ -64,7 +64,13 @@ impl Shared {
                 (gone, false)
             })
             .await?;
-        for ((old, _), (new, _)) in gone {
+        if unmap && self.data.is_some() {
+            for (at, ((old, _), (new, _))) in &gone {
+                let is_place = |entry: L2Entry| matches!(self.kind(entry), L2Kind::Data(_) | L2Kind::ZeroAllocated(_));
+                self.discard_data(req, *at, [is_place(*old) && !is_place(*new)].into_iter()).await;
+            }
+        }
+        for (_, ((old, _), (new, _))) in gone {
             let kept = match self.kind(new) {
                 L2Kind::Data(host) | L2Kind::ZeroAllocated(host) => Some(host),
                 _ => None,

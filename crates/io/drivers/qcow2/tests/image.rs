@@ -20,3 +20,6 @@ mod requests;
 
 #[path = "image/rules.rs"]
 mod rules;
+
+#[path = "image/vmstate.rs"]
+mod vmstate;

@@ -99,7 +99,7 @@ fn counts_that_do_not_fit_are_named() {
     let thread = io_thread(true);
     let file = made(&thread, Format::new(DISK));
     for name in ["a", "b"] {
-        let new = NewSnapshot { name: name.into(), date: (0, 0) };
+        let new = NewSnapshot { name: name.into(), ..NewSnapshot::default() };
         let taken = alone(&thread, &file, |req, control| async move { control.create_snapshot(&req, new).await });
         taken.expect("taken");
     }

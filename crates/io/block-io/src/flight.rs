@@ -1,4 +1,4 @@
-//! Futures in flight, awaited together by one task: a copy's chunks.
+//! Futures in flight, awaited together by one task: a copy's chunks, the extents of a read.
 //!
 //! All of them are polled whenever one is woken, which is right for some dozens of them and wrong for thousands.
 
@@ -7,19 +7,22 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
 
-pub(crate) struct Flight<'a, T>(Vec<Pin<Box<dyn Future<Output = T> + Send + 'a>>>);
+/// Some futures, which are polled together. Dropping it drops them.
+pub struct Flight<'a, T>(Vec<Pin<Box<dyn Future<Output = T> + Send + 'a>>>);
 
 impl<'a, T> Flight<'a, T> {
-    pub(crate) fn new() -> Self {
+    /// None yet.
+    pub fn new() -> Self {
         Self(Vec::new())
     }
 
-    pub(crate) fn push(&mut self, future: impl Future<Output = T> + Send + 'a) {
+    /// Take a future along. It is on its way when [`Flight::next`] is polled.
+    pub fn push(&mut self, future: impl Future<Output = T> + Send + 'a) {
         self.0.push(Box::pin(future));
     }
 
     /// As [`Flight::push`], but it is on its way when this returns. Its output, if it is over by then.
-    pub(crate) async fn start(&mut self, future: impl Future<Output = T> + Send + 'a) -> Option<T> {
+    pub async fn start(&mut self, future: impl Future<Output = T> + Send + 'a) -> Option<T> {
         let mut future = Box::pin(future);
         match poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
             Poll::Ready(output) => Some(output),
@@ -30,16 +33,18 @@ impl<'a, T> Flight<'a, T> {
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// How many there are.
+    pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// The output of one that is over. `None` when nothing is in flight. May be dropped at any time.
-    pub(crate) async fn next(&mut self) -> Option<T> {
+    pub async fn next(&mut self) -> Option<T> {
         poll_fn(|cx| {
             let done = (0..self.0.len()).find_map(|at| match self.0[at].as_mut().poll(cx) {
                 Poll::Ready(output) => Some((at, output)),
@@ -55,6 +60,12 @@ impl<'a, T> Flight<'a, T> {
             }
         })
         .await
+    }
+}
+
+impl<T> Default for Flight<'_, T> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
