@@ -349,6 +349,7 @@ impl NewImage {
     #[doc(alias = "bdrv_create")]
     #[doc(alias = "bdrv_co_create")]
     #[doc(alias = "bdrv_co_create_opts")]
+    #[doc(alias = "bdrv_co_create_opts_simple")]
     pub async fn create(&self, gs: &GlobalState) -> Result<(), CreateError> {
         let size = self.size.ok_or(CreateError::NoSize)?;
         if self.format == qcow2::NAME {

@@ -36,6 +36,7 @@ pub enum StoredNames {
 }
 
 /// The qcow2 driver.
+#[doc(alias = "bdrv_open_backing_file")]
 #[derive(Clone, Copy, Debug)]
 pub struct Qcow2Type(pub StoredNames);
 

@@ -31,6 +31,7 @@ pub struct LayerOptions {
 ///
 /// # Errors
 /// The first request that failed. What was written is what is shown there anyway.
+#[doc(alias = "bdrv_commit")]
 pub async fn commit(
     layers: &[Root],
     base: &Root,

@@ -102,6 +102,7 @@ pub trait Driver: Send + Sync + 'static {
     /// The flags of writes and zero writes that the engine carries out itself; it is given no others, beside
     /// [`MAY_UNMAP`](RequestFlags::MAY_UNMAP) and [`NO_FALLBACK`](RequestFlags::NO_FALLBACK) with zero writes. Of the rest, the core follows
     /// a write with FUA by a flush and refuses a compressed one.
+    #[doc(alias = "bdrv_supports_compressed_writes")]
     fn write_flags(&self) -> RequestFlags {
         RequestFlags::empty()
     }
@@ -188,6 +189,8 @@ pub trait Driver: Send + Sync + 'static {
     /// What the host or the child answered; the range then holds old or new data, byte by byte.
     #[doc(alias = "bdrv_co_pwritev")]
     #[doc(alias = "bdrv_co_pwritev_part")]
+    #[doc(alias = "bdrv_co_pwritev_compressed")]
+    #[doc(alias = "bdrv_co_pwritev_compressed_part")]
     async fn write(&self, req: &Req, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()>;
 
     /// Make `range` read as zeroes without being given them.

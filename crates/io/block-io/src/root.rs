@@ -194,6 +194,7 @@ impl Root {
     #[doc(alias = "blk_aio_pwritev")]
     #[doc(alias = "blk_pwrite")]
     #[doc(alias = "bdrv_co_pwritev")]
+    #[doc(alias = "blk_pwrite_compressed")]
     pub async fn write(&self, offset: u64, buf: IoBuf, flags: RequestFlags) -> (IoResult<()>, Option<IoBuf>) {
         let done = self.request(Request::write(offset, buf, flags)).await;
         (done.result, done.buf)

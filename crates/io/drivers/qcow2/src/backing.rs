@@ -29,6 +29,7 @@ impl Qcow2Control {
     /// # Errors
     /// What the file answered.
     #[doc(alias = "bdrv_make_empty")]
+    #[doc(alias = "blk_make_empty")]
     pub async fn make_empty(&self, req: &Req) -> IoResult<()> {
         self.0.make_empty(req).await
     }

@@ -64,6 +64,8 @@ pub struct NewSnapshot {
 }
 
 /// Which snapshot is meant.
+#[doc(alias = "bdrv_snapshot_find")]
+#[doc(alias = "bdrv_snapshot_find_by_id_and_name")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SnapshotKey {
     /// The one with this id, or else with this name.
