@@ -35,9 +35,13 @@ impl Shared {
         }
         // What comes into view must be zero before it does (rule trunc-1).
         let tail = old.next_multiple_of(self.geometry.cluster_size()).min(len);
-        if old < tail && !self.is_zero(req, old..tail).await? {
-            let zeroes = AlignedBuf::zeroed((tail - old) as usize, 4096).into_io();
-            self.write(req, old, &zeroes).await?;
+        if old < tail {
+            if !self.is_zero(req, old..tail).await? {
+                let zeroes = AlignedBuf::zeroed((tail - old) as usize, 4096).into_io();
+                self.write(req, old, &zeroes).await?;
+            }
+            // After a power cut, too: whatever made it zero may still be in memory.
+            self.flush(req).await?;
         }
         let entries = self.geometry.l1_entries_for(len);
         if entries > self.l1.load().len() as u64 {

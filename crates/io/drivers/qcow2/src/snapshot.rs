@@ -175,10 +175,15 @@ impl Shared {
         self.writable()?;
         self.flush(req).await?;
         self.free_ripe(req, true).await?;
-        self.write_counts(req).await?;
-        self.file.flush(req).await?;
+        self.store_counts(req).await?;
         self.cache.clear();
         Ok(())
+    }
+
+    /// Have the counts on the disk. A COPIED flag goes there only after the count that it stands for: who finds it may rely on it.
+    async fn store_counts(&self, req: &Req) -> IoResult<()> {
+        self.write_counts(req).await?;
+        self.file.flush(req).await
     }
 
     async fn create_snapshot(&self, req: &Req, new: NewSnapshot) -> Result<(), SnapshotFailure> {
@@ -224,6 +229,7 @@ impl Shared {
         self.list(req, &snapshots).await?;
         self.count_all(req, &l1, false).await?;
         self.free_table(req, gone.l1_offset, u64::from(gone.l1_size) * 8);
+        self.store_counts(req).await?;
         self.mark_copied(req).await?;
         Ok(self.settle(req).await?)
     }
@@ -250,8 +256,7 @@ impl Shared {
         self.count_all(req, &l1, true).await?;
         l1.resize(l1.len().max(entries as usize), 0);
         let place = self.new_table(req, &meta::table_bytes(l1.iter().copied())).await?;
-        self.write_counts(req).await?;
-        self.file.flush(req).await?;
+        self.store_counts(req).await?;
         self.change_header(req, |header| {
             header.l1_offset = place;
             header.l1_size = l1.len() as u32;
@@ -263,6 +268,7 @@ impl Shared {
         self.set_length(size);
         self.count_all(req, &old, false).await?;
         self.free_table(req, old_offset, u64::from(old_size) * 8);
+        self.store_counts(req).await?;
         self.mark_copied(req).await?;
         Ok(self.settle(req).await?)
     }
@@ -324,8 +330,7 @@ impl Shared {
             return Err(SnapshotFailure::TooMany);
         }
         let place = if snapshots.is_empty() { 0 } else { self.new_table(req, &bytes).await? };
-        self.write_counts(req).await?;
-        self.file.flush(req).await?;
+        self.store_counts(req).await?;
         self.change_header(req, |header| {
             header.snapshots = snapshots.len() as u32;
             header.snapshots_offset = place;

@@ -12,6 +12,9 @@ mod bitmaps;
 #[path = "image/crash.rs"]
 mod crash;
 
+#[path = "image/cuts.rs"]
+mod cuts;
+
 #[path = "image/faults.rs"]
 mod faults;
 
