@@ -103,6 +103,10 @@ impl Refcounts {
         }
         if count == 0 {
             self.free_from = self.free_from.min(cluster);
+            // Compressed data goes on behind what is there only as long as that is there: the cluster may become anything now.
+            if self.bytes_at >> self.cluster_bits == cluster {
+                self.bytes_at = 0;
+            }
         }
     }
 
@@ -381,14 +385,8 @@ impl Shared {
             lists.ripe = wait;
             ripe
         };
-        let size = self.geometry.cluster_size();
         for Retired { offset, clusters, class, .. } in ripe {
             let mut counts = self.refcounts.lock().await;
-            // Compressed data goes on behind what is there only as long as that is there.
-            let freed = offset..offset + clusters * size;
-            if freed.contains(&counts.bytes_at) {
-                counts.bytes_at = 0;
-            }
             if self.passes_discards(class) {
                 self.discard_last(req, &mut counts, offset, clusters).await;
             }

@@ -23,3 +23,6 @@ mod requests;
 
 #[path = "image/rules.rs"]
 mod rules;
+
+#[path = "image/snapshots.rs"]
+mod snapshots;
