@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 
+use crate::crash;
 use crate::mutants;
 use crate::repo::Repo;
 use crate::report::{Outcome, Report};
@@ -30,6 +31,7 @@ pub(crate) fn run(repo: &Repo) -> Result<()> {
     report.step("test", || test::run_counted(repo, &[]).map(counted));
     report.step("address sanitizer", || address_sanitizer(repo));
     report.step("stress, 120 s", || stress(repo));
+    report.step("crash, 100,000 images", || crash::outcome(repo, &crash::Args::images(100_000)));
     report.step("fuzz, 60 s a target", || fuzz(repo));
     report.step("mutants", || mutants::outcome(repo, None));
     println!("\n{}", report.table());
