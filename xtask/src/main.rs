@@ -19,6 +19,8 @@ mod long;
 
 mod crash;
 
+mod fuzz;
+
 mod mutants;
 
 mod programs;
@@ -59,6 +61,8 @@ enum Task {
     Long,
     /// Power cuts under random work on qcow2 images, and a look at what they leave.
     Crash(crash::Args),
+    /// Fuzz targets, all or some, for a time or for a number of executions.
+    Fuzz(fuzz::Args),
     /// Criterion benches, all or one driver's.
     Bench {
         /// The bench target, which is the driver's name.
@@ -108,6 +112,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Test { args } => test::run(&repo, &args),
         Task::Long => long::run(&repo),
         Task::Crash(args) => crash::run(&repo, &args),
+        Task::Fuzz(args) => fuzz::run(&repo, &args),
         Task::Bench { driver, args } => programs::bench(&repo, driver.as_deref(), &args),
         Task::Compare { case, args } => programs::compare(&repo, case.as_deref(), &args),
         Task::Demo { args } => programs::demo(&repo, &args),
