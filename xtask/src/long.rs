@@ -3,6 +3,8 @@
 
 use anyhow::Result;
 
+use crate::crash;
+use crate::fuzz;
 use crate::mutants;
 use crate::repo::Repo;
 use crate::report::{Outcome, Report};
@@ -11,9 +13,6 @@ use crate::test::{self, Counts};
 
 /// Crates with `unsafe` in them.
 const UNSAFE_CRATES: [&str; 4] = ["block-io", "block-common", "block-file-posix", "block-testkit"];
-
-/// What `fuzz/run.sh` builds.
-const FUZZ_TARGETS: [&str; 3] = ["io_command", "options", "qcow2"];
 
 /// What the sanitizer builds for; naming it keeps build scripts and macros uninstrumented.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
@@ -30,7 +29,8 @@ pub(crate) fn run(repo: &Repo) -> Result<()> {
     report.step("test", || test::run_counted(repo, &[]).map(counted));
     report.step("address sanitizer", || address_sanitizer(repo));
     report.step("stress, 120 s", || stress(repo));
-    report.step("fuzz, 60 s a target", || fuzz(repo));
+    report.step("crash, 100,000 images", || crash::outcome(repo, &crash::Args::images(100_000)));
+    report.step("fuzz, 60 s a target", || fuzz::outcome(repo, &fuzz::Args::seconds(60)));
     report.step("mutants", || mutants::outcome(repo, None));
     println!("\n{}", report.table());
     report.result()
@@ -72,15 +72,6 @@ fn stress(repo: &Repo) -> Result<Outcome> {
     let args = ["test", "--release", "-p", "cairn-tests", "--test", "stress", "--", "--nocapture"];
     let mut cargo = shell::cargo(&repo.root, args);
     test::count(repo, cargo.env("CAIRN_STRESS_SECONDS", "120")).map(counted)
-}
-
-/// Each of the fuzz targets, which are a package of their own.
-fn fuzz(repo: &Repo) -> Result<Outcome> {
-    let run = repo.root.join("fuzz/run.sh");
-    for target in FUZZ_TARGETS {
-        shell::run(shell::command(&run, &repo.root).args([target, "-max_total_time=60"]))?;
-    }
-    Ok(Outcome::Passed(format!("nothing found in {}", FUZZ_TARGETS.join(", "))))
 }
 
 #[cfg(test)]

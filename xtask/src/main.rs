@@ -17,6 +17,10 @@ mod test;
 
 mod long;
 
+mod crash;
+
+mod fuzz;
+
 mod mutants;
 
 mod programs;
@@ -53,8 +57,12 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// `test`, then AddressSanitizer, the long stress run, the fuzz targets and the mutants.
+    /// `test`, then AddressSanitizer, the long stress run, 100,000 images after power cuts, the fuzz targets and the mutants.
     Long,
+    /// Power cuts under random work on qcow2 images, and a look at what they leave.
+    Crash(crash::Args),
+    /// Fuzz targets, all or some, for a time or for a number of executions.
+    Fuzz(fuzz::Args),
     /// Criterion benches, all or one driver's.
     Bench {
         /// The bench target, which is the driver's name.
@@ -103,6 +111,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::ApiMap { write } => check::draft_api_map(&repo, write),
         Task::Test { args } => test::run(&repo, &args),
         Task::Long => long::run(&repo),
+        Task::Crash(args) => crash::run(&repo, &args),
+        Task::Fuzz(args) => fuzz::run(&repo, &args),
         Task::Bench { driver, args } => programs::bench(&repo, driver.as_deref(), &args),
         Task::Compare { case, args } => programs::compare(&repo, case.as_deref(), &args),
         Task::Demo { args } => programs::demo(&repo, &args),

@@ -1,6 +1,6 @@
 //! A fixed graph for programs without a graph owner: compose engines once, send requests, close.
 //!
-//! Nothing can be repointed, reopened or drained here; who needs that takes `block-gs`.
+//! Nothing can be repointed, reopened or drained here, but for [`StaticGraph::run_alone`]; who needs that takes `block-gs`.
 
 use crate::driver::Driver;
 use crate::edge::{Edge, EdgeWriter};
@@ -60,6 +60,38 @@ impl StaticGraph {
         let root = control.root();
         self.roots.push(control);
         root
+    }
+
+    /// Run `work` on the home thread with a token on `node` and nothing else in flight: what comes meanwhile waits. The node's length is asked for anew
+    /// after it. `None` when the thread ended.
+    ///
+    /// # Errors
+    /// [`IoError::CLOSED`] for a node of another graph, or the engine's error when asked for its length.
+    pub async fn run_alone<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+        &mut self,
+        node: &StaticNode,
+        work: impl FnOnce(Req) -> F,
+    ) -> IoResult<Option<T>> {
+        for root in &mut self.roots {
+            root.set_quiesced(true);
+            root.idle().await;
+        }
+        let entry = self.nodes.iter().find(|entry| entry.control.node().same(&node.0));
+        let done = match entry.map(|entry| (entry.control.enter(), entry.control.enter())) {
+            Some((Ok(req), Ok(after))) => {
+                let work = work(req);
+                let both = async move { (work.await, NodeControl::refresh_length(&after).await) };
+                match self.home.run(both).await {
+                    Some((done, length)) => length.map(|_| Some(done)),
+                    None => Ok(None),
+                }
+            }
+            _ => Err(IoError::CLOSED),
+        };
+        for root in &mut self.roots {
+            root.set_quiesced(false);
+        }
+        done
     }
 
     /// Let requests in flight finish, refuse further ones, flush and close every node, parents first.

@@ -226,7 +226,8 @@ impl MemStorage {
         self.refresh_slow();
     }
 
-    /// Ask `script` what becomes of each operation, from now on. It must not call back into the storage.
+    /// Ask `script` what becomes of each operation, from now on. It must not call back into the storage, but for
+    /// [`MemStorage::power_cut`].
     pub fn set_script(&self, script: impl FnMut(&MemOp) -> Verdict + Send + 'static) {
         *lock(&self.0.script) = Some(Box::new(script));
         self.refresh_slow();

@@ -2,8 +2,8 @@
 
 use block_qcow2_format::{
     AutoclearFeatures, Bitmap, BitmapCluster, BitmapFlags, BitmapTableEntry, CompatibleFeatures, CompressionType,
-    Geometry, Header, IncompatibleFeatures, L1Entry, L2Entry, L2Kind, RefcountBits, SubclusterBits, SubclusterState,
-    Version, feature_names,
+    Geometry, Header, IncompatibleFeatures, L1Entry, L2Entry, L2Kind, RefcountBits, Snapshot, SubclusterBits,
+    SubclusterState, Version, feature_names,
 };
 use std::collections::BTreeMap;
 
@@ -83,7 +83,8 @@ impl Format {
 /// What was found.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Clusters that are counted more often than they are used.
+    /// Clusters of the file that are counted more often than they are used. What is counted past the file's end takes no space, and a check does not
+    /// look there either.
     pub leaks: u64,
     /// The virtual disk.
     pub guest: Vec<u8>,
@@ -91,6 +92,19 @@ pub struct Report {
     pub compressed: u64,
     /// Persistent bitmaps.
     pub bitmaps: Vec<Found>,
+    /// Snapshots in the image.
+    pub snapshots: Vec<FoundSnapshot>,
+    /// Entries of the active tables that call a cluster shared which is counted once. [`inspect`] finds that wrong.
+    pub unmarked: u64,
+}
+
+/// A snapshot in an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundSnapshot {
+    /// Its name.
+    pub name: String,
+    /// The disk as it was.
+    pub guest: Vec<u8>,
 }
 
 /// A persistent bitmap.
@@ -122,11 +136,24 @@ fn number(bytes: &[u8], at: u64) -> u64 {
     u64::from_be_bytes(number)
 }
 
-/// Look at an image, which has no snapshots. `backing` has what it has not.
+/// Look at an image. `backing` has what it has not.
 ///
 /// # Errors
 /// Everything that is wrong with it; leaks are not.
 pub fn inspect(bytes: &[u8], backing: &[u8]) -> Result<Report, String> {
+    let report = inspect_torn(bytes, backing)?;
+    match report.unmarked {
+        0 => Ok(report),
+        entries => Err(format!("{entries} entries without the COPIED bit, of clusters that are counted once")),
+    }
+}
+
+/// As [`inspect`], for an image whose power failed while its snapshots were changed: an entry may call a cluster shared that no longer is, or is not
+/// yet. Whoever writes to it copies it, and that is all.
+///
+/// # Errors
+/// As [`inspect`], but for those entries.
+pub fn inspect_torn(bytes: &[u8], backing: &[u8]) -> Result<Report, String> {
     let header = Header::parse(&bytes[..bytes.len().min(1 << 21)]).map_err(|error| error.to_string())?;
     let mut inspector = Inspector { bytes, header, uses: BTreeMap::new(), wrong: Vec::new() };
     let report = inspector.run(backing);
@@ -171,30 +198,81 @@ impl Inspector<'_> {
                 self.uses(block, size, "a block of counts");
             }
         }
-        self.uses(self.header.l1_offset, (u64::from(self.header.l1_size) * 8).max(1), "the L1 table");
-        let mut report = Report { guest: vec![0; self.header.size as usize], ..Report::default() };
-        let there = backing.len().min(report.guest.len());
-        report.guest[..there].copy_from_slice(&backing[..there]);
-        for index in 0..u64::from(self.header.l1_size) {
-            let entry = L1Entry::from_raw(number(self.bytes, self.header.l1_offset + index * 8));
+        let mut report = Report::default();
+        let (l1, l1_size, len) = (self.header.l1_offset, self.header.l1_size, self.header.size);
+        report.guest = self.disk(l1, l1_size, len, backing, true, &mut report);
+        self.snapshots(backing, &mut report);
+        self.bitmaps(&mut report);
+        self.compare(&mut report);
+        report
+    }
+
+    /// The disk of `len` bytes that an L1 table leads to. Flags are looked at if it is the active one.
+    fn disk(
+        &mut self,
+        l1: u64,
+        l1_size: u32,
+        len: u64,
+        backing: &[u8],
+        is_active: bool,
+        report: &mut Report,
+    ) -> Vec<u8> {
+        let geometry = self.header.geometry;
+        let size = geometry.cluster_size();
+        self.uses(l1, (u64::from(l1_size) * 8).max(1), "an L1 table");
+        let mut guest = vec![0; len as usize];
+        let there = backing.len().min(guest.len());
+        guest[..there].copy_from_slice(&backing[..there]);
+        for index in 0..u64::from(l1_size) {
+            let entry = L1Entry::from_raw(number(self.bytes, l1 + index * 8));
             let Some(table) = entry.table() else { continue };
             if !geometry.is_aligned(table) || entry.reserved() != 0 {
                 self.wrong.push(format!("L1 entry {index}: {:#x}", entry.raw()));
                 continue;
             }
             self.uses(table, size, "an L2 table");
+            if is_active {
+                self.copied(entry.is_copied(), table, &format!("L1 entry {index}"), report);
+            }
             for at in 0..geometry.l2_entries() {
                 let place = table + at * geometry.l2_entry_size();
                 let raw = (
                     L2Entry::from_raw(number(self.bytes, place)),
                     SubclusterBits::from_raw(number(self.bytes, place + 8)),
                 );
-                self.cluster(raw, (index * geometry.l2_entries() + at) * size, &mut report);
+                self.cluster(raw, (index * geometry.l2_entries() + at) * size, &mut guest, is_active, report);
             }
         }
-        self.bitmaps(&mut report);
-        self.compare(&mut report);
-        report
+        guest
+    }
+
+    /// The COPIED bit of an entry that leads to `host`.
+    fn copied(&mut self, is_copied: bool, host: u64, entry: &str, report: &mut Report) {
+        let count = self.count(self.header.geometry.cluster(host));
+        match (is_copied, count) {
+            (true, 1) | (false, 2..) => {}
+            (false, 1) => report.unmarked += 1,
+            (true, _) => self.wrong.push(format!("{entry} has the COPIED bit, and its cluster a count of {count}")),
+            (false, 0) => self.wrong.push(format!("{entry} leads to a cluster that is not counted")),
+        }
+    }
+
+    fn snapshots(&mut self, backing: &[u8], report: &mut Report) {
+        let (count, offset) = (self.header.snapshots, self.header.snapshots_offset);
+        if count == 0 {
+            return;
+        }
+        let from = (offset as usize).min(self.bytes.len());
+        let (all, len) = match Snapshot::parse_table(&self.bytes[from..], count) {
+            Ok(found) => found,
+            Err(error) => return self.wrong.push(format!("the table of snapshots: {error}")),
+        };
+        self.uses(offset, len as u64, "the table of snapshots");
+        for snapshot in all {
+            let len = snapshot.disk_size.unwrap_or(self.header.size);
+            let guest = self.disk(snapshot.l1_offset, snapshot.l1_size, len, backing, false, report);
+            report.snapshots.push(FoundSnapshot { name: String::from_utf8_lossy(&snapshot.name).into_owned(), guest });
+        }
     }
 
     fn bitmaps(&mut self, report: &mut Report) {
@@ -230,28 +308,35 @@ impl Inspector<'_> {
         }
     }
 
-    fn cluster(&mut self, (entry, bits): (L2Entry, SubclusterBits), offset: u64, report: &mut Report) {
+    fn cluster(
+        &mut self,
+        (entry, bits): (L2Entry, SubclusterBits),
+        offset: u64,
+        guest: &mut [u8],
+        is_active: bool,
+        report: &mut Report,
+    ) {
         let geometry = self.header.geometry;
         let size = geometry.cluster_size();
         // Behind the disk there may be a machine's state.
-        let start = (offset as usize).min(report.guest.len());
-        let room = (report.guest.len() - start).min(size as usize);
+        let from = (offset as usize).min(guest.len());
+        let room = (guest.len() - from).min(size as usize);
         if entry.reserved(&geometry) != 0 {
             self.wrong.push(format!("L2 entry of {offset:#x}: {:#x}", entry.raw()));
         }
         let host = match entry.kind(&geometry) {
             L2Kind::Unallocated => None,
             L2Kind::Zero => {
-                report.guest[start..][..room].fill(0);
+                guest[from..][..room].fill(0);
                 None
             }
             L2Kind::ZeroAllocated(host) => {
-                report.guest[start..][..room].fill(0);
+                guest[from..][..room].fill(0);
                 Some(host)
             }
             L2Kind::Data(host) => {
                 if !geometry.is_extended() {
-                    self.copy(host, &mut report.guest[start..][..room]);
+                    self.copy(host, &mut guest[from..][..room]);
                 }
                 Some(host)
             }
@@ -259,7 +344,7 @@ impl Inspector<'_> {
                 self.uses(at, len, "compressed data");
                 report.compressed += 1;
                 match self.unpack(at, len, size as usize) {
-                    Some(plain) => report.guest[start..][..room].copy_from_slice(&plain[..room]),
+                    Some(plain) => guest[from..][..room].copy_from_slice(&plain[..room]),
                     None => self.wrong.push(format!("rubbish in the compressed cluster of {offset:#x}")),
                 }
                 None
@@ -270,21 +355,21 @@ impl Inspector<'_> {
                 self.wrong.push(format!("L2 entry of {offset:#x}: {:#x}", entry.raw()));
             }
             self.uses(host, size, "data");
-            if entry.is_copied() != (self.count(geometry.cluster(host)) == 1) {
-                self.wrong.push(format!("the COPIED bit of {offset:#x} does not fit its count"));
+            if is_active {
+                self.copied(entry.is_copied(), host, &format!("the L2 entry of {offset:#x}"), report);
             }
         }
         if geometry.is_extended() && !matches!(entry.kind(&geometry), L2Kind::Compressed(..)) {
             let sub = geometry.subcluster_size() as usize;
             for i in 0..32 {
                 let from = offset as usize + i * sub;
-                let room = report.guest.len().saturating_sub(from).min(sub);
+                let room = guest.len().saturating_sub(from).min(sub);
                 match (bits.state(i as u32), host) {
                     (SubclusterState::Unallocated, _) => {}
                     _ if room == 0 => {}
-                    (SubclusterState::Zero, _) => report.guest[from..][..room].fill(0),
+                    (SubclusterState::Zero, _) => guest[from..][..room].fill(0),
                     (SubclusterState::Allocated, Some(host)) => {
-                        self.copy(host + (i * sub) as u64, &mut report.guest[from..][..room]);
+                        self.copy(host + (i * sub) as u64, &mut guest[from..][..room]);
                     }
                     _ => self.wrong.push(format!("subclusters of {offset:#x}: {:#x}", bits.raw())),
                 }
@@ -323,7 +408,7 @@ impl Inspector<'_> {
             let (uses, count) = (self.uses.get(&cluster).copied().unwrap_or(0), self.count(cluster));
             if uses > count {
                 self.wrong.push(format!("cluster {cluster} is used {uses} times and counted {count} times"));
-            } else {
+            } else if cluster < self.header.geometry.clusters_for(self.bytes.len() as u64) {
                 report.leaks += count - uses;
             }
         }

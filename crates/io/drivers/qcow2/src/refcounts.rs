@@ -9,7 +9,7 @@ use crate::meta;
 use block_common::{Errno, HostOffset, IoError, IoResult};
 use block_io::Req;
 use block_qcow2_format::RefcountBits;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The reference count table's entries: bits 9 to 63 are an offset.
 const TABLE_OFFSET: u64 = !0x1ff;
@@ -17,6 +17,8 @@ const TABLE_OFFSET: u64 = !0x1ff;
 const TABLE_BYTES_MAX: u64 = 8 << 20;
 /// Places in a file that an L2 entry can name end here.
 const FILE_MAX: u64 = 1 << 56;
+/// Who looks for a free cluster reads so many blocks at most; the next one goes on from there.
+const BLOCKS_READ_MAX: u64 = 256;
 
 /// Why a cluster was freed: that decides whether the host is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub(crate) struct Refcounts {
     table: Vec<u64>,
     blocks: BTreeMap<u64, Block>,
     blocks_max: usize,
+    /// Blocks without a free cluster, in memory or not.
+    full: BTreeSet<u64>,
     /// No cluster before this one is free.
     free_from: u64,
     /// The next free byte of a cluster that holds compressed data, or 0.
@@ -68,6 +72,15 @@ pub(crate) struct Allocated {
     pub(crate) is_fresh: bool,
 }
 
+/// How many clusters from `first` on are free, `want` at most, as far as their blocks are in memory.
+fn free_run(counts: &Refcounts, first: u64, want: u64, last: u64) -> u64 {
+    let mut clusters = 1;
+    while clusters < want && first + clusters < last && counts.get(first + clusters) == Some(0) {
+        clusters += 1;
+    }
+    clusters
+}
+
 fn full() -> IoError {
     IoError::host(Errno::EFBIG.raw())
 }
@@ -76,7 +89,17 @@ impl Refcounts {
     /// With the table of an image, and room for `bytes_max` bytes of blocks that are on the disk.
     pub(crate) fn new(bits: RefcountBits, cluster_bits: u32, table: Vec<u64>, bytes_max: u64, fresh_from: u64) -> Self {
         let blocks_max = usize::try_from(bytes_max >> cluster_bits).unwrap_or(usize::MAX).clamp(4, 1 << 20);
-        Self { bits, cluster_bits, table, blocks: BTreeMap::new(), blocks_max, free_from: 0, bytes_at: 0, fresh_from }
+        Self {
+            bits,
+            cluster_bits,
+            table,
+            blocks: BTreeMap::new(),
+            blocks_max,
+            full: BTreeSet::new(),
+            free_from: 0,
+            bytes_at: 0,
+            fresh_from,
+        }
     }
 
     fn block_bits(&self) -> u32 {
@@ -102,8 +125,24 @@ impl Refcounts {
             block.dirty = true;
         }
         if count == 0 {
+            self.full.remove(&number);
             self.free_from = self.free_from.min(cluster);
+            // Compressed data goes on behind what is there only as long as that is there: the cluster may become anything now.
+            if self.bytes_at >> self.cluster_bits == cluster {
+                self.bytes_at = 0;
+            }
         }
+    }
+
+    /// The first free cluster from `from` on whose count is in the same block, which is in memory.
+    fn free_in_block(&mut self, from: u64) -> Option<u64> {
+        let (number, place) = self.place(from);
+        let block = self.blocks.get(&number)?;
+        let found = (place..1 << self.block_bits()).find(|at| self.bits.get(&block.bytes, *at) == 0);
+        if found.is_none() && (place == 0 || from <= self.free_from) {
+            self.full.insert(number);
+        }
+        found.map(|at| (number << self.block_bits()) + at as u64)
     }
 
     /// Let go of blocks that are on the disk, while there are too many, beside `keep`.
@@ -183,33 +222,59 @@ impl Shared {
             return Err(self.corrupt(req, text).await);
         }
         (first..first + clusters).for_each(|cluster| counts.set(cluster, 1));
-        counts.free_from = first + clusters;
+        if counts.free_from == first {
+            counts.free_from = first + clusters;
+        }
         let is_fresh = offset >= counts.fresh_from;
         counts.fresh_from = counts.fresh_from.max(offset + clusters * size);
         Ok(Allocated { offset, clusters, is_fresh })
     }
 
-    /// The first free clusters. They are not marked yet.
+    /// The first free clusters, or where too many blocks would have to be read to find them, some that no block counts. They are not marked yet.
     async fn find_free(&self, req: &Req, counts: &mut Refcounts, want: u64) -> IoResult<(u64, u64)> {
-        let last = FILE_MAX >> self.geometry.cluster_bits();
-        let mut at = counts.free_from;
-        loop {
-            if at >= last {
-                return Err(full());
+        let (last, block_bits) = (FILE_MAX >> self.geometry.cluster_bits(), counts.block_bits());
+        let (mut at, mut blocks_read) = (counts.free_from, 0);
+        while at < last {
+            let number = at >> block_bits;
+            if !counts.full.contains(&number) {
+                blocks_read += u64::from(!counts.blocks.contains_key(&number));
+                if blocks_read > BLOCKS_READ_MAX {
+                    // Rule trust-3: it costs an image's author nothing to call everything used.
+                    return self.find_uncounted(req, counts, number, want).await;
+                }
+                if !self.load_block(req, counts, at).await? {
+                    self.add_block(req, counts, at).await?;
+                }
+                if let Some(first) = counts.free_in_block(at) {
+                    counts.free_from = first;
+                    return Ok((first, free_run(counts, first, want, last)));
+                }
+            }
+            // Nothing before it is free.
+            at = (number + 1) << block_bits;
+            counts.free_from = at;
+        }
+        Err(full())
+    }
+
+    /// Free clusters in the block before the first one that there is none for, from block `number` on, or in a new one there.
+    async fn find_uncounted(&self, req: &Req, counts: &mut Refcounts, number: u64, want: u64) -> IoResult<(u64, u64)> {
+        let (last, block_bits) = (FILE_MAX >> self.geometry.cluster_bits(), counts.block_bits());
+        let there = counts.table.iter().skip(number as usize).take_while(|entry| *entry & TABLE_OFFSET != 0).count();
+        let end = number + there as u64;
+        for block in end.saturating_sub(1)..=end {
+            let at = block << block_bits;
+            if at >= last || counts.full.contains(&block) {
+                continue;
             }
             if !self.load_block(req, counts, at).await? {
                 self.add_block(req, counts, at).await?;
             }
-            if counts.get(at) != Some(0) {
-                at += 1;
-                continue;
+            if let Some(first) = counts.free_in_block(at) {
+                return Ok((first, free_run(counts, first, want, last)));
             }
-            let mut clusters = 1;
-            while clusters < want && at + clusters < last && counts.get(at + clusters) == Some(0) {
-                clusters += 1;
-            }
-            return Ok((at, clusters));
         }
+        Err(full())
     }
 
     /// Make a block that counts `at`, for which there is none yet; it takes that cluster. Nothing names it before it is on the disk.
@@ -381,14 +446,8 @@ impl Shared {
             lists.ripe = wait;
             ripe
         };
-        let size = self.geometry.cluster_size();
         for Retired { offset, clusters, class, .. } in ripe {
             let mut counts = self.refcounts.lock().await;
-            // Compressed data goes on behind what is there only as long as that is there.
-            let freed = offset..offset + clusters * size;
-            if freed.contains(&counts.bytes_at) {
-                counts.bytes_at = 0;
-            }
             if self.passes_discards(class) {
                 self.discard_last(req, &mut counts, offset, clusters).await;
             }

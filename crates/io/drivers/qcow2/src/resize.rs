@@ -68,13 +68,12 @@ impl Shared {
         }
         // What comes into view must be zero before it does (rule trunc-1), on the disk as well.
         let tail = old.next_multiple_of(self.geometry.cluster_size()).min(len);
-        let is_zero = old >= tail || self.is_zero(req, old..tail).await?;
-        if !is_zero {
+        if old < tail && !self.is_zero(req, old..tail).await? {
             let zeroes = AlignedBuf::zeroed((tail - old) as usize, 4096).into_io();
             self.write(req, old, &zeroes).await?;
         }
-        // A machine's state that no snapshot has would be taken for the disk's.
-        if self.clear_vmstate(req, u64::MAX).await? || !is_zero {
+        // A machine's state that no snapshot has would be taken for the disk's. After a power cut, too: whatever made it zero may still be in memory.
+        if self.clear_vmstate(req, u64::MAX).await? || old < tail {
             self.flush(req).await?;
         }
         let entries = self.geometry.l1_entries_for(len);

@@ -12,6 +12,9 @@ mod bitmaps;
 #[path = "image/crash.rs"]
 mod crash;
 
+#[path = "image/cuts.rs"]
+mod cuts;
+
 #[path = "image/faults.rs"]
 mod faults;
 
@@ -20,6 +23,9 @@ mod requests;
 
 #[path = "image/rules.rs"]
 mod rules;
+
+#[path = "image/snapshots.rs"]
+mod snapshots;
 
 #[path = "image/vmstate.rs"]
 mod vmstate;

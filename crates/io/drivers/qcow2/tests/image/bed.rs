@@ -1,7 +1,7 @@
 //! An image in memory, open.
 
 use block_common::{AlignedBuf, ChildRole, IoBuf, IoError, Perm, RequestFlags};
-use block_io::{IoThread, Req, Root, StaticGraph, ThreadPool};
+use block_io::{IoThread, Req, Root, StaticGraph, StaticNode, ThreadPool};
 use block_qcow2::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Options};
 use block_testkit::bed::block_on;
 use block_testkit::{MemOptions, MemStorage};
@@ -17,6 +17,7 @@ pub(crate) fn storage(bytes: Vec<u8>) -> MemStorage {
 pub(crate) struct Image {
     pub(crate) root: Root,
     pub(crate) control: Qcow2Control,
+    node: StaticNode,
     graph: StaticGraph,
 }
 
@@ -57,7 +58,7 @@ pub(crate) fn open_for(
     let (engine, control) = opened.map_err(|error| error.to_string())?;
     let node = block_on(shell.install(engine, read_only)).map_err(|error| error.to_string())?;
     let root = graph.root("root", &node, Perm::all());
-    Ok(Image { root, control, graph })
+    Ok(Image { root, control, node, graph })
 }
 
 /// Open the image in `storage`, let `work` have it to itself, close it.
@@ -90,8 +91,18 @@ impl Image {
     }
 
     pub(crate) async fn close_later(self) -> Result<(), IoError> {
-        drop((self.root, self.control));
+        drop((self.root, self.control, self.node));
         self.graph.close().await
+    }
+
+    /// Let `work` have the image to itself, in the midst of its use.
+    pub(crate) async fn alone<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+        &mut self,
+        work: impl FnOnce(Req, Qcow2Control) -> F,
+    ) -> T {
+        let control = self.control.clone();
+        let done = self.graph.run_alone(&self.node, |req| work(req, control)).await;
+        done.expect("the node is there").expect("the thread runs")
     }
 
     pub(crate) fn read(&self, offset: u64, len: usize) -> Vec<u8> {

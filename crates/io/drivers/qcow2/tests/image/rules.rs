@@ -281,3 +281,54 @@ fn qcow2_2_what_was_freed_is_used_again_after_a_flush_and_not_before() {
     image.close().expect("closes");
     assert!(file.len() <= before + 6 * CLUSTER, "the file has grown to {:#x}", file.len());
 }
+
+/// An image whose `blocks` blocks of counts are one and the same, which says that everything is in use, but for that numbered `hole`, which it has not.
+fn all_used(cluster_bits: u32, blocks: usize, hole: Option<usize>) -> MemStorage {
+    let size = 1u64 << cluster_bits;
+    let mut bytes = Format { cluster_bits, ..Format::new(1 << 20) }.bytes();
+    bytes.resize(bytes.len().next_multiple_of(size as usize), 0);
+    let block = bytes.len() as u64;
+    bytes.extend([0, 1].repeat(size as usize / 2));
+    let table = bytes.len() as u64;
+    let entry = |number| if hole == Some(number) { 0 } else { block };
+    bytes.extend((0..blocks).flat_map(|number| entry(number).to_be_bytes()));
+    put(&mut bytes, 48, table);
+    bytes[56..60].copy_from_slice(&((blocks as u64 * 8 / size) as u32).to_be_bytes());
+    storage(bytes)
+}
+
+// Scenario: the counts call everything used, up to the end of a table of a thousand blocks with one hole. It takes a few requests to find that, and
+// later ones find what was left out before.
+#[test]
+fn trust_3_who_looks_for_a_free_cluster_reads_little() {
+    let thread = io_thread(false);
+    let file = all_used(9, 1024, Some(600));
+    let image = plain(&thread, &file);
+    for round in 0..20 {
+        file.clear_log();
+        image.write(round * 1024, &[round as u8 + 1; 1024]);
+        let reads = file.count(MemOpKind::Read);
+        // A table, and data: each looks for itself.
+        assert!(reads < if round < 2 { 2 * 264 } else { 16 }, "{reads} reads");
+    }
+    (0..20).for_each(|round| assert_eq!(image.read(round * 1024, 1024), [round as u8 + 1; 1024]));
+    image.close().expect("closes");
+}
+
+// Scenario: there is no hole, and what lies behind the table's reach is more than the host has.
+#[test]
+fn trust_3_an_image_that_calls_everything_used_is_full_soon() {
+    let thread = io_thread(false);
+    let file = all_used(16, 1 << 17, None);
+    let image = plain(&thread, &file);
+    file.set_script(|op| match op.kind != MemOpKind::Read && op.offset > 1 << 30 {
+        true => Verdict::Fail(IoError::host(28)),
+        false => Verdict::Serve,
+    });
+    for _ in 0..3 {
+        file.clear_log();
+        let refused = block_on(image.root.write(0, buf(&[1; 512]), NONE)).0.expect_err("there is no room");
+        assert_eq!(refused, IoError::host(28));
+        assert!(file.log().len() < 300, "{} requests", file.log().len());
+    }
+}
