@@ -11,7 +11,7 @@ use block_gs::{
     Reopening,
 };
 use block_io::{Edge, KeptBitmap};
-use block_qcow2::{Header, Qcow2, Qcow2Children, Qcow2Control, Qcow2Options, WeakControl};
+use block_qcow2::{Header, MetadataKind, OverlapChecks, Qcow2, Qcow2Children, Qcow2Control, Qcow2Options, WeakControl};
 use block_qcow2_format::IncompatibleFeatures;
 use std::any::Any;
 use std::os::unix::ffi::OsStringExt;
@@ -83,28 +83,41 @@ impl Own {
             cache_size: options.take_size("cache-size")?,
             lazy_refcounts: options.take_bool("lazy-refcounts")?,
             pass_discard_request: options.take_bool("pass-discard-request")?.unwrap_or(discard == DiscardMode::Unmap),
+            pass_discard_snapshot: options.take_bool("pass-discard-snapshot")?.unwrap_or(true),
             pass_discard_other: options.take_bool("pass-discard-other")?.unwrap_or(false),
+            discard_no_unref: options.take_bool("discard-no-unref")?.unwrap_or(false),
+            overlap_checks: overlap_checks(options)?,
         };
-        // What is as it would be without the option may be said; anything else is not ignored.
-        let built = [("discard-no-unref", false), ("pass-discard-snapshot", true)];
-        for (key, only) in built {
-            if options.take_bool(key)?.is_some_and(|value| value != only) {
-                return Err(GraphError::NotBuilt(format!(
-                    "Option '{key}={}' of driver 'qcow2'",
-                    if only { "off" } else { "on" }
-                )));
-            }
-        }
-        for (key, only) in [("overlap-check", "cached"), ("overlap-check.template", "cached")] {
-            if options.take_str(key)?.is_some_and(|value| value != only) {
-                return Err(GraphError::NotBuilt(format!(
-                    "Option '{key}' of driver 'qcow2' with another value than '{only}'"
-                )));
-            }
-        }
         let clean_interval = options.take_size("cache-clean-interval")?.unwrap_or(CLEAN_INTERVAL);
         Ok(Self { engine, clean_interval })
     }
+}
+
+/// Which writes are checked against metadata: a template's name, or one and what differs from it.
+fn overlap_checks(options: &mut OptionReader) -> GraphResult<OverlapChecks> {
+    let template = |name: Option<String>| {
+        match name {
+        None => Ok(OverlapChecks::default()),
+        Some(name) => OverlapChecks::from_template(&name).ok_or_else(|| {
+            GraphError::Open(format!(
+                "Unsupported value '{name}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all"
+            ))
+        }),
+    }
+    };
+    if !matches!(options.peek("overlap-check"), Some(Value::Dict(_))) {
+        return template(options.take_str("overlap-check")?);
+    }
+    let checks = options.take_dict("overlap-check", |flags| {
+        let mut checks = template(flags.take_str("template")?)?;
+        for kind in MetadataKind::EACH {
+            if let Some(is_on) = flags.take_bool(kind.name())? {
+                checks = checks.with(kind, is_on);
+            }
+        }
+        Ok::<_, GraphError>(checks)
+    })?;
+    Ok(checks.unwrap_or_default())
 }
 
 /// A name that stands in an image, from the folder of the file that the image is in.

@@ -1,6 +1,5 @@
 //! Another backing file, and nothing left of an image's own content.
 
-use crate::cache::Entry;
 use crate::image::{Qcow2Control, Shared};
 use block_common::{AlignedBuf, BlockStatus, GuestRange, IoResult};
 use block_io::Req;
@@ -63,7 +62,7 @@ impl Shared {
                         from += piece;
                     }
                 } else {
-                    self.clear(req, at, end.next_multiple_of(size), Entry::default()).await?;
+                    self.clear(req, at, end.next_multiple_of(size)).await?;
                 }
             }
             at = end;
@@ -85,7 +84,7 @@ impl Shared {
     async fn make_empty(&self, req: &Req) -> IoResult<()> {
         self.writable()?;
         let len = self.length().next_multiple_of(self.geometry.cluster_size());
-        self.clear(req, 0, len, Entry::default()).await?;
+        self.clear(req, 0, len).await?;
         self.flush(req).await
     }
 }

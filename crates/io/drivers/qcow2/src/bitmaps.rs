@@ -5,6 +5,7 @@
 
 use crate::image::{Qcow2Control, Qcow2Error, Shared};
 use crate::meta;
+use crate::overlap::MetadataKind;
 use crate::refcounts::Class;
 use block_common::{Errno, IoError, IoResult};
 use block_io::{DirtyBitmap, KeptBitmap, NodeBitmap, Req};
@@ -135,6 +136,8 @@ impl Shared {
         if self.writable().is_ok() && stored.iter().any(|bitmap| !bitmap.flags.contains(BitmapFlags::IN_USE)) {
             stored.iter_mut().for_each(|bitmap| bitmap.flags |= BitmapFlags::IN_USE);
             let claimed = async {
+                let len = extension.directory_size;
+                self.guard(req, extension.directory_offset, len, MetadataKind::BitmapDirectory).await?;
                 meta::write(req, &self.file, extension.directory_offset, &directory_bytes(&stored)).await?;
                 self.file.flush(req).await
             };
@@ -146,7 +149,7 @@ impl Shared {
             for bitmap in &stored {
                 clusters.extend(self.clusters_of(req, bitmap).await);
             }
-            self.metadata().extend(clusters);
+            self.overlaps.add_bitmaps(clusters);
         }
         *self.bitmaps() = Bitmaps { stored, kept };
         Ok(())

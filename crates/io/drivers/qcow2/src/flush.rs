@@ -7,6 +7,7 @@
 use crate::cache::DirtySlice;
 use crate::image::Shared;
 use crate::meta;
+use crate::overlap::MetadataKind;
 use block_common::IoResult;
 use block_io::Req;
 use block_qcow2_format::IncompatibleFeatures;
@@ -16,7 +17,7 @@ use std::sync::atomic::Ordering;
 impl Shared {
     /// Bring everything that is over to stable storage.
     pub(crate) async fn flush(&self, req: &Req) -> IoResult<()> {
-        let _turn = self.flushing.lock().await;
+        let turn = self.flushing.lock().await;
         self.store(req).await?;
         if self.is_corrupt() {
             return Ok(());
@@ -24,6 +25,9 @@ impl Shared {
         if let Err(error) = self.free_ripe(req, false).await {
             tracing::warn!(%error, "freed clusters stay in use until the image is checked");
         }
+        // Locks of ranges come before the flush's turn.
+        drop(turn);
+        self.discard_emptied(req).await;
         Ok(())
     }
 
@@ -43,6 +47,7 @@ impl Shared {
         }
         // In this order: what is retired was taken out of the tables before it was retired.
         let retired = std::mem::take(&mut self.lists().retired);
+        let emptied = std::mem::take(&mut self.lists().emptied);
         let slices = self.cache.take_dirty();
         let entries = std::mem::take(&mut self.lists().l1_dirty);
         // Entries that are made from now on may lead to tables that are not on the disk yet: they wait for the next flush.
@@ -51,9 +56,13 @@ impl Shared {
         self.cache.written(&slices, stored.is_ok());
         let mut lists = self.lists();
         match stored {
-            Ok(()) => lists.ripe.extend(retired),
+            Ok(()) => {
+                lists.ripe.extend(retired);
+                lists.emptied_ripe.extend(emptied);
+            }
             Err(_) => {
                 lists.retired.extend(retired);
+                lists.emptied.extend(emptied);
                 lists.l1_dirty.extend(entries);
             }
         }
@@ -73,6 +82,7 @@ impl Shared {
             }
             let l1 = self.header().l1_offset;
             for (at, bytes) in l1_sectors {
+                self.guard(req, l1 + at, bytes.len() as u64, MetadataKind::ActiveL1).await?;
                 meta::write(req, &self.file, l1 + at, bytes).await?;
             }
         }
@@ -106,6 +116,7 @@ impl Shared {
         let Some(table) = self.l1_entry(index << self.slice_bits).table() else { return Ok(()) };
         let place = self.slice_place(table, index);
         for (at, bytes) in &slice.parts {
+            self.guard(req, place + at, bytes.len() as u64, MetadataKind::ActiveL2).await?;
             meta::write(req, &self.file, place + at, bytes).await?;
         }
         Ok(())
@@ -139,6 +150,7 @@ impl Shared {
             self.lists().ripe.extend(retired);
         }
         if stored.is_ok() && !self.is_corrupt() {
+            self.discard_emptied(req).await;
             // Only leaks are left to be lost.
             let freed = self.free_ripe(req, true).await;
             if self.has_dirty_counts().await {

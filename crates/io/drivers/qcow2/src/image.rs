@@ -3,8 +3,10 @@
 use crate::bitmaps::Bitmaps;
 use crate::cache::SliceCache;
 use crate::check::{Repair, Storage, Watch, check};
+use crate::discard::Emptied;
 use crate::locks::RangeLocks;
 use crate::meta;
+use crate::overlap::{OverlapChecks, Overlaps};
 use crate::refcounts::{Class, Refcounts, Retired};
 use arc_swap::ArcSwap;
 use block_common::{Errno, IoError, IoErrorKind, IoResult, Limits};
@@ -13,7 +15,7 @@ use block_qcow2_format::{
     AutoclearFeatures, BitmapError, CompatibleFeatures, CompressionType, FormatError, Geometry, Header,
     IncompatibleFeatures, L1Entry, L2Entry, Version,
 };
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -80,7 +82,7 @@ pub enum Qcow2Error {
 }
 
 /// What an image's user may choose. Sizes are in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Qcow2Options {
     /// Room for L2 tables: `l2-cache-size`.
     pub l2_cache_size: Option<u64>,
@@ -95,8 +97,31 @@ pub struct Qcow2Options {
     pub lazy_refcounts: Option<bool>,
     /// Tell the host when a guest's discard frees a cluster: `pass-discard-request`.
     pub pass_discard_request: bool,
+    /// The same for what snapshots had that are deleted, or the disk had before one was applied: `pass-discard-snapshot`.
+    pub pass_discard_snapshot: bool,
     /// The same for what is freed because it is stored elsewhere now: `pass-discard-other`.
     pub pass_discard_other: bool,
+    /// What a guest discards, or zeroes, keeps its place, for when it is written again: `discard-no-unref`. Version 3 only.
+    pub discard_no_unref: bool,
+    /// Which metadata a write is checked against before it: `overlap-check`.
+    pub overlap_checks: OverlapChecks,
+}
+
+impl Default for Qcow2Options {
+    fn default() -> Self {
+        Self {
+            l2_cache_size: None,
+            l2_cache_entry_size: None,
+            refcount_cache_size: None,
+            cache_size: None,
+            lazy_refcounts: None,
+            pass_discard_request: false,
+            pass_discard_snapshot: true,
+            pass_discard_other: false,
+            discard_no_unref: false,
+            overlap_checks: OverlapChecks::default(),
+        }
+    }
 }
 
 /// What an image is made of.
@@ -116,6 +141,10 @@ pub(crate) struct Lists {
     pub(crate) retired: Vec<Retired>,
     /// No entry on the disk names them.
     pub(crate) ripe: Vec<Retired>,
+    /// Clusters that keep their places, and nothing there.
+    pub(crate) emptied: Vec<Emptied>,
+    /// The entries on the disk say so.
+    pub(crate) emptied_ripe: Vec<Emptied>,
     pub(crate) l1_dirty: BTreeSet<u64>,
 }
 
@@ -145,8 +174,8 @@ pub(crate) struct Shared {
     pub(crate) refcounts: tokio::sync::Mutex<Refcounts>,
     lists: Mutex<Lists>,
     bitmaps: Mutex<Bitmaps>,
-    /// Clusters that hold L2 tables, blocks of reference counts, and bitmaps.
-    metadata: Mutex<HashSet<u64>>,
+    /// Where metadata lies.
+    pub(crate) overlaps: Overlaps,
     /// One flush at a time.
     pub(crate) flushing: tokio::sync::Mutex<()>,
     /// One change of length at a time.
@@ -211,6 +240,9 @@ impl Qcow2 {
             let text = "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level";
             return Err(Qcow2Error::Option(text.into()));
         }
+        if options.discard_no_unref && header.version < Version::V3 {
+            return Err(Qcow2Error::Option("discard-no-unref is only supported since qcow2 version 3".into()));
+        }
         let geometry = header.geometry;
         let read = |what| move |error| Qcow2Error::Read { what, error };
         let l1 =
@@ -224,7 +256,8 @@ impl Qcow2 {
         };
         let caches = Caches::new(&geometry, header.size, options)?;
         let file_len = file.length(req).map_err(read("the file's length"))?;
-        let metadata = metadata_clusters(&geometry, &l1, &table);
+        let blocks = table.clone();
+        let clusters = file_len.max(header.size).div_ceil(geometry.cluster_size());
         let fresh_from = file_len.next_multiple_of(geometry.cluster_size());
         let refcounts =
             Refcounts::new(header.refcount_bits, geometry.cluster_bits(), table, caches.refcounts, fresh_from);
@@ -248,7 +281,7 @@ impl Qcow2 {
             refcounts: tokio::sync::Mutex::new(refcounts),
             lists: Mutex::default(),
             bitmaps: Mutex::default(),
-            metadata: Mutex::new(metadata),
+            overlaps: Overlaps::new(&geometry, clusters, options.overlap_checks),
             flushing: tokio::sync::Mutex::default(),
             resizing: tokio::sync::Mutex::default(),
             pool,
@@ -262,6 +295,8 @@ impl Qcow2 {
         });
         shared.refresh_limits(req).map_err(read("the file's limits"))?;
         if !read_only {
+            let blocks = blocks.into_iter().map(|entry| entry & !0x1ff).filter(|offset| *offset != 0);
+            shared.find_metadata(req, options.overlap_checks, blocks).await?;
             let cleared = shared.clear_autoclear(req).await;
             cleared.map_err(|error| Qcow2Error::Update { what: "the header", error })?;
         }
@@ -371,13 +406,6 @@ impl Caches {
     }
 }
 
-/// Clusters that tables lie in.
-fn metadata_clusters(geometry: &Geometry, l1: &[u64], refcount_table: &[u64]) -> HashSet<u64> {
-    let tables = l1.iter().filter_map(|entry| L1Entry::from_raw(*entry).table());
-    let blocks = refcount_table.iter().map(|entry| entry & !0x1ff).filter(|offset| *offset != 0);
-    tables.chain(blocks).map(|offset| geometry.cluster(offset)).collect()
-}
-
 impl Shared {
     pub(crate) fn limits(&self) -> Limits {
         *self.limits.read().unwrap_or_else(PoisonError::into_inner)
@@ -417,18 +445,12 @@ impl Shared {
 
     /// These are the active L1 table's entries from now on, and what they name is known to be in use.
     pub(crate) fn replace_l1(&self, l1: Vec<u64>) {
-        let tables = |entries: &mut dyn Iterator<Item = u64>| -> Vec<u64> {
-            let tables = entries.filter_map(|entry| L1Entry::from_raw(entry).table());
-            tables.map(|offset| self.geometry.cluster(offset)).collect()
-        };
-        let old = tables(&mut self.l1.load().iter().map(|entry| entry.load(Ordering::SeqCst)));
-        let new = tables(&mut l1.iter().copied());
-        let mut metadata = self.metadata();
-        for cluster in old {
-            metadata.remove(&cluster);
+        for entry in self.l1.load().iter().map(|entry| L1Entry::from_raw(entry.load(Ordering::SeqCst))) {
+            entry.table().into_iter().for_each(|table| self.overlaps.remove_table(table));
         }
-        metadata.extend(new);
-        drop(metadata);
+        for entry in l1.iter().map(|entry| L1Entry::from_raw(*entry)) {
+            entry.table().into_iter().for_each(|table| self.overlaps.add_table(table));
+        }
         self.l1.store(Arc::new(l1.into_iter().map(AtomicU64::new).collect()));
     }
 
@@ -444,10 +466,6 @@ impl Shared {
         lock(&self.lists)
     }
 
-    pub(crate) fn metadata(&self) -> MutexGuard<'_, HashSet<u64>> {
-        lock(&self.metadata)
-    }
-
     /// Whether the data file is the virtual disk, byte for byte.
     pub(crate) fn data_is_raw(&self) -> bool {
         self.data.is_some() && self.header().autoclear.contains(AutoclearFeatures::DATA_FILE_RAW)
@@ -457,8 +475,14 @@ impl Shared {
     pub(crate) fn passes_discards(&self, class: Class) -> bool {
         match class {
             Class::Request => self.options.pass_discard_request,
+            Class::Snapshot => self.options.pass_discard_snapshot,
             Class::Other => self.options.pass_discard_other,
         }
+    }
+
+    /// Whether what a guest discards keeps its place.
+    pub(crate) fn keeps_places(&self) -> bool {
+        self.options.discard_no_unref
     }
 
     /// Whether it may be written.
@@ -482,44 +506,21 @@ impl Shared {
         }
     }
 
-    /// What of the image's own structures a place in the file lies in, if any is known to be there.
-    pub(crate) fn metadata_at(&self, offset: u64, len: u64) -> Option<&'static str> {
-        let overlaps = |at: u64, bytes: u64| bytes > 0 && at < offset + len && offset < at.saturating_add(bytes);
-        let size = self.geometry.cluster_size();
-        let header = self.header();
-        if overlaps(0, size) {
-            return Some("main header");
-        }
-        if overlaps(header.l1_offset, u64::from(header.l1_size) * 8) {
-            return Some("active L1 table");
-        }
-        if overlaps(header.refcount_table_offset, u64::from(header.refcount_table_clusters) * size) {
-            return Some("refcount table");
-        }
-        if header.snapshots > 0 && overlaps(header.snapshots_offset, u64::from(header.snapshots) * 40) {
-            return Some("snapshot table");
-        }
-        drop(header);
-        let metadata = self.metadata();
-        let mut clusters = self.geometry.cluster(offset)..self.geometry.clusters_for(offset + len);
-        clusters.any(|cluster| metadata.contains(&cluster)).then_some("active L2 table, refcount block or bitmap")
-    }
-
     /// Something in the image cannot be as it is: say so, and let nobody write any more. Returns the error for who found it.
     pub(crate) async fn corrupt(&self, req: &Req, what: String) -> IoError {
         let error = IoError::new(Errno::EIO, IoErrorKind::BadImage);
-        if !self.writable {
-            tracing::error!(node = req.node_name(), what, "Image is corrupt");
-            return error;
-        }
         if self.corrupt.swap(true, Ordering::Relaxed) {
             return error;
         }
-        tracing::error!(
-            node = req.node_name(),
-            what,
-            "Marking image as corrupt; further corruption events will be suppressed"
-        );
+        let node = req.node_name();
+        if !self.writable {
+            tracing::error!(
+                node,
+                "qcow2: Image is corrupt: {what}; further non-fatal corruption events will be suppressed"
+            );
+            return error;
+        }
+        tracing::error!(node, "qcow2: Marking image as corrupt: {what}; further corruption events will be suppressed");
         if self.version >= Version::V3 {
             let marked = self.change_header(req, |header| header.incompatible |= IncompatibleFeatures::CORRUPT).await;
             if let Err(error) = marked {
@@ -554,6 +555,7 @@ impl Shared {
             fixed.truncate(100);
         }
         meta::write(req, &self.file, 0, &fixed).await?;
+        self.overlaps.mark_header(&header);
         *self.header() = header;
         Ok(())
     }
@@ -572,6 +574,7 @@ impl Shared {
             }
             meta::write(req, &self.file, *offset, bytes).await?;
         }
+        self.overlaps.mark_header(&header);
         *self.header() = header;
         Ok(())
     }

@@ -6,7 +6,7 @@
 //!
 //! # Reading order
 //! [`Qcow2::open`]; `lookup` (where a byte lies), `cache` (tables in memory); `write` and `zero` (what allocates and frees), `refcounts` (who
-//! may have which cluster); `flush` (what is durable when).
+//! may have which cluster); `flush` (what is durable when); `overlap` (what is not overwritten).
 
 #![forbid(unsafe_code)]
 
@@ -23,6 +23,7 @@ mod image;
 mod locks;
 mod lookup;
 mod meta;
+mod overlap;
 mod read;
 mod refcounts;
 mod resize;
@@ -33,6 +34,7 @@ mod zero;
 pub use block_qcow2_format::{Header, Version};
 pub use image::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Error, Qcow2Options, WeakControl};
 
+pub use overlap::{MetadataKind, OverlapChecks};
 pub use snapshot::{NewSnapshot, SnapshotFailure, SnapshotKey};
 
 use async_trait::async_trait;

@@ -219,8 +219,11 @@ impl Shared {
         }
         slice.touch();
         match self.in_place(slice, offset, len) {
-            Some((host, len)) => Mapping::Child { edge: self.data_edge(), offset: HostOffset(host), len },
-            None => Mapping::Slow,
+            // Rule qcow2-8: where metadata may be, somebody has to look.
+            Some((host, len)) if self.data.is_some() || !self.overlaps.may_touch(host, len) => {
+                Mapping::Child { edge: self.data_edge(), offset: HostOffset(host), len }
+            }
+            _ => Mapping::Slow,
         }
     }
 

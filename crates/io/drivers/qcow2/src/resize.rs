@@ -1,6 +1,5 @@
 //! Another length of the virtual disk.
 
-use crate::cache::Entry;
 use crate::image::Shared;
 use crate::meta;
 use crate::refcounts::Class;
@@ -110,7 +109,7 @@ impl Shared {
         let done = async {
             let from = len.next_multiple_of(size);
             if from < old.next_multiple_of(size) {
-                self.clear(req, from, old.next_multiple_of(size), Entry::default()).await?;
+                self.clear(req, from, old.next_multiple_of(size)).await?;
             }
             self.flush(req).await?;
             self.change_header(req, |header| header.size = len).await

@@ -12,8 +12,14 @@ mod bitmaps;
 #[path = "image/crash.rs"]
 mod crash;
 
+#[path = "image/discards.rs"]
+mod discards;
+
 #[path = "image/faults.rs"]
 mod faults;
+
+#[path = "image/overlaps.rs"]
+mod overlaps;
 
 #[path = "image/requests.rs"]
 mod requests;

@@ -224,6 +224,7 @@ fn run(format: Format, backing: usize, rng: &mut Rng) -> (Model, Vec<Vec<u8>>) {
         lazy_refcounts: (format.version == Version::V3).then(|| rng.chance(30)),
         pass_discard_request: rng.chance(70),
         pass_discard_other: rng.chance(50),
+        discard_no_unref: format.version == Version::V3 && rng.chance(30),
         ..Qcow2Options::default()
     };
     let image = open(&threads[0], &file, below.as_ref(), options).expect("opens");
