@@ -115,7 +115,11 @@ fn overlap_checks(options: &mut OptionReader) -> GraphResult<OverlapChecks> {
                 checks = checks.with(kind, is_on);
             }
         }
-        Ok::<_, GraphError>(checks)
+        if let Some(key) = flags.remaining().next() {
+            let message = format!("Block format 'qcow2' does not support the option 'overlap-check.{key}'");
+            return Err(GraphError::Open(message));
+        }
+        Ok(checks)
     })?;
     Ok(checks.unwrap_or_default())
 }
