@@ -10,12 +10,15 @@ use block_gs::{
     DriverType, EngineControl, GlobalState, GraphError, GraphResult, KeepError, OpenContext, Opened, PreparingReopen,
     Reopening,
 };
-use block_io::{Edge, KeptBitmap};
-use block_qcow2::{Header, MetadataKind, OverlapChecks, Qcow2, Qcow2Children, Qcow2Control, Qcow2Options, WeakControl};
+use block_io::{Edge, KeptBitmap, Quiesced};
+use block_qcow2::{
+    Header, MetadataKind, OverlapChecks, Qcow2, Qcow2Children, Qcow2Control, Qcow2Options, Qcow2Reopen, WeakControl,
+};
 use block_qcow2_format::IncompatibleFeatures;
 use std::any::Any;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 const DATA_FILE: ChildName = ChildName::from_static("data-file");
@@ -40,7 +43,14 @@ pub struct Qcow2Type(pub StoredNames);
 /// Its nodes' control is a [`Qcow2Control`].
 struct Control {
     engine: Qcow2Control,
-    read_only: bool,
+    cleaning: Cleaning,
+}
+
+/// What a reopen has prepared.
+struct Prepared {
+    engine: Qcow2Reopen,
+    clean_interval: u64,
+    gs: GlobalState,
 }
 
 impl EngineControl for Control {
@@ -61,10 +71,23 @@ impl EngineControl for Control {
     }
 
     fn prepare_reopen(&mut self, to: &mut Reopening<'_>) -> GraphResult<PreparingReopen> {
-        if to.common.read_only != self.read_only {
-            return Err(GraphError::NotBuilt("Changing 'read-only' of a qcow2 node".into()));
+        let own = Own::take(to.options, to.common.discard)?;
+        let (engine, read_only, gs) = (self.engine.clone(), to.common.read_only, to.global().clone());
+        let preparing = to.run("Could not reopen the qcow2 image", move |req| async move {
+            Ok(engine.prepare_reopen(&req, own.engine, read_only).await)
+        })?;
+        Ok(Box::pin(async move {
+            let engine = preparing.await?.map_err(|error| GraphError::Open(error.to_string()))?;
+            Ok(Box::new(Prepared { engine, clean_interval: own.clean_interval, gs }) as Box<dyn Any>)
+        }))
+    }
+
+    fn commit_reopen(&mut self, prepared: Box<dyn Any>, proof: &Quiesced<'_>) {
+        if let Ok(prepared) = prepared.downcast::<Prepared>() {
+            let Prepared { engine, clean_interval, gs } = *prepared;
+            self.engine.commit_reopen(engine, proof);
+            self.cleaning.start(&gs, &self.engine, clean_interval);
         }
-        Ok(Box::pin(std::future::ready(Ok(Box::new(()) as Box<dyn Any>))))
     }
 }
 
@@ -88,7 +111,10 @@ impl Own {
             discard_no_unref: options.take_bool("discard-no-unref")?.unwrap_or(false),
             overlap_checks: overlap_checks(options)?,
         };
-        let clean_interval = options.take_size("cache-clean-interval")?.unwrap_or(CLEAN_INTERVAL);
+        let clean_interval = options.take_u64("cache-clean-interval")?.unwrap_or(CLEAN_INTERVAL);
+        if clean_interval > u32::MAX.into() {
+            return Err(GraphError::Open("Cache clean interval too big".into()));
+        }
         Ok(Self { engine, clean_interval })
     }
 }
@@ -242,6 +268,26 @@ impl DriverType for Qcow2Type {
         DriverKind::Format
     }
 
+    fn reopenable(&self) -> &'static [&'static str] {
+        &[
+            "cache-clean-interval",
+            "cache-size",
+            "discard-no-unref",
+            "l2-cache-entry-size",
+            "l2-cache-size",
+            "lazy-refcounts",
+            "overlap-check",
+            "pass-discard-other",
+            "pass-discard-request",
+            "pass-discard-snapshot",
+            "refcount-cache-size",
+        ]
+    }
+
+    fn option_groups(&self) -> &'static [&'static [&'static str]] {
+        &[&["cache-size", "l2-cache-size", "refcount-cache-size"]]
+    }
+
     async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened> {
         let common = context.common();
         let own = Own::take(options, common.discard)?;
@@ -258,26 +304,44 @@ impl DriverType for Qcow2Type {
         let open = move |req| async move { Ok(Qcow2::open(&req, children, header, own.engine, read_only, pool).await) };
         let opened = context.run("Could not open the qcow2 image", open).await?;
         let (engine, control) = opened.map_err(|error| GraphError::Open(error.to_string()))?;
-        if own.clean_interval > 0 {
-            drop(context.global().main().spawn(clean(
-                context.global().clone(),
-                control.downgrade(),
-                own.clean_interval,
-            )));
-        }
-        let control = Control { engine: control, read_only };
+        let mut cleaning = Cleaning::default();
+        cleaning.start(context.global(), &control, own.clean_interval);
+        let control = Control { engine: control, cleaning };
         Ok(Opened { engine: Box::new(engine), control: Box::new(control), read_only })
     }
 }
 
+/// Who lets tables go that were not used.
+#[derive(Default)]
+struct Cleaning {
+    interval: u64,
+    /// The task goes on for as long as there is this.
+    running: Option<Rc<()>>,
+}
+
+impl Cleaning {
+    /// Do it every so many seconds from now on; never with an interval of 0.
+    fn start(&mut self, gs: &GlobalState, control: &Qcow2Control, interval: u64) {
+        if self.running.is_some() && self.interval == interval {
+            return;
+        }
+        self.interval = interval;
+        self.running = (interval > 0).then(Rc::default);
+        if let Some(running) = &self.running {
+            let clean = clean(gs.clone(), control.downgrade(), Rc::downgrade(running), interval);
+            drop(gs.main().spawn(clean));
+        }
+    }
+}
+
 /// Let tables go that were not used, every so many seconds, as long as there is the image.
-async fn clean(gs: GlobalState, control: WeakControl, interval: u64) {
+async fn clean(gs: GlobalState, control: WeakControl, running: std::rc::Weak<()>, interval: u64) {
     let main = gs.main().clone();
     // The task is no reason for the block layer to stay.
     drop(gs);
     loop {
         main.sleep(Duration::from_secs(interval)).await;
-        let Some(control) = control.upgrade() else { return };
+        let (Some(control), Some(_)) = (control.upgrade(), running.upgrade()) else { return };
         control.clean_cache();
     }
 }

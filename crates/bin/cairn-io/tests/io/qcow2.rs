@@ -46,10 +46,26 @@ fn check(made: &[&str], commands: &[&str]) {
         let output = qemu_img(dir, args);
         (output.status.code(), text(&output.stdout))
     };
-    let args = ["map", "--output=json", "-f", "qcow2", "a"];
-    assert_eq!(of(our_dir, &args), of(their_dir, &args), "{commands:?}");
+    // Where new clusters go is the allocator's business, once it was begun anew.
+    let is_reopened = commands.iter().any(|command| command.contains("reopen"));
+    let map = |dir: &Path| {
+        let (status, map) = of(dir, &["map", "--output=json", "-f", "qcow2", "a"]);
+        let place = |line: &str| line.split(", \"offset\"").next().unwrap_or_default().to_owned();
+        let lines = map.lines().map(|line| if is_reopened { place(line) } else { line.to_owned() });
+        (status, lines.collect::<Vec<_>>())
+    };
+    let (our_map, their_map) = (map(our_dir), map(their_dir));
+    assert!(is_reopened || our_map == their_map, "{commands:?}: {our_map:?}, {their_map:?}");
+    if is_reopened {
+        let their_image = their_dir.join("a").display().to_string();
+        let compared = of(our_dir, &["compare", "-f", "qcow2", "-F", "qcow2", "a", &their_image]);
+        assert_eq!((compared.0, our_map.0), (Some(0), their_map.0), "{commands:?}: {}", compared.1);
+    }
     let checked = of(our_dir, &["check", "-f", "qcow2", "a"]);
     assert_eq!(checked.0, Some(0), "{commands:?}: {}", checked.1);
+    if !commands.iter().any(|command| command.contains("discard=unmap")) {
+        return;
+    }
     let allocated = |dir: &Path| {
         let du = Command::new("du").arg("-k").arg(dir.join("a")).output().expect("du");
         text(&du.stdout).split_whitespace().next().and_then(|kib| kib.parse::<i64>().ok()).expect("a number")
@@ -174,4 +190,182 @@ fn qcow2_8_overlaps_are_found_alike() {
             assert_eq!(outcomes[0], outcomes[1], "{kind}, {checks}");
         }
     }
+}
+
+#[test]
+fn reopen_1_an_image_is_reopened_alike() {
+    let bitmap = [PLAIN, &["qemu-img bitmap --add a b", "qemu-img snapshot -c s a"]].concat();
+    let scripts: &[&[&str]] = &[
+        &[
+            "open a",
+            "reopen -r",
+            "write -P 2 0 64k",
+            "read -P 1 0 64k",
+            "reopen -w",
+            "write -P 2 0 64k",
+            "read -P 2 0 64k",
+        ],
+        &["open -r a", "reopen -w", "write -P 3 64k 64k", "reopen -r", "read -P 3 64k 64k", "write 0 512"],
+        &[
+            "open a",
+            "write -P 4 2M 64k",
+            "reopen -r",
+            "read -P 4 2M 64k",
+            "reopen -w",
+            "write -P 5 3M 64k",
+            "discard 0 64k",
+        ],
+        &["open a", "reopen -o lazy-refcounts=on", "write 4M 64k", "reopen -o lazy-refcounts=off", "write 5M 64k"],
+        &[
+            "open a",
+            "reopen -o l2-cache-size=1M",
+            "write -P 9 2M 64k",
+            "reopen -o cache-size=2M,refcount-cache-size=1M",
+            "reopen -o cache-size=1M,refcount-cache-size=2M",
+            "reopen -o l2-cache-entry-size=512",
+            "read -P 9 2M 64k",
+            "write -P 8 3M 64k",
+            "reopen -o l2-cache-entry-size=1000",
+            "reopen -o cache-clean-interval=0",
+            "reopen -o cache-clean-interval=7",
+            "reopen -o cache-clean-interval=5000000000",
+            "reopen -o cache-clean-interval=x",
+            "reopen -o pass-discard-request=on",
+            "reopen -o pass-discard-snapshot=off,pass-discard-other=on",
+            "reopen -o overlap-check=all",
+            "write -P 7 4M 64k",
+            "reopen -o overlap-check=foo",
+            "reopen -o overlap-check.template=none",
+            "reopen -o discard-no-unref=on",
+            "discard 128k 64k",
+            "reopen -o bogus=1",
+            "reopen -o file.filename=b",
+            "reopen -o driver=raw",
+            "read -P 7 4M 64k",
+            "read -P 8 3M 64k",
+            "read -P 9 2M 64k",
+        ],
+    ];
+    for commands in scripts {
+        check(PLAIN, commands);
+        check(&bitmap, commands);
+    }
+    let old = &["IMG create -q -f qcow2 -o compat=0.10 a 8M"];
+    check(old, &["open a", "reopen -o lazy-refcounts=on", "reopen -o discard-no-unref=on", "write 0 64k"]);
+    let backed = &["IMG create -q -f raw b 8M", "IMG create -q -f qcow2 -b b -F raw a"];
+    check(backed, &["open a", "reopen -r", "reopen -w", "write 0 64k", "reopen -o lazy-refcounts=on", "write 64k 512"]);
+    let data_file = ["IMG create -q -f qcow2 -o data_file=d a 8M", "IO -f qcow2 -c 'write -P 1 0 256k' a"];
+    check(&data_file, &["open a", "reopen -r", "write 0 512", "reopen -w", "write -P 3 64k 64k", "read -P 3 64k 64k"]);
+}
+
+/// What our program does with the image that `made` makes; then qemu-img finds nothing wrong with it.
+fn reopen(made: &[&str], commands: &[&str], expect: &[&str]) -> Option<Vec<u8>> {
+    theirs()?;
+    let dir = tempfile::tempdir().expect("a directory");
+    make(dir.path(), made);
+    let ran = script(&ours(), dir.path(), commands);
+    let told: Vec<&str> =
+        ran.stdout.lines().chain(ran.stderr.lines()).filter(|line| !line.contains(" ops; ")).collect();
+    assert_eq!(told, expect, "{commands:?}");
+    let checked = qemu_img(dir.path(), &["check", "-f", "qcow2", "a"]);
+    assert_eq!(checked.status.code(), Some(0), "{commands:?}: {}", text(&checked.stdout));
+    Some(std::fs::read(dir.path().join("a")).expect("the image"))
+}
+
+/// Flags of the only bitmap of an image: bit 0 says that it is in use.
+fn bitmap_flags(dir: &Path) -> String {
+    let info = text(&qemu_img(dir, &["info", "-U", "-f", "qcow2", "a"]).stdout);
+    let from = info.find("bitmaps:").expect("a bitmap");
+    let to = info[from..].find("name:").expect("its name");
+    info[from..from + to].split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+// Scenario: a reopen is refused when everything is prepared, for somebody writes, or because an option makes no sense. The image is written on as before.
+#[test]
+fn reopen_2_a_refused_reopen_leaves_an_image_as_it_was() {
+    let bitmap = [PLAIN, &["qemu-img bitmap --add a b"]].concat();
+    let wrote = |len: u64, at: u64| format!("wrote {len}/{len} bytes at offset {at}");
+    let commands = [
+        "open a",
+        "write -P 2 2M 64k",
+        "reopen -o read-only=on",
+        "write -P 3 3M 64k",
+        "reopen -r -o l2-cache-entry-size=1000",
+        "write -P 4 4M 64k",
+        "read -P 2 2M 64k",
+    ];
+    let expect = [
+        wrote(65536, 2 << 20),
+        wrote(65536, 3 << 20),
+        wrote(65536, 4 << 20),
+        "read 65536/65536 bytes at offset 2097152".to_owned(),
+        "qemu-io: Read-only block node '#block002' cannot support read-write users".to_owned(),
+        "qemu-io: L2 cache entry size must be a power of two between 512 and the cluster size (65536)".to_owned(),
+    ];
+    let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
+    reopen(&bitmap, &commands, &expect);
+}
+
+// Scenario: bitmaps are in use from the first write on, until the image is only read.
+#[test]
+fn qcow2_6_reopening_lets_go_of_bitmaps_and_takes_them_again() {
+    let Some(_) = theirs() else { return };
+    let bitmap = [PLAIN, &["qemu-img bitmap --add a b"]].concat();
+    for (commands, flags) in [
+        (&["open a", "reopen -r", "abort"][..], "bitmaps: [0]: flags: [0]: auto"),
+        (&["open a", "write 0 512", "reopen -r", "abort"], "bitmaps: [0]: flags: [0]: auto"),
+        (&["open -r a", "reopen -w", "abort"], "bitmaps: [0]: flags: [0]: auto"),
+        (&["open -r a", "reopen -w", "write 0 512", "abort"], "bitmaps: [0]: flags: [0]: in-use [1]: auto"),
+        (&["open a", "reopen -r", "reopen -w", "discard 0 64k", "abort"], "bitmaps: [0]: flags: [0]: in-use [1]: auto"),
+        (&["open a", "reopen -o read-only=on", "abort"], "bitmaps: [0]: flags: [0]: auto"),
+        (&["open a", "reopen -o read-only=on", "write 0 512", "abort"], "bitmaps: [0]: flags: [0]: in-use [1]: auto"),
+        (&["open a", "reopen -r", "reopen -w", "write 0 512", "quit"], "bitmaps: [0]: flags: [0]: auto"),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        make(dir.path(), &bitmap);
+        script(&ours(), dir.path(), commands);
+        assert_eq!(bitmap_flags(dir.path()), flags, "{commands:?}");
+    }
+}
+
+// Scenario: an image was not closed, and is opened for reading. Before it is written it is repaired; qemu-io 10.0.2 writes to it as it is, and counts one cluster
+// for two.
+#[test]
+fn qcow2_5_a_dirty_image_is_repaired_before_it_is_written() {
+    let dirty = [
+        "IMG create -q -f qcow2 -o lazy_refcounts=on a 8M",
+        "IO -f qcow2 -c 'write -P 1 0 64k' -c flush -c abort a 2>/dev/null; true",
+    ];
+    let commands =
+        ["open -r a", "read -P 1 0 64k", "reopen -w", "write -P 2 64k 64k", "read -P 1 0 64k", "read -P 2 64k 64k"];
+    let read = |at: u64| format!("read 65536/65536 bytes at offset {at}");
+    let expect = [read(0), "wrote 65536/65536 bytes at offset 65536".into(), read(0), read(65536)];
+    reopen(&dirty, &commands, &expect.each_ref().map(String::as_str));
+}
+
+// Scenario: an image is marked as corrupt. It is read, and not reopened for writing; qemu-io 10.0.2 does so.
+#[test]
+fn qcow2_5_a_corrupt_image_is_not_reopened_for_writing() {
+    let Some(_) = theirs() else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    make(dir.path(), PLAIN);
+    let path = dir.path().join("a");
+    let mut bytes = std::fs::read(&path).expect("the image");
+    bytes[79] |= 2;
+    std::fs::write(&path, &bytes).expect("the image");
+    let ran = script(&ours(), dir.path(), &["open -r a", "reopen -w", "read -P 1 0 64k", "write 0 512"]);
+    let told = "qemu-io: qcow2: Image is corrupt; cannot be opened read/write\nqemu-io: Block node is read-only\n";
+    assert_eq!((ran.status, ran.stderr.as_str()), (1, told));
+    assert!(std::fs::read(&path).expect("the image") == bytes);
+}
+
+// Scenario: features that whoever writes has to clear are cleared by the first write after a reopen.
+#[test]
+fn qcow2_9_a_reopened_image_is_cleared_of_unknown_features() {
+    let unknown = [PLAIN, &["printf '\\200' | dd of=a bs=1 seek=95 conv=notrunc 2>/dev/null"]].concat();
+    let feature = |commands: &[&str], expect: &[&str]| reopen(&unknown, commands, expect).map(|bytes| bytes[95]);
+    let Some(only_read) = feature(&["open -r a", "reopen -w", "reopen -r"], &[]) else { return };
+    assert_eq!(only_read, 0x80);
+    let wrote = "wrote 512/512 bytes at offset 0";
+    assert_eq!(feature(&["open -r a", "reopen -w", "write 0 512"], &[wrote]), Some(0));
 }

@@ -70,7 +70,7 @@ impl Shared {
     }
 
     async fn store_all(&self, req: &Req, slices: &[DirtySlice], l1_sectors: &[(u64, Vec<u8>)]) -> IoResult<()> {
-        if self.lazy && !self.refcounts.lock().await.is_crowded() {
+        if self.is_lazy() && !self.refcounts.lock().await.is_crowded() {
             self.mark_dirty(req).await?;
         } else {
             self.write_counts(req).await?;
@@ -113,7 +113,7 @@ impl Shared {
     async fn write_slice(&self, req: &Req, slice: &DirtySlice) -> IoResult<()> {
         let index = slice.index();
         // A slice that was changed has a table of its own.
-        let Some(table) = self.l1_entry(index << self.slice_bits).table() else { return Ok(()) };
+        let Some(table) = self.l1_entry(index << self.slice_bits()).table() else { return Ok(()) };
         let place = self.slice_place(table, index);
         for (at, bytes) in &slice.parts {
             self.guard(req, place + at, bytes.len() as u64, MetadataKind::ActiveL2).await?;
@@ -142,27 +142,38 @@ impl Shared {
         if req.is_read_only() {
             return Ok(());
         }
-        let mut stored = self.store(req).await;
-        if stored.is_ok() && !self.is_corrupt() {
-            stored = self.store_bitmaps(req).await;
-            // What the bitmaps had before is free now.
-            let retired = std::mem::take(&mut self.lists().retired);
-            self.lists().ripe.extend(retired);
+        // Bitmaps may have changed without a write.
+        if self.bitmaps().is_any() && self.writable().is_ok() {
+            self.claim(req).await?;
         }
-        if stored.is_ok() && !self.is_corrupt() {
-            self.discard_emptied(req).await;
-            // Only leaks are left to be lost.
-            let freed = self.free_ripe(req, true).await;
-            if self.has_dirty_counts().await {
-                self.write_counts(req).await?;
-                self.file.flush(req).await?;
-            }
-            if self.header().incompatible.contains(IncompatibleFeatures::DIRTY) {
-                self.change_header(req, |header| header.incompatible -= IncompatibleFeatures::DIRTY).await?;
-                self.file.flush(req).await?;
-            }
-            return freed;
+        if self.claimed.load(Ordering::Acquire) {
+            self.store_everything(req).await
+        } else {
+            self.flush_files(req).await
         }
-        stored
+    }
+
+    /// Have the image on the disk as a whole, for whoever opens it next. Nothing is in flight.
+    pub(crate) async fn store_everything(&self, req: &Req) -> IoResult<()> {
+        self.store(req).await?;
+        if self.is_corrupt() {
+            return Ok(());
+        }
+        self.store_bitmaps(req).await?;
+        // What the bitmaps had before is free now.
+        let retired = std::mem::take(&mut self.lists().retired);
+        self.lists().ripe.extend(retired);
+        self.discard_emptied(req).await;
+        // Only leaks are left to be lost.
+        let freed = self.free_ripe(req, true).await;
+        if self.has_dirty_counts().await {
+            self.write_counts(req).await?;
+            self.file.flush(req).await?;
+        }
+        if self.header().incompatible.contains(IncompatibleFeatures::DIRTY) {
+            self.change_header(req, |header| header.incompatible -= IncompatibleFeatures::DIRTY).await?;
+            self.file.flush(req).await?;
+        }
+        freed
     }
 }

@@ -10,14 +10,14 @@ use crate::overlap::{OverlapChecks, Overlaps};
 use crate::refcounts::{Class, Refcounts, Retired};
 use arc_swap::ArcSwap;
 use block_common::{Errno, IoError, IoErrorKind, IoResult, Limits};
-use block_io::{Edge, Req, ThreadPool};
+use block_io::{Edge, Quiesced, Req, ThreadPool};
 use block_qcow2_format::{
     AutoclearFeatures, BitmapError, CompatibleFeatures, CompressionType, FormatError, Geometry, Header,
     IncompatibleFeatures, L1Entry, L2Entry, Version,
 };
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 /// L2 tables in memory, in bytes, unless the user says otherwise: what the field's tools allow.
@@ -73,6 +73,9 @@ pub enum Qcow2Error {
     /// It was not closed, and its reference counts could not be repaired.
     #[error("Could not repair dirty image: {0}")]
     Dirty(String),
+    /// It is not the image that it was when it was opened for reading.
+    #[error("The image was changed by somebody else while it was only read")]
+    Changed,
     /// An option makes no sense.
     #[error("{0}")]
     Option(String),
@@ -124,6 +127,21 @@ impl Default for Qcow2Options {
     }
 }
 
+impl Qcow2Options {
+    /// Whether counts are lazy with these options.
+    fn check(&self, header: &Header) -> Result<bool, Qcow2Error> {
+        let refused = |text: &str| Err(Qcow2Error::Option(text.into()));
+        let lazy = self.lazy_refcounts.unwrap_or(header.compatible.contains(CompatibleFeatures::LAZY_REFCOUNTS));
+        if lazy && header.version < Version::V3 {
+            return refused("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
+        }
+        if self.discard_no_unref && header.version < Version::V3 {
+            return refused("discard-no-unref is only supported since qcow2 version 3");
+        }
+        Ok(lazy)
+    }
+}
+
 /// What an image is made of.
 #[derive(Debug)]
 pub struct Qcow2Children {
@@ -156,8 +174,7 @@ pub(crate) struct Shared {
     pub(crate) version: Version,
     pub(crate) compression: CompressionType,
     /// A slice maps so many bytes of the virtual disk, as a power of two.
-    pub(crate) slice_bits: u32,
-    pub(crate) slice_bytes: u64,
+    slice_bits: AtomicU32,
     limits: RwLock<Limits>,
     length: AtomicU64,
     header: Mutex<Header>,
@@ -181,12 +198,19 @@ pub(crate) struct Shared {
     /// One change of length at a time.
     pub(crate) resizing: tokio::sync::Mutex<()>,
     pub(crate) pool: ThreadPool,
-    options: Qcow2Options,
+    options: RwLock<Qcow2Options>,
     /// Counts are not written with each flush.
-    pub(crate) lazy: bool,
+    lazy: AtomicBool,
     /// It is not to be written any more.
     corrupt: AtomicBool,
-    writable: bool,
+    /// Whoever has it open may write to it.
+    writable: AtomicBool,
+    /// The image says that it is being written, and what that takes is in memory: see `claim`.
+    pub(crate) claimed: AtomicBool,
+    /// One claim at a time.
+    pub(crate) claiming: tokio::sync::Mutex<()>,
+    /// Its disk is a snapshot's, of which the header says nothing.
+    pub(crate) shows_snapshot: AtomicBool,
     pub(crate) closed: AtomicBool,
 }
 
@@ -235,32 +259,15 @@ impl Qcow2 {
             true => repaired(req, &file).await?,
             false => header,
         };
-        let lazy = options.lazy_refcounts.unwrap_or(header.compatible.contains(CompatibleFeatures::LAZY_REFCOUNTS));
-        if lazy && header.version < Version::V3 {
-            let text = "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level";
-            return Err(Qcow2Error::Option(text.into()));
-        }
-        if options.discard_no_unref && header.version < Version::V3 {
-            return Err(Qcow2Error::Option("discard-no-unref is only supported since qcow2 version 3".into()));
-        }
+        let lazy = options.check(&header)?;
         let geometry = header.geometry;
         let read = |what| move |error| Qcow2Error::Read { what, error };
         let l1 =
             meta::read_table(req, &file, header.l1_offset, header.l1_size as usize).await.map_err(read("L1 table"))?;
-        let entries = (u64::from(header.refcount_table_clusters) << geometry.cluster_bits()) / 8;
-        let table = match read_only {
-            true => Vec::new(),
-            false => meta::read_table(req, &file, header.refcount_table_offset, entries as usize)
-                .await
-                .map_err(read("refcount table"))?,
-        };
         let caches = Caches::new(&geometry, header.size, options)?;
         let file_len = file.length(req).map_err(read("the file's length"))?;
-        let blocks = table.clone();
         let clusters = file_len.max(header.size).div_ceil(geometry.cluster_size());
-        let fresh_from = file_len.next_multiple_of(geometry.cluster_size());
-        let refcounts =
-            Refcounts::new(header.refcount_bits, geometry.cluster_bits(), table, caches.refcounts, fresh_from);
+        let refcounts = Refcounts::new(header.refcount_bits, geometry.cluster_bits(), Vec::new(), caches.refcounts, 0);
         let entry_bytes = geometry.l2_entry_size() as usize;
         let shared = Arc::new(Shared {
             file,
@@ -269,8 +276,7 @@ impl Qcow2 {
             geometry,
             version: header.version,
             compression: header.compression,
-            slice_bits: geometry.cluster_bits() + (caches.slice / geometry.l2_entry_size()).trailing_zeros(),
-            slice_bytes: caches.slice,
+            slice_bits: AtomicU32::new(caches.slice_bits(&geometry)),
             limits: RwLock::new(Limits::NONE),
             length: AtomicU64::new(header.size),
             l1: ArcSwap::from_pointee(l1.into_iter().map(AtomicU64::new).collect()),
@@ -285,22 +291,22 @@ impl Qcow2 {
             flushing: tokio::sync::Mutex::default(),
             resizing: tokio::sync::Mutex::default(),
             pool,
-            options,
-            lazy,
+            options: RwLock::new(options),
+            lazy: AtomicBool::new(lazy),
             corrupt: AtomicBool::new(header.incompatible.contains(IncompatibleFeatures::CORRUPT)),
-            writable: !read_only,
+            writable: AtomicBool::new(!read_only),
+            claimed: AtomicBool::new(false),
+            claiming: tokio::sync::Mutex::default(),
+            shows_snapshot: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             header: Mutex::new(header),
             header_turn: tokio::sync::Mutex::default(),
         });
         shared.refresh_limits(req).map_err(read("the file's limits"))?;
-        if !read_only {
-            let blocks = blocks.into_iter().map(|entry| entry & !0x1ff).filter(|offset| *offset != 0);
-            shared.find_metadata(req, options.overlap_checks, blocks).await?;
-            let cleared = shared.clear_autoclear(req).await;
-            cleared.map_err(|error| Qcow2Error::Update { what: "the header", error })?;
-        }
         shared.load_bitmaps(req).await?;
+        if !read_only {
+            shared.take(req).await?;
+        }
         Ok((Self(shared.clone()), Qcow2Control(shared)))
     }
 }
@@ -316,7 +322,63 @@ impl WeakControl {
     }
 }
 
+/// Other options for an open image, which it is ready for: see [`Qcow2Control::prepare_reopen`].
+#[derive(Clone, Copy, Debug)]
+#[must_use = "nothing has changed yet: commit it"]
+pub struct Qcow2Reopen {
+    options: Qcow2Options,
+    read_only: bool,
+    lazy: bool,
+    caches: Caches,
+}
+
 impl Qcow2Control {
+    /// Get ready for other options, and for being written or only read. `req` is a token on the node, beside which nothing is in flight. What has to be on the disk
+    /// by then is; nothing else has changed, and an image that goes on being written as it was needs to be told nothing.
+    ///
+    /// # Errors
+    /// [`Qcow2Error`] says why it cannot have them, or not be written.
+    pub async fn prepare_reopen(
+        &self,
+        req: &Req,
+        options: Qcow2Options,
+        read_only: bool,
+    ) -> Result<Qcow2Reopen, Qcow2Error> {
+        let shared = &self.0;
+        let header = shared.header().clone();
+        let lazy = options.check(&header)?;
+        let caches = Caches::new(&header.geometry, header.size, options)?;
+        let failed = |error| Qcow2Error::Update { what: "the image", error };
+        if !shared.writable.load(Ordering::Relaxed) {
+            if !read_only {
+                shared.may_be_taken(req, options.overlap_checks).await?;
+            }
+        } else if read_only || shared.is_lazy() && !lazy || options.overlap_checks != shared.options().overlap_checks {
+            shared.release(req).await.map_err(failed)?;
+        } else {
+            shared.flush(req).await.map_err(failed)?;
+        }
+        Ok(Qcow2Reopen { options, read_only, lazy, caches })
+    }
+
+    /// Have the options that were prepared.
+    pub fn commit_reopen(&self, reopen: Qcow2Reopen, _proof: &Quiesced<'_>) {
+        let shared = &self.0;
+        let Qcow2Reopen { options, read_only, lazy, caches } = reopen;
+        let was = std::mem::replace(&mut *shared.options.write().unwrap_or_else(PoisonError::into_inner), options);
+        shared.writable.store(!read_only, Ordering::Relaxed);
+        shared.lazy.store(lazy, Ordering::Relaxed);
+        let before = Caches::new(&shared.geometry, shared.length(), was).ok();
+        // Everything was flushed while it was prepared.
+        if before != Some(caches) && !shared.cache.has_dirty() {
+            shared.cache.reshape(caches.slice as usize, caches.l2);
+            shared.slice_bits.store(caches.slice_bits(&shared.geometry), Ordering::Relaxed);
+        }
+        if let Ok(mut counts) = shared.refcounts.try_lock() {
+            counts.set_room(caches.refcounts);
+        }
+    }
+
     /// The same, without keeping the image.
     pub fn downgrade(&self) -> WeakControl {
         WeakControl(Arc::downgrade(&self.0))
@@ -349,7 +411,7 @@ fn check_built(header: &Header, read_only: bool) -> Result<(), Qcow2Error> {
 }
 
 /// The header of a dirty image, whose reference counts are right after this.
-async fn repaired(req: &Req, file: &Edge) -> Result<Header, Qcow2Error> {
+pub(crate) async fn repaired(req: &Req, file: &Edge) -> Result<Header, Qcow2Error> {
     struct Log<'a>(&'a str);
     impl Watch for Log<'_> {
         fn message(&mut self, text: fmt::Arguments<'_>) {
@@ -366,6 +428,7 @@ async fn repaired(req: &Req, file: &Edge) -> Result<Header, Qcow2Error> {
 }
 
 /// How memory is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Caches {
     l2: u64,
     slice: u64,
@@ -373,6 +436,11 @@ struct Caches {
 }
 
 impl Caches {
+    /// How many bytes of the disk a slice maps, as a power of two.
+    fn slice_bits(&self, geometry: &Geometry) -> u32 {
+        geometry.cluster_bits() + (self.slice / geometry.l2_entry_size()).trailing_zeros()
+    }
+
     fn new(geometry: &Geometry, size: u64, options: Qcow2Options) -> Result<Self, Qcow2Error> {
         let refused = |text: &str| Err(Qcow2Error::Option(text.into()));
         let cluster = geometry.cluster_size();
@@ -473,22 +541,44 @@ impl Shared {
 
     /// Whether the host is told what is freed.
     pub(crate) fn passes_discards(&self, class: Class) -> bool {
+        let options = self.options();
         match class {
-            Class::Request => self.options.pass_discard_request,
-            Class::Snapshot => self.options.pass_discard_snapshot,
-            Class::Other => self.options.pass_discard_other,
+            Class::Request => options.pass_discard_request,
+            Class::Snapshot => options.pass_discard_snapshot,
+            Class::Other => options.pass_discard_other,
         }
     }
 
     /// Whether what a guest discards keeps its place.
     pub(crate) fn keeps_places(&self) -> bool {
-        self.options.discard_no_unref
+        self.options().discard_no_unref
     }
 
-    /// Whether it may be written.
+    /// The options as they are now.
+    pub(crate) fn options(&self) -> Qcow2Options {
+        *self.options.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether counts are not written with each flush.
+    pub(crate) fn is_lazy(&self) -> bool {
+        self.lazy.load(Ordering::Relaxed)
+    }
+
+    /// A slice maps so many bytes of the disk, as a power of two. That changes only while nothing is in flight.
+    #[inline]
+    pub(crate) fn slice_bits(&self) -> u32 {
+        self.slice_bits.load(Ordering::Relaxed)
+    }
+
+    /// How long a slice is in bytes.
+    pub(crate) fn slice_bytes(&self) -> u64 {
+        self.geometry.l2_entry_size() << (self.slice_bits() - self.geometry.cluster_bits())
+    }
+
+    /// Whether it may be written, and is ready for it.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
-        self.writable && !self.corrupt.load(Ordering::Relaxed)
+        self.claimed.load(Ordering::Acquire) && !self.corrupt.load(Ordering::Relaxed)
     }
 
     /// Whether it was found to be corrupt.
@@ -499,7 +589,7 @@ impl Shared {
     /// # Errors
     /// It was found to be corrupt (rule qcow2-5), or was opened for reading.
     pub(crate) fn writable(&self) -> IoResult<()> {
-        match (self.writable, self.corrupt.load(Ordering::Relaxed)) {
+        match (self.writable.load(Ordering::Relaxed), self.corrupt.load(Ordering::Relaxed)) {
             (false, _) => Err(IoError::READ_ONLY),
             (true, true) => Err(IoError::new(Errno::EIO, IoErrorKind::BadImage)),
             (true, false) => Ok(()),
@@ -513,7 +603,7 @@ impl Shared {
             return error;
         }
         let node = req.node_name();
-        if !self.writable {
+        if !self.writable.load(Ordering::Relaxed) {
             tracing::error!(
                 node,
                 "qcow2: Image is corrupt: {what}; further non-fatal corruption events will be suppressed"
@@ -580,7 +670,7 @@ impl Shared {
     }
 
     /// Whoever writes an image clears the features that it does not keep up (rule qcow2-9).
-    async fn clear_autoclear(&self, req: &Req) -> IoResult<()> {
+    pub(crate) async fn clear_autoclear(&self, req: &Req) -> IoResult<()> {
         let known = AutoclearFeatures::DATA_FILE_RAW | AutoclearFeatures::BITMAPS;
         let wanted = self.header().autoclear & known;
         if self.header().autoclear == wanted {

@@ -136,6 +136,11 @@ impl OverlapChecks {
         self.0 & kind.bit() != 0
     }
 
+    /// Whether the table of snapshots has to be read for them.
+    pub(crate) fn needs_snapshots(self) -> bool {
+        [SnapshotTable, InactiveL1, InactiveL2].into_iter().any(|kind| self.has(kind))
+    }
+
     /// Those that are not in `others`.
     const fn without(self, others: Self) -> Self {
         Self(self.0 & !others.0)
@@ -403,7 +408,7 @@ impl Shared {
             places.inactive_l1.clear();
             places.inactive_l2.clear();
         }
-        if ![SnapshotTable, InactiveL1, InactiveL2].into_iter().any(|kind| checks.has(kind)) {
+        if !checks.needs_snapshots() {
             return Ok(());
         }
         let snapshots = self.read_snapshots(req).await?;

@@ -78,8 +78,28 @@ fn full() -> IoError {
 impl Refcounts {
     /// With the table of an image, and room for `bytes_max` bytes of blocks that are on the disk.
     pub(crate) fn new(bits: RefcountBits, cluster_bits: u32, table: Vec<u64>, bytes_max: u64, fresh_from: u64) -> Self {
-        let blocks_max = usize::try_from(bytes_max >> cluster_bits).unwrap_or(usize::MAX).clamp(4, 1 << 20);
-        Self { bits, cluster_bits, table, blocks: BTreeMap::new(), blocks_max, free_from: 0, bytes_at: 0, fresh_from }
+        let blocks = BTreeMap::new();
+        let mut counts =
+            Self { bits, cluster_bits, table, blocks, blocks_max: 0, free_from: 0, bytes_at: 0, fresh_from };
+        counts.set_room(bytes_max);
+        counts
+    }
+
+    /// Have room for so many bytes of blocks that are on the disk.
+    pub(crate) fn set_room(&mut self, bytes_max: u64) {
+        self.blocks_max = usize::try_from(bytes_max >> self.cluster_bits).unwrap_or(usize::MAX).clamp(4, 1 << 20);
+    }
+
+    /// These are the table and the end of the image from now on; nothing else is known any more.
+    pub(crate) fn restart(&mut self, bits: RefcountBits, table: Vec<u64>, fresh_from: u64) {
+        (self.bits, self.table, self.fresh_from) = (bits, table, fresh_from);
+        (self.free_from, self.bytes_at) = (0, 0);
+        self.blocks.clear();
+    }
+
+    /// Where there are blocks.
+    pub(crate) fn places(table: &[u64]) -> impl Iterator<Item = u64> {
+        table.iter().map(|entry| entry & TABLE_OFFSET).filter(|offset| *offset != 0)
     }
 
     fn block_bits(&self) -> u32 {

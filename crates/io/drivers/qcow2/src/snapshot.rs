@@ -173,7 +173,7 @@ impl Shared {
 
     /// Have everything on the disk and nothing in memory.
     async fn settle(&self, req: &Req) -> IoResult<()> {
-        self.writable()?;
+        self.claim(req).await?;
         self.flush(req).await?;
         self.free_ripe(req, true).await?;
         self.write_counts(req).await?;
@@ -279,6 +279,7 @@ impl Shared {
             return Err(SnapshotFailure::Table);
         }
         let l1 = self.l1_of(req, snapshot).await?;
+        self.shows_snapshot.store(true, Ordering::Relaxed);
         self.take_l1(&l1);
         self.set_length(size);
         Ok(())
