@@ -369,3 +369,30 @@ fn qcow2_9_a_reopened_image_is_cleared_of_unknown_features() {
     let wrote = "wrote 512/512 bytes at offset 0";
     assert_eq!(feature(&["open -r a", "reopen -w", "write 0 512"], &[wrote]), Some(0));
 }
+
+// Scenario: the first write after a reopen cannot say in the image that it is written. It fails, and nothing has changed; the next one does it.
+#[test]
+fn qcow2_6_who_cannot_claim_an_image_does_not_write_to_it() {
+    let Some(_) = theirs() else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    make(dir.path(), &[PLAIN, &["qemu-img bitmap --add a b"]].concat());
+    let node = "driver=qcow2,file.driver=blkdebug,file.image.driver=file,file.image.filename=a,\
+                file.inject-error.0.event=none,file.inject-error.0.iotype=write,file.inject-error.0.once=on";
+    for (more, stdout) in [
+        (&[][..], "write failed: Input/output error\n"),
+        (
+            &["-c", "write -P 3 64k 512", "-c", "read -P 3 64k 512", "-c", "read -P 1 0 64k"],
+            "write failed: Input/output error\nwrote 512/512 bytes at offset 65536\nread 512/512 bytes at offset 65536\n\
+             read 65536/65536 bytes at offset 0\n",
+        ),
+    ] {
+        let args = [&["-r", "--image-opts", "-c", "reopen -w", "-c", "write -P 2 0 512"], more, &[node]].concat();
+        let ran = run(&ours(), dir.path(), &args, b"");
+        let told: String = ran.stdout.split_inclusive('\n').filter(|line| !line.contains(" ops; ")).collect();
+        assert_eq!((told.as_str(), ran.stderr.as_str()), (stdout, ""));
+        let content = run(&ours(), dir.path(), &["-r", "-f", "qcow2", "-c", "read -P 1 0 512", "a"], b"");
+        assert_eq!(content.status, 0, "{content:?}");
+    }
+    assert_eq!(qemu_img(dir.path(), &["check", "-f", "qcow2", "a"]).status.code(), Some(0));
+    assert_eq!(bitmap_flags(dir.path()), "bitmaps: [0]: flags: [0]: auto");
+}

@@ -19,6 +19,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const MAP_BITS: (u64, u64) = (1 << 12, 1 << 24);
 /// L2 tables of snapshots that are kept in mind at most: 16 bytes each.
 const INACTIVE_MAX: usize = 4 << 20;
+/// L1 tables of snapshots that are read for them at most, in bytes: what 32 of the largest take.
+const INACTIVE_L1_MAX: u64 = 1 << 30;
 /// L1 tables of snapshots are read so many bytes at a time.
 const PIECE: u64 = 1 << 20;
 
@@ -219,7 +221,7 @@ impl Overlaps {
 
     #[inline]
     fn bit(&self, cluster: u64) -> (&AtomicU64, u64) {
-        let bit = cluster & (self.map.len() as u64 * 64 - 1);
+        let bit = cluster & (self.map_bits() - 1);
         (&self.map[(bit / 64) as usize], 1 << (bit % 64))
     }
 
@@ -232,12 +234,20 @@ impl Overlaps {
         })
     }
 
+    fn map_bits(&self) -> u64 {
+        self.map.len() as u64 * 64
+    }
+
+    fn mark_everything(&self) {
+        self.map.iter().for_each(|word| word.store(u64::MAX, Ordering::Release));
+    }
+
     fn mark(&self, kind: MetadataKind, clusters: Range<u64>) {
         if !self.checks().has(kind) {
             return;
         }
-        if clusters.end - clusters.start >= self.map.len() as u64 * 64 {
-            return self.map.iter().for_each(|word| word.store(u64::MAX, Ordering::Release));
+        if clusters.end - clusters.start >= self.map_bits() {
+            return self.mark_everything();
         }
         for cluster in clusters {
             let (word, bit) = self.bit(cluster);
@@ -420,8 +430,12 @@ impl Shared {
         let l1 = merged(snapshots.iter().map(table).collect());
         let l2 = if checks.has(InactiveL2) { self.tables_in(req, &l1).await? } else { HashSet::new() };
         self.overlaps.mark(SnapshotTable, self.overlaps.clusters(self.header().snapshots_offset, len));
-        for table in &l1 {
-            self.overlaps.mark(InactiveL1, self.overlaps.clusters(table.start, table.end - table.start));
+        let clusters = |table: &Range<u64>| self.overlaps.clusters(table.start, table.end - table.start);
+        // An image that claims more tables than it can have is not worth the time.
+        if l1.iter().map(|table| clusters(table).end - clusters(table).start).sum::<u64>() >= self.overlaps.map_bits() {
+            self.overlaps.mark_everything();
+        } else {
+            l1.iter().for_each(|table| self.overlaps.mark(InactiveL1, clusters(table)));
         }
         l2.iter().for_each(|cluster| self.overlaps.mark(InactiveL2, *cluster..*cluster + 1));
         let mut places = self.overlaps.places();
@@ -429,9 +443,13 @@ impl Shared {
         Ok(())
     }
 
-    /// The clusters of the L2 tables that L1 tables in these places name. What the file does not have is read no more than what is there twice.
+    /// The clusters of the L2 tables that L1 tables in these places name. What the file does not have is read as little as what is there twice (rule trust-3).
     async fn tables_in(&self, req: &Req, l1: &[Range<u64>]) -> Result<HashSet<u64>, SnapshotFailure> {
         let file_len = self.file.length(req)?;
+        let there = l1.iter().map(|table| table.end.min(file_len).saturating_sub(table.start)).sum::<u64>();
+        if there > INACTIVE_L1_MAX {
+            return Err(SnapshotFailure::Table);
+        }
         let mut found = HashSet::new();
         for table in l1 {
             let mut at = table.start;
