@@ -11,13 +11,16 @@ use block_gs::{
     DriverType, EngineControl, GlobalState, GraphError, GraphResult, KeepError, OpenContext, Opened, PreparingReopen,
     Reopening,
 };
-use block_io::{Edge, KeptBitmap};
-use block_qcow2::{Header, Qcow2, Qcow2Children, Qcow2Control, Qcow2Options, WeakControl};
+use block_io::{Edge, KeptBitmap, Quiesced};
+use block_qcow2::{
+    Header, MetadataKind, OverlapChecks, Qcow2, Qcow2Children, Qcow2Control, Qcow2Options, Qcow2Reopen, WeakControl,
+};
 use block_qcow2_format::IncompatibleFeatures;
 use block_raw::RawControl;
 use std::any::Any;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 const DATA_FILE: ChildName = ChildName::from_static("data-file");
@@ -43,7 +46,14 @@ pub struct Qcow2Type(pub StoredNames);
 /// Its nodes' control is a [`Qcow2Control`].
 struct Control {
     engine: Qcow2Control,
-    read_only: bool,
+    cleaning: Cleaning,
+}
+
+/// What a reopen has prepared.
+struct Prepared {
+    engine: Qcow2Reopen,
+    clean_interval: u64,
+    gs: GlobalState,
 }
 
 impl EngineControl for Control {
@@ -64,10 +74,23 @@ impl EngineControl for Control {
     }
 
     fn prepare_reopen(&mut self, to: &mut Reopening<'_>) -> GraphResult<PreparingReopen> {
-        if to.common.read_only != self.read_only {
-            return Err(GraphError::NotBuilt("Changing 'read-only' of a qcow2 node".into()));
+        let own = Own::take(to.options, to.common.discard)?;
+        let (engine, read_only, gs) = (self.engine.clone(), to.common.read_only, to.global().clone());
+        let preparing = to.run("Could not reopen the qcow2 image", move |req| async move {
+            Ok(engine.prepare_reopen(&req, own.engine, read_only).await)
+        })?;
+        Ok(Box::pin(async move {
+            let engine = preparing.await?.map_err(|error| GraphError::Open(error.to_string()))?;
+            Ok(Box::new(Prepared { engine, clean_interval: own.clean_interval, gs }) as Box<dyn Any>)
+        }))
+    }
+
+    fn commit_reopen(&mut self, prepared: Box<dyn Any>, proof: &Quiesced<'_>) {
+        if let Ok(prepared) = prepared.downcast::<Prepared>() {
+            let Prepared { engine, clean_interval, gs } = *prepared;
+            self.engine.commit_reopen(engine, proof);
+            self.cleaning.start(&gs, &self.engine, clean_interval);
         }
-        Ok(Box::pin(std::future::ready(Ok(Box::new(()) as Box<dyn Any>))))
     }
 }
 
@@ -86,28 +109,48 @@ impl Own {
             cache_size: options.take_size("cache-size")?,
             lazy_refcounts: options.take_bool("lazy-refcounts")?,
             pass_discard_request: options.take_bool("pass-discard-request")?.unwrap_or(discard == DiscardMode::Unmap),
+            pass_discard_snapshot: options.take_bool("pass-discard-snapshot")?.unwrap_or(true),
             pass_discard_other: options.take_bool("pass-discard-other")?.unwrap_or(false),
+            discard_no_unref: options.take_bool("discard-no-unref")?.unwrap_or(false),
+            overlap_checks: overlap_checks(options)?,
         };
-        // What is as it would be without the option may be said; anything else is not ignored.
-        let built = [("discard-no-unref", false), ("pass-discard-snapshot", true)];
-        for (key, only) in built {
-            if options.take_bool(key)?.is_some_and(|value| value != only) {
-                return Err(GraphError::NotBuilt(format!(
-                    "Option '{key}={}' of driver 'qcow2'",
-                    if only { "off" } else { "on" }
-                )));
-            }
+        let clean_interval = options.take_u64("cache-clean-interval")?.unwrap_or(CLEAN_INTERVAL);
+        if clean_interval > u32::MAX.into() {
+            return Err(GraphError::Open("Cache clean interval too big".into()));
         }
-        for (key, only) in [("overlap-check", "cached"), ("overlap-check.template", "cached")] {
-            if options.take_str(key)?.is_some_and(|value| value != only) {
-                return Err(GraphError::NotBuilt(format!(
-                    "Option '{key}' of driver 'qcow2' with another value than '{only}'"
-                )));
-            }
-        }
-        let clean_interval = options.take_size("cache-clean-interval")?.unwrap_or(CLEAN_INTERVAL);
         Ok(Self { engine, clean_interval })
     }
+}
+
+/// Which writes are checked against metadata: a template's name, or one and what differs from it.
+fn overlap_checks(options: &mut OptionReader) -> GraphResult<OverlapChecks> {
+    let template = |name: Option<String>| {
+        match name {
+        None => Ok(OverlapChecks::default()),
+        Some(name) => OverlapChecks::from_template(&name).ok_or_else(|| {
+            GraphError::Open(format!(
+                "Unsupported value '{name}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all"
+            ))
+        }),
+    }
+    };
+    if !matches!(options.peek("overlap-check"), Some(Value::Dict(_))) {
+        return template(options.take_str("overlap-check")?);
+    }
+    let checks = options.take_dict("overlap-check", |flags| {
+        let mut checks = template(flags.take_str("template")?)?;
+        for kind in MetadataKind::EACH {
+            if let Some(is_on) = flags.take_bool(kind.name())? {
+                checks = checks.with(kind, is_on);
+            }
+        }
+        if let Some(key) = flags.remaining().next() {
+            let message = format!("Block format 'qcow2' does not support the option 'overlap-check.{key}'");
+            return Err(GraphError::Open(message));
+        }
+        Ok(checks)
+    })?;
+    Ok(checks.unwrap_or_default())
 }
 
 /// A name that stands in an image, from the folder of the file that the image is in.
@@ -260,6 +303,26 @@ impl DriverType for Qcow2Type {
         DriverKind::Format
     }
 
+    fn reopenable(&self) -> &'static [&'static str] {
+        &[
+            "cache-clean-interval",
+            "cache-size",
+            "discard-no-unref",
+            "l2-cache-entry-size",
+            "l2-cache-size",
+            "lazy-refcounts",
+            "overlap-check",
+            "pass-discard-other",
+            "pass-discard-request",
+            "pass-discard-snapshot",
+            "refcount-cache-size",
+        ]
+    }
+
+    fn option_groups(&self) -> &'static [&'static [&'static str]] {
+        &[&["cache-size", "l2-cache-size", "refcount-cache-size"]]
+    }
+
     async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened> {
         let common = context.common();
         let own = Own::take(options, common.discard)?;
@@ -276,26 +339,44 @@ impl DriverType for Qcow2Type {
         let open = move |req| async move { Ok(Qcow2::open(&req, children, header, own.engine, read_only, pool).await) };
         let opened = context.run("Could not open the qcow2 image", open).await?;
         let (engine, control) = opened.map_err(|error| GraphError::Open(error.to_string()))?;
-        if own.clean_interval > 0 {
-            drop(context.global().main().spawn(clean(
-                context.global().clone(),
-                control.downgrade(),
-                own.clean_interval,
-            )));
-        }
-        let control = Control { engine: control, read_only };
+        let mut cleaning = Cleaning::default();
+        cleaning.start(context.global(), &control, own.clean_interval);
+        let control = Control { engine: control, cleaning };
         Ok(Opened { engine: Box::new(engine), control: Box::new(control), read_only })
     }
 }
 
+/// Who lets tables go that were not used.
+#[derive(Default)]
+struct Cleaning {
+    interval: u64,
+    /// The task goes on for as long as there is this.
+    running: Option<Rc<()>>,
+}
+
+impl Cleaning {
+    /// Do it every so many seconds from now on; never with an interval of 0.
+    fn start(&mut self, gs: &GlobalState, control: &Qcow2Control, interval: u64) {
+        if self.running.is_some() && self.interval == interval {
+            return;
+        }
+        self.interval = interval;
+        self.running = (interval > 0).then(Rc::default);
+        if let Some(running) = &self.running {
+            let clean = clean(gs.clone(), control.downgrade(), Rc::downgrade(running), interval);
+            drop(gs.main().spawn(clean));
+        }
+    }
+}
+
 /// Let tables go that were not used, every so many seconds, as long as there is the image.
-async fn clean(gs: GlobalState, control: WeakControl, interval: u64) {
+async fn clean(gs: GlobalState, control: WeakControl, running: std::rc::Weak<()>, interval: u64) {
     let main = gs.main().clone();
     // The task is no reason for the block layer to stay.
     drop(gs);
     loop {
         main.sleep(Duration::from_secs(interval)).await;
-        let Some(control) = control.upgrade() else { return };
+        let (Some(control), Some(_)) = (control.upgrade(), running.upgrade()) else { return };
         control.clean_cache();
     }
 }

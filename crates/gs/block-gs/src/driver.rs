@@ -39,6 +39,12 @@ pub trait DriverType: 'static {
         &[]
     }
 
+    /// Options of its own that only make sense together: a reopen that names one of a group leaves none of the others of it as they were.
+    #[doc(alias = "bdrv_join_options")]
+    fn option_groups(&self) -> &'static [&'static [&'static str]] {
+        &[]
+    }
+
     /// What an edge in `role` asks of its child and shares, when the node's own users ask `above` of it together.
     #[doc(alias = "bdrv_child_perm")]
     fn child_perm(&self, role: ChildRole, above: PermPair, read_only: bool) -> PermPair {

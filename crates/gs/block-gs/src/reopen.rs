@@ -45,6 +45,11 @@ pub struct Reopening<'a> {
 }
 
 impl Reopening<'_> {
+    /// Where the node is.
+    pub fn global(&self) -> &GlobalState {
+        &self.gs
+    }
+
     /// The work of running `work` on an I/O thread with a token on the node. It reaches the children, drained as they are.
     ///
     /// # Errors
@@ -242,6 +247,11 @@ impl Planning {
             LeftOut::Stays => was.clone(),
             LeftOut::Default => kept(found),
         };
+        for group in
+            found.driver.option_groups().iter().filter(|group| group.iter().any(|key| changes.contains_key(key)))
+        {
+            group.iter().for_each(|key| drop(options.remove(key)));
+        }
         for (key, value) in changes.iter() {
             insert(&mut options, key, value)?;
         }

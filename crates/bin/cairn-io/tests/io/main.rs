@@ -8,3 +8,4 @@ mod differential;
 mod locking;
 mod own;
 mod parser;
+mod qcow2;

@@ -1,6 +1,5 @@
 //! Another backing file, and nothing left of an image's own content.
 
-use crate::cache::Entry;
 use crate::image::{Qcow2Control, Shared};
 use block_common::{AlignedBuf, BlockStatus, GuestRange, IoResult};
 use block_io::Req;
@@ -48,7 +47,7 @@ impl Qcow2Control {
 
 impl Shared {
     async fn expand_zeroes(&self, req: &Req) -> IoResult<()> {
-        self.writable()?;
+        self.claim(req).await?;
         let (mut at, len, size) = (0, self.length(), self.geometry.cluster_size());
         let has_backing = self.header().backing_file.is_some();
         let zeroes = AlignedBuf::zeroed(EXPAND as usize, 4096).into_io();
@@ -64,7 +63,7 @@ impl Shared {
                         from += piece;
                     }
                 } else {
-                    self.clear(req, at, end.next_multiple_of(size), Entry::default()).await?;
+                    self.clear(req, at, end.next_multiple_of(size)).await?;
                 }
             }
             at = end;
@@ -73,7 +72,7 @@ impl Shared {
     }
 
     async fn change_backing(&self, req: &Req, backing: Option<(Vec<u8>, Option<Vec<u8>>)>) -> IoResult<()> {
-        self.writable()?;
+        self.claim(req).await?;
         let (name, format) = match backing {
             Some((name, format)) => (Some(name), format),
             None => (None, None),
@@ -84,9 +83,9 @@ impl Shared {
     }
 
     async fn make_empty(&self, req: &Req) -> IoResult<()> {
-        self.writable()?;
+        self.claim(req).await?;
         let len = self.length().next_multiple_of(self.geometry.cluster_size());
-        self.clear(req, 0, len, Entry::default()).await?;
+        self.clear(req, 0, len).await?;
         self.flush(req).await
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::image::{Qcow2Control, Qcow2Error, Shared};
 use crate::meta;
+use crate::overlap::MetadataKind;
 use crate::refcounts::Class;
 use block_common::{Errno, IoError, IoResult};
 use block_io::{DirtyBitmap, KeptBitmap, NodeBitmap, Req};
@@ -20,7 +21,7 @@ const MEMORY_MAX: u64 = 2 << 30;
 const PIECE: u64 = 2 << 20;
 
 /// The bitmaps of an open image.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Bitmaps {
     /// As the directory on the disk has them.
     stored: Vec<Bitmap>,
@@ -29,6 +30,11 @@ pub(crate) struct Bitmaps {
 }
 
 impl Bitmaps {
+    /// Whether there is one to keep, or one on the disk.
+    pub(crate) fn is_any(&self) -> bool {
+        !self.kept.is_empty() || !self.stored.is_empty()
+    }
+
     /// Whether there is none to keep.
     pub(crate) fn is_empty(&self) -> bool {
         self.kept.is_empty()
@@ -102,13 +108,13 @@ fn directory_bytes(bitmaps: &[Bitmap]) -> Vec<u8> {
 }
 
 impl Shared {
-    /// Load what the directory lists. Of an image that is opened for writing, say there that it is in use; that is on the disk when this returns.
+    /// Load what the directory lists.
     pub(crate) async fn load_bitmaps(&self, req: &Req) -> Result<(), Qcow2Error> {
         let Some(extension) = self.header().bitmaps else { return Ok(()) };
         let failed = |error| Qcow2Error::Read { what: "the bitmap directory", error };
         let size = extension.directory_size as usize;
         let bytes = meta::read(req, &self.file, extension.directory_offset, size).await.map_err(failed)?;
-        let mut stored = Bitmap::parse_directory(&bytes, &extension, &self.geometry)?;
+        let stored = Bitmap::parse_directory(&bytes, &extension, &self.geometry)?;
         let (mut kept, mut memory) = (Vec::new(), 0);
         // Tables lie in the file, and not over each other.
         let mut room = self.file.length(req).map_err(failed)?.saturating_add(self.geometry.cluster_size());
@@ -132,23 +138,30 @@ impl Shared {
             let recording = bitmap.flags.contains(BitmapFlags::AUTO);
             kept.push(KeptBitmap { name, granularity, recording, bits: Arc::new(bits) });
         }
-        if self.writable().is_ok() && stored.iter().any(|bitmap| !bitmap.flags.contains(BitmapFlags::IN_USE)) {
+        *self.bitmaps() = Bitmaps { stored, kept };
+        Ok(())
+    }
+
+    /// Say in the directory that the bitmaps are in use; that is on the disk when this returns. Their places are known as metadata from now on.
+    pub(crate) async fn claim_bitmaps(&self, req: &Req) -> Result<(), Qcow2Error> {
+        let Some(extension) = self.header().bitmaps else { return Ok(()) };
+        let mut stored = self.bitmaps().stored.clone();
+        if stored.iter().any(|bitmap| !bitmap.flags.contains(BitmapFlags::IN_USE)) {
             stored.iter_mut().for_each(|bitmap| bitmap.flags |= BitmapFlags::IN_USE);
             let claimed = async {
+                let len = extension.directory_size;
+                self.guard(req, extension.directory_offset, len, MetadataKind::BitmapDirectory).await?;
                 meta::write(req, &self.file, extension.directory_offset, &directory_bytes(&stored)).await?;
                 self.file.flush(req).await
             };
             claimed.await.map_err(|error| Qcow2Error::Update { what: "the bitmap directory", error })?;
         }
-        if self.writable().is_ok() {
-            let mut clusters: Vec<u64> =
-                self.clusters_at(extension.directory_offset, extension.directory_size).collect();
-            for bitmap in &stored {
-                clusters.extend(self.clusters_of(req, bitmap).await);
-            }
-            self.metadata().extend(clusters);
+        let mut clusters: Vec<u64> = self.clusters_at(extension.directory_offset, extension.directory_size).collect();
+        for bitmap in &stored {
+            clusters.extend(self.clusters_of(req, bitmap).await);
         }
-        *self.bitmaps() = Bitmaps { stored, kept };
+        self.overlaps.add_bitmaps(clusters);
+        self.bitmaps().stored = stored;
         Ok(())
     }
 
@@ -188,7 +201,7 @@ impl Shared {
 
     /// Store the bitmaps that are to be kept, and free what those had that are on the disk. Everything else is flushed, and nothing is in flight.
     pub(crate) async fn store_bitmaps(&self, req: &Req) -> IoResult<()> {
-        let Bitmaps { stored, kept } = std::mem::take(&mut *self.bitmaps());
+        let Bitmaps { stored, kept } = self.bitmaps().clone();
         if stored.is_empty() && kept.is_empty() {
             return Ok(());
         }
@@ -217,6 +230,7 @@ impl Shared {
                 self.retire(req, cluster << self.geometry.cluster_bits(), 1, Class::Other);
             }
         }
+        self.bitmaps().stored = entries;
         Ok(())
     }
 

@@ -10,8 +10,8 @@
 use arc_swap::{ArcSwapOption, Guard};
 use block_qcow2_format::{L2Entry, SubclusterBits};
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A slice is written in parts of at least this many bytes.
 const PART_MIN: usize = 4096;
@@ -130,13 +130,21 @@ struct Map {
     dirty: usize,
 }
 
+/// As many slices as a power of two.
+type Places = Box<[ArcSwapOption<Slice>]>;
+
+/// The most slices, as a power of two.
+const SLICES_MAX_BITS: usize = 20;
+
 #[derive(Debug)]
 pub(crate) struct SliceCache {
-    fast: Box<[ArcSwapOption<Slice>]>,
+    /// By the number of places, as a power of two; made when first used.
+    fast: [OnceLock<Places>; SLICES_MAX_BITS + 1],
+    fast_bits: AtomicUsize,
     map: Mutex<Map>,
-    words: usize,
+    words: AtomicUsize,
     words_each: usize,
-    slices_max: usize,
+    slices_max: AtomicUsize,
 }
 
 /// A slice's parts that are to be written.
@@ -157,23 +165,42 @@ impl DirtySlice {
 impl SliceCache {
     /// Slices of `slice_bytes` bytes with entries of `entry_bytes`; `bytes_max` bytes of them at most, but two at least.
     pub(crate) fn new(slice_bytes: usize, entry_bytes: usize, bytes_max: u64) -> Self {
-        let slices_max = usize::try_from(bytes_max / slice_bytes as u64).unwrap_or(usize::MAX).clamp(2, 1 << 20);
-        let places = slices_max.next_power_of_two();
-        Self {
-            fast: std::iter::repeat_with(ArcSwapOption::empty).take(places).collect(),
+        let cache = Self {
+            fast: [const { OnceLock::new() }; SLICES_MAX_BITS + 1],
+            fast_bits: AtomicUsize::new(0),
             map: Mutex::default(),
-            words: slice_bytes / 8,
+            words: AtomicUsize::new(0),
             words_each: entry_bytes / 8,
-            slices_max,
-        }
+            slices_max: AtomicUsize::new(0),
+        };
+        cache.reshape(slice_bytes, bytes_max);
+        cache
+    }
+
+    /// Let go of everything, and have room for other slices from now on: see [`SliceCache::new`]. Nothing is in flight, and nothing changed.
+    pub(crate) fn reshape(&self, slice_bytes: usize, bytes_max: u64) {
+        self.clear();
+        let slices_max = usize::try_from(bytes_max / slice_bytes as u64).unwrap_or(usize::MAX);
+        let slices_max = slices_max.clamp(2, 1 << SLICES_MAX_BITS);
+        let bits = slices_max.next_power_of_two().trailing_zeros() as usize;
+        self.fast[bits].get_or_init(|| std::iter::repeat_with(ArcSwapOption::empty).take(1 << bits).collect());
+        self.fast_bits.store(bits, Ordering::Release);
+        self.words.store(slice_bytes / 8, Ordering::Relaxed);
+        self.slices_max.store(slices_max, Ordering::Relaxed);
+    }
+
+    fn places(&self) -> &[ArcSwapOption<Slice>] {
+        self.fast[self.fast_bits.load(Ordering::Acquire)].get().map_or(&[], |places| places)
     }
 
     fn map(&self) -> MutexGuard<'_, Map> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[inline]
     fn place(&self, index: u64) -> &ArcSwapOption<Slice> {
-        &self.fast[index as usize & (self.fast.len() - 1)]
+        let places = self.places();
+        &places[index as usize & (places.len() - 1)]
     }
 
     /// The slice with this number, if it is found at once. What comes out may be another one.
@@ -199,7 +226,7 @@ impl SliceCache {
         let words =
             bytes.chunks_exact(8).map(|word| AtomicU64::new(u64::from_be_bytes(word.try_into().unwrap_or_default())));
         let mut words: Vec<AtomicU64> = words.collect();
-        words.resize_with(self.words, AtomicU64::default);
+        words.resize_with(self.words.load(Ordering::Relaxed), AtomicU64::default);
         let slice = Arc::new(Slice {
             index,
             words: words.into(),
@@ -219,7 +246,7 @@ impl SliceCache {
     /// Let go of slices that are on disk and were not used lately, while there are too many. Changed ones stay: see [`SliceCache::is_crowded`].
     fn make_room(&self, map: &mut Map) {
         let mut looks = 2 * map.clock.len();
-        while map.slices.len() >= self.slices_max && looks > 0 {
+        while map.slices.len() >= self.slices_max.load(Ordering::Relaxed) && looks > 0 {
             looks -= 1;
             let Some(index) = map.clock.pop_front() else { return };
             let Some(slice) = map.slices.get(&index) else { continue };
@@ -253,7 +280,7 @@ impl SliceCache {
     pub(crate) fn clear(&self) {
         let mut map = self.map();
         *map = Map::default();
-        self.fast.iter().for_each(|place| place.store(None));
+        self.places().iter().for_each(|place| place.store(None));
     }
 
     /// Change entries of a slice. `None` when it is not in memory.
@@ -271,7 +298,7 @@ impl SliceCache {
     /// Whether so many slices are changed that it is time to write them.
     pub(crate) fn is_crowded(&self) -> bool {
         let map = self.map();
-        map.dirty * 2 > self.slices_max
+        map.dirty * 2 > self.slices_max.load(Ordering::Relaxed)
     }
 
     /// Whether anything was changed since it was written.

@@ -7,6 +7,7 @@
 use crate::cache::DirtySlice;
 use crate::image::Shared;
 use crate::meta;
+use crate::overlap::MetadataKind;
 use block_common::IoResult;
 use block_io::Req;
 use block_qcow2_format::IncompatibleFeatures;
@@ -16,7 +17,7 @@ use std::sync::atomic::Ordering;
 impl Shared {
     /// Bring everything that is over to stable storage.
     pub(crate) async fn flush(&self, req: &Req) -> IoResult<()> {
-        let _turn = self.flushing.lock().await;
+        let turn = self.flushing.lock().await;
         self.store(req).await?;
         if self.is_corrupt() {
             return Ok(());
@@ -24,6 +25,9 @@ impl Shared {
         if let Err(error) = self.free_ripe(req, false).await {
             tracing::warn!(%error, "freed clusters stay in use until the image is checked");
         }
+        // Locks of ranges come before the flush's turn.
+        drop(turn);
+        self.discard_emptied(req).await;
         Ok(())
     }
 
@@ -43,6 +47,7 @@ impl Shared {
         }
         // In this order: what is retired was taken out of the tables before it was retired.
         let retired = std::mem::take(&mut self.lists().retired);
+        let emptied = std::mem::take(&mut self.lists().emptied);
         let slices = self.cache.take_dirty();
         let entries = std::mem::take(&mut self.lists().l1_dirty);
         // Entries that are made from now on may lead to tables that are not on the disk yet: they wait for the next flush.
@@ -51,9 +56,13 @@ impl Shared {
         self.cache.written(&slices, stored.is_ok());
         let mut lists = self.lists();
         match stored {
-            Ok(()) => lists.ripe.extend(retired),
+            Ok(()) => {
+                lists.ripe.extend(retired);
+                lists.emptied_ripe.extend(emptied);
+            }
             Err(_) => {
                 lists.retired.extend(retired);
+                lists.emptied.extend(emptied);
                 lists.l1_dirty.extend(entries);
             }
         }
@@ -61,7 +70,7 @@ impl Shared {
     }
 
     async fn store_all(&self, req: &Req, slices: &[DirtySlice], l1_sectors: &[(u64, Vec<u8>)]) -> IoResult<()> {
-        if self.lazy && !self.refcounts.lock().await.is_crowded() {
+        if self.is_lazy() && !self.refcounts.lock().await.is_crowded() {
             self.mark_dirty(req).await?;
         } else {
             self.write_counts(req).await?;
@@ -73,6 +82,7 @@ impl Shared {
             }
             let l1 = self.header().l1_offset;
             for (at, bytes) in l1_sectors {
+                self.guard(req, l1 + at, bytes.len() as u64, MetadataKind::ActiveL1).await?;
                 meta::write(req, &self.file, l1 + at, bytes).await?;
             }
         }
@@ -103,9 +113,10 @@ impl Shared {
     async fn write_slice(&self, req: &Req, slice: &DirtySlice) -> IoResult<()> {
         let index = slice.index();
         // A slice that was changed has a table of its own.
-        let Some(table) = self.l1_entry(index << self.slice_bits).table() else { return Ok(()) };
+        let Some(table) = self.l1_entry(index << self.slice_bits()).table() else { return Ok(()) };
         let place = self.slice_place(table, index);
         for (at, bytes) in &slice.parts {
+            self.guard(req, place + at, bytes.len() as u64, MetadataKind::ActiveL2).await?;
             meta::write(req, &self.file, place + at, bytes).await?;
         }
         Ok(())
@@ -131,26 +142,38 @@ impl Shared {
         if req.is_read_only() {
             return Ok(());
         }
-        let mut stored = self.store(req).await;
-        if stored.is_ok() && !self.is_corrupt() {
-            stored = self.store_bitmaps(req).await;
-            // What the bitmaps had before is free now.
-            let retired = std::mem::take(&mut self.lists().retired);
-            self.lists().ripe.extend(retired);
+        // Bitmaps may have changed without a write.
+        if self.bitmaps().is_any() && self.writable().is_ok() {
+            self.claim(req).await?;
         }
-        if stored.is_ok() && !self.is_corrupt() {
-            // Only leaks are left to be lost.
-            let freed = self.free_ripe(req, true).await;
-            if self.has_dirty_counts().await {
-                self.write_counts(req).await?;
-                self.file.flush(req).await?;
-            }
-            if self.header().incompatible.contains(IncompatibleFeatures::DIRTY) {
-                self.change_header(req, |header| header.incompatible -= IncompatibleFeatures::DIRTY).await?;
-                self.file.flush(req).await?;
-            }
-            return freed;
+        if self.claimed.load(Ordering::Acquire) {
+            self.store_everything(req).await
+        } else {
+            self.flush_files(req).await
         }
-        stored
+    }
+
+    /// Have the image on the disk as a whole, for whoever opens it next. Nothing is in flight.
+    pub(crate) async fn store_everything(&self, req: &Req) -> IoResult<()> {
+        self.store(req).await?;
+        if self.is_corrupt() {
+            return Ok(());
+        }
+        self.store_bitmaps(req).await?;
+        // What the bitmaps had before is free now.
+        let retired = std::mem::take(&mut self.lists().retired);
+        self.lists().ripe.extend(retired);
+        self.discard_emptied(req).await;
+        // Only leaks are left to be lost.
+        let freed = self.free_ripe(req, true).await;
+        if self.has_dirty_counts().await {
+            self.write_counts(req).await?;
+            self.file.flush(req).await?;
+        }
+        if self.header().incompatible.contains(IncompatibleFeatures::DIRTY) {
+            self.change_header(req, |header| header.incompatible -= IncompatibleFeatures::DIRTY).await?;
+            self.file.flush(req).await?;
+        }
+        freed
     }
 }

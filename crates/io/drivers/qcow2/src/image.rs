@@ -3,19 +3,21 @@
 use crate::bitmaps::Bitmaps;
 use crate::cache::SliceCache;
 use crate::check::{Repair, Storage, Watch, check};
+use crate::discard::Emptied;
 use crate::locks::RangeLocks;
 use crate::meta;
+use crate::overlap::{OverlapChecks, Overlaps};
 use crate::refcounts::{Class, Refcounts, Retired};
 use arc_swap::ArcSwap;
 use block_common::{Errno, IoError, IoErrorKind, IoResult, Limits};
-use block_io::{Edge, Req, ThreadPool};
+use block_io::{Edge, Quiesced, Req, ThreadPool};
 use block_qcow2_format::{
     AutoclearFeatures, BitmapError, CompatibleFeatures, CompressionType, FormatError, Geometry, Header,
     IncompatibleFeatures, L1Entry, L2Entry, Version,
 };
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 /// L2 tables in memory, in bytes, unless the user says otherwise: what the field's tools allow.
@@ -71,6 +73,9 @@ pub enum Qcow2Error {
     /// It was not closed, and its reference counts could not be repaired.
     #[error("Could not repair dirty image: {0}")]
     Dirty(String),
+    /// It is not the image that it was when it was opened for reading.
+    #[error("The image was changed by somebody else while it was only read")]
+    Changed,
     /// An option makes no sense.
     #[error("{0}")]
     Option(String),
@@ -80,7 +85,7 @@ pub enum Qcow2Error {
 }
 
 /// What an image's user may choose. Sizes are in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Qcow2Options {
     /// Room for L2 tables: `l2-cache-size`.
     pub l2_cache_size: Option<u64>,
@@ -95,8 +100,46 @@ pub struct Qcow2Options {
     pub lazy_refcounts: Option<bool>,
     /// Tell the host when a guest's discard frees a cluster: `pass-discard-request`.
     pub pass_discard_request: bool,
+    /// The same for what snapshots had that are deleted, or the disk had before one was applied: `pass-discard-snapshot`.
+    pub pass_discard_snapshot: bool,
     /// The same for what is freed because it is stored elsewhere now: `pass-discard-other`.
     pub pass_discard_other: bool,
+    /// What a guest discards, or zeroes, keeps its place, for when it is written again: `discard-no-unref`. Version 3 only.
+    pub discard_no_unref: bool,
+    /// Which metadata a write is checked against before it: `overlap-check`.
+    pub overlap_checks: OverlapChecks,
+}
+
+impl Default for Qcow2Options {
+    fn default() -> Self {
+        Self {
+            l2_cache_size: None,
+            l2_cache_entry_size: None,
+            refcount_cache_size: None,
+            cache_size: None,
+            lazy_refcounts: None,
+            pass_discard_request: false,
+            pass_discard_snapshot: true,
+            pass_discard_other: false,
+            discard_no_unref: false,
+            overlap_checks: OverlapChecks::default(),
+        }
+    }
+}
+
+impl Qcow2Options {
+    /// Whether counts are lazy with these options.
+    fn check(&self, header: &Header) -> Result<bool, Qcow2Error> {
+        let refused = |text: &str| Err(Qcow2Error::Option(text.into()));
+        let lazy = self.lazy_refcounts.unwrap_or(header.compatible.contains(CompatibleFeatures::LAZY_REFCOUNTS));
+        if lazy && header.version < Version::V3 {
+            return refused("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
+        }
+        if self.discard_no_unref && header.version < Version::V3 {
+            return refused("discard-no-unref is only supported since qcow2 version 3");
+        }
+        Ok(lazy)
+    }
 }
 
 /// What an image is made of.
@@ -116,6 +159,10 @@ pub(crate) struct Lists {
     pub(crate) retired: Vec<Retired>,
     /// No entry on the disk names them.
     pub(crate) ripe: Vec<Retired>,
+    /// Clusters that keep their places, and nothing there.
+    pub(crate) emptied: Vec<Emptied>,
+    /// The entries on the disk say so.
+    pub(crate) emptied_ripe: Vec<Emptied>,
     pub(crate) l1_dirty: BTreeSet<u64>,
 }
 
@@ -127,8 +174,7 @@ pub(crate) struct Shared {
     pub(crate) version: Version,
     pub(crate) compression: CompressionType,
     /// A slice maps so many bytes of the virtual disk, as a power of two.
-    pub(crate) slice_bits: u32,
-    pub(crate) slice_bytes: u64,
+    slice_bits: AtomicU32,
     limits: RwLock<Limits>,
     length: AtomicU64,
     header: Mutex<Header>,
@@ -145,19 +191,26 @@ pub(crate) struct Shared {
     pub(crate) refcounts: tokio::sync::Mutex<Refcounts>,
     lists: Mutex<Lists>,
     bitmaps: Mutex<Bitmaps>,
-    /// Clusters that hold L2 tables, blocks of reference counts, and bitmaps.
-    metadata: Mutex<HashSet<u64>>,
+    /// Where metadata lies.
+    pub(crate) overlaps: Overlaps,
     /// One flush at a time.
     pub(crate) flushing: tokio::sync::Mutex<()>,
     /// One change of length at a time.
     pub(crate) resizing: tokio::sync::Mutex<()>,
     pub(crate) pool: ThreadPool,
-    options: Qcow2Options,
+    options: RwLock<Qcow2Options>,
     /// Counts are not written with each flush.
-    pub(crate) lazy: bool,
+    lazy: AtomicBool,
     /// It is not to be written any more.
     corrupt: AtomicBool,
-    writable: bool,
+    /// Whoever has it open may write to it.
+    writable: AtomicBool,
+    /// The image says that it is being written, and what that takes is in memory: see `claim`.
+    pub(crate) claimed: AtomicBool,
+    /// One claim at a time.
+    pub(crate) claiming: tokio::sync::Mutex<()>,
+    /// Its disk is a snapshot's, of which the header says nothing.
+    pub(crate) shows_snapshot: AtomicBool,
     pub(crate) closed: AtomicBool,
 }
 
@@ -206,28 +259,15 @@ impl Qcow2 {
             true => repaired(req, &file).await?,
             false => header,
         };
-        let lazy = options.lazy_refcounts.unwrap_or(header.compatible.contains(CompatibleFeatures::LAZY_REFCOUNTS));
-        if lazy && header.version < Version::V3 {
-            let text = "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level";
-            return Err(Qcow2Error::Option(text.into()));
-        }
+        let lazy = options.check(&header)?;
         let geometry = header.geometry;
         let read = |what| move |error| Qcow2Error::Read { what, error };
         let l1 =
             meta::read_table(req, &file, header.l1_offset, header.l1_size as usize).await.map_err(read("L1 table"))?;
-        let entries = (u64::from(header.refcount_table_clusters) << geometry.cluster_bits()) / 8;
-        let table = match read_only {
-            true => Vec::new(),
-            false => meta::read_table(req, &file, header.refcount_table_offset, entries as usize)
-                .await
-                .map_err(read("refcount table"))?,
-        };
         let caches = Caches::new(&geometry, header.size, options)?;
         let file_len = file.length(req).map_err(read("the file's length"))?;
-        let metadata = metadata_clusters(&geometry, &l1, &table);
-        let fresh_from = file_len.next_multiple_of(geometry.cluster_size());
-        let refcounts =
-            Refcounts::new(header.refcount_bits, geometry.cluster_bits(), table, caches.refcounts, fresh_from);
+        let clusters = file_len.max(header.size).div_ceil(geometry.cluster_size());
+        let refcounts = Refcounts::new(header.refcount_bits, geometry.cluster_bits(), Vec::new(), caches.refcounts, 0);
         let entry_bytes = geometry.l2_entry_size() as usize;
         let shared = Arc::new(Shared {
             file,
@@ -236,8 +276,7 @@ impl Qcow2 {
             geometry,
             version: header.version,
             compression: header.compression,
-            slice_bits: geometry.cluster_bits() + (caches.slice / geometry.l2_entry_size()).trailing_zeros(),
-            slice_bytes: caches.slice,
+            slice_bits: AtomicU32::new(caches.slice_bits(&geometry)),
             limits: RwLock::new(Limits::NONE),
             length: AtomicU64::new(header.size),
             l1: ArcSwap::from_pointee(l1.into_iter().map(AtomicU64::new).collect()),
@@ -248,24 +287,26 @@ impl Qcow2 {
             refcounts: tokio::sync::Mutex::new(refcounts),
             lists: Mutex::default(),
             bitmaps: Mutex::default(),
-            metadata: Mutex::new(metadata),
+            overlaps: Overlaps::new(&geometry, clusters, options.overlap_checks),
             flushing: tokio::sync::Mutex::default(),
             resizing: tokio::sync::Mutex::default(),
             pool,
-            options,
-            lazy,
+            options: RwLock::new(options),
+            lazy: AtomicBool::new(lazy),
             corrupt: AtomicBool::new(header.incompatible.contains(IncompatibleFeatures::CORRUPT)),
-            writable: !read_only,
+            writable: AtomicBool::new(!read_only),
+            claimed: AtomicBool::new(false),
+            claiming: tokio::sync::Mutex::default(),
+            shows_snapshot: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             header: Mutex::new(header),
             header_turn: tokio::sync::Mutex::default(),
         });
         shared.refresh_limits(req).map_err(read("the file's limits"))?;
-        if !read_only {
-            let cleared = shared.clear_autoclear(req).await;
-            cleared.map_err(|error| Qcow2Error::Update { what: "the header", error })?;
-        }
         shared.load_bitmaps(req).await?;
+        if !read_only {
+            shared.take(req).await?;
+        }
         Ok((Self(shared.clone()), Qcow2Control(shared)))
     }
 }
@@ -281,7 +322,63 @@ impl WeakControl {
     }
 }
 
+/// Other options for an open image, which it is ready for: see [`Qcow2Control::prepare_reopen`].
+#[derive(Clone, Copy, Debug)]
+#[must_use = "nothing has changed yet: commit it"]
+pub struct Qcow2Reopen {
+    options: Qcow2Options,
+    read_only: bool,
+    lazy: bool,
+    caches: Caches,
+}
+
 impl Qcow2Control {
+    /// Get ready for other options, and for being written or only read. `req` is a token on the node, beside which nothing is in flight. What has to be on the disk
+    /// by then is; nothing else has changed, and an image that goes on being written as it was needs to be told nothing.
+    ///
+    /// # Errors
+    /// [`Qcow2Error`] says why it cannot have them, or not be written.
+    pub async fn prepare_reopen(
+        &self,
+        req: &Req,
+        options: Qcow2Options,
+        read_only: bool,
+    ) -> Result<Qcow2Reopen, Qcow2Error> {
+        let shared = &self.0;
+        let header = shared.header().clone();
+        let lazy = options.check(&header)?;
+        let caches = Caches::new(&header.geometry, header.size, options)?;
+        let failed = |error| Qcow2Error::Update { what: "the image", error };
+        if !shared.writable.load(Ordering::Relaxed) {
+            if !read_only {
+                shared.may_be_taken(req, options.overlap_checks).await?;
+            }
+        } else if read_only || shared.is_lazy() && !lazy || options.overlap_checks != shared.options().overlap_checks {
+            shared.release(req).await.map_err(failed)?;
+        } else {
+            shared.flush(req).await.map_err(failed)?;
+        }
+        Ok(Qcow2Reopen { options, read_only, lazy, caches })
+    }
+
+    /// Have the options that were prepared.
+    pub fn commit_reopen(&self, reopen: Qcow2Reopen, _proof: &Quiesced<'_>) {
+        let shared = &self.0;
+        let Qcow2Reopen { options, read_only, lazy, caches } = reopen;
+        let was = std::mem::replace(&mut *shared.options.write().unwrap_or_else(PoisonError::into_inner), options);
+        shared.writable.store(!read_only, Ordering::Relaxed);
+        shared.lazy.store(lazy, Ordering::Relaxed);
+        let before = Caches::new(&shared.geometry, shared.length(), was).ok();
+        // Everything was flushed while it was prepared.
+        if before != Some(caches) && !shared.cache.has_dirty() {
+            shared.cache.reshape(caches.slice as usize, caches.l2);
+            shared.slice_bits.store(caches.slice_bits(&shared.geometry), Ordering::Relaxed);
+        }
+        if let Ok(mut counts) = shared.refcounts.try_lock() {
+            counts.set_room(caches.refcounts);
+        }
+    }
+
     /// The same, without keeping the image.
     pub fn downgrade(&self) -> WeakControl {
         WeakControl(Arc::downgrade(&self.0))
@@ -314,7 +411,7 @@ fn check_built(header: &Header, read_only: bool) -> Result<(), Qcow2Error> {
 }
 
 /// The header of a dirty image, whose reference counts are right after this.
-async fn repaired(req: &Req, file: &Edge) -> Result<Header, Qcow2Error> {
+pub(crate) async fn repaired(req: &Req, file: &Edge) -> Result<Header, Qcow2Error> {
     struct Log<'a>(&'a str);
     impl Watch for Log<'_> {
         fn message(&mut self, text: fmt::Arguments<'_>) {
@@ -331,6 +428,7 @@ async fn repaired(req: &Req, file: &Edge) -> Result<Header, Qcow2Error> {
 }
 
 /// How memory is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Caches {
     l2: u64,
     slice: u64,
@@ -338,6 +436,11 @@ struct Caches {
 }
 
 impl Caches {
+    /// How many bytes of the disk a slice maps, as a power of two.
+    fn slice_bits(&self, geometry: &Geometry) -> u32 {
+        geometry.cluster_bits() + (self.slice / geometry.l2_entry_size()).trailing_zeros()
+    }
+
     fn new(geometry: &Geometry, size: u64, options: Qcow2Options) -> Result<Self, Qcow2Error> {
         let refused = |text: &str| Err(Qcow2Error::Option(text.into()));
         let cluster = geometry.cluster_size();
@@ -369,13 +472,6 @@ impl Caches {
         };
         Ok(Self { l2, slice, refcounts })
     }
-}
-
-/// Clusters that tables lie in.
-fn metadata_clusters(geometry: &Geometry, l1: &[u64], refcount_table: &[u64]) -> HashSet<u64> {
-    let tables = l1.iter().filter_map(|entry| L1Entry::from_raw(*entry).table());
-    let blocks = refcount_table.iter().map(|entry| entry & !0x1ff).filter(|offset| *offset != 0);
-    tables.chain(blocks).map(|offset| geometry.cluster(offset)).collect()
 }
 
 impl Shared {
@@ -417,18 +513,12 @@ impl Shared {
 
     /// These are the active L1 table's entries from now on, and what they name is known to be in use.
     pub(crate) fn replace_l1(&self, l1: Vec<u64>) {
-        let tables = |entries: &mut dyn Iterator<Item = u64>| -> Vec<u64> {
-            let tables = entries.filter_map(|entry| L1Entry::from_raw(entry).table());
-            tables.map(|offset| self.geometry.cluster(offset)).collect()
-        };
-        let old = tables(&mut self.l1.load().iter().map(|entry| entry.load(Ordering::SeqCst)));
-        let new = tables(&mut l1.iter().copied());
-        let mut metadata = self.metadata();
-        for cluster in old {
-            metadata.remove(&cluster);
+        for entry in self.l1.load().iter().map(|entry| L1Entry::from_raw(entry.load(Ordering::SeqCst))) {
+            entry.table().into_iter().for_each(|table| self.overlaps.remove_table(table));
         }
-        metadata.extend(new);
-        drop(metadata);
+        for entry in l1.iter().map(|entry| L1Entry::from_raw(*entry)) {
+            entry.table().into_iter().for_each(|table| self.overlaps.add_table(table));
+        }
         self.l1.store(Arc::new(l1.into_iter().map(AtomicU64::new).collect()));
     }
 
@@ -444,10 +534,6 @@ impl Shared {
         lock(&self.lists)
     }
 
-    pub(crate) fn metadata(&self) -> MutexGuard<'_, HashSet<u64>> {
-        lock(&self.metadata)
-    }
-
     /// Whether the data file is the virtual disk, byte for byte.
     pub(crate) fn data_is_raw(&self) -> bool {
         self.data.is_some() && self.header().autoclear.contains(AutoclearFeatures::DATA_FILE_RAW)
@@ -455,16 +541,44 @@ impl Shared {
 
     /// Whether the host is told what is freed.
     pub(crate) fn passes_discards(&self, class: Class) -> bool {
+        let options = self.options();
         match class {
-            Class::Request => self.options.pass_discard_request,
-            Class::Other => self.options.pass_discard_other,
+            Class::Request => options.pass_discard_request,
+            Class::Snapshot => options.pass_discard_snapshot,
+            Class::Other => options.pass_discard_other,
         }
     }
 
-    /// Whether it may be written.
+    /// Whether what a guest discards keeps its place.
+    pub(crate) fn keeps_places(&self) -> bool {
+        self.options().discard_no_unref
+    }
+
+    /// The options as they are now.
+    pub(crate) fn options(&self) -> Qcow2Options {
+        *self.options.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether counts are not written with each flush.
+    pub(crate) fn is_lazy(&self) -> bool {
+        self.lazy.load(Ordering::Relaxed)
+    }
+
+    /// A slice maps so many bytes of the disk, as a power of two. That changes only while nothing is in flight.
+    #[inline]
+    pub(crate) fn slice_bits(&self) -> u32 {
+        self.slice_bits.load(Ordering::Relaxed)
+    }
+
+    /// How long a slice is in bytes.
+    pub(crate) fn slice_bytes(&self) -> u64 {
+        self.geometry.l2_entry_size() << (self.slice_bits() - self.geometry.cluster_bits())
+    }
+
+    /// Whether it may be written, and is ready for it.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
-        self.writable && !self.corrupt.load(Ordering::Relaxed)
+        self.claimed.load(Ordering::Acquire) && !self.corrupt.load(Ordering::Relaxed)
     }
 
     /// Whether it was found to be corrupt.
@@ -475,51 +589,28 @@ impl Shared {
     /// # Errors
     /// It was found to be corrupt (rule qcow2-5), or was opened for reading.
     pub(crate) fn writable(&self) -> IoResult<()> {
-        match (self.writable, self.corrupt.load(Ordering::Relaxed)) {
+        match (self.writable.load(Ordering::Relaxed), self.corrupt.load(Ordering::Relaxed)) {
             (false, _) => Err(IoError::READ_ONLY),
             (true, true) => Err(IoError::new(Errno::EIO, IoErrorKind::BadImage)),
             (true, false) => Ok(()),
         }
     }
 
-    /// What of the image's own structures a place in the file lies in, if any is known to be there.
-    pub(crate) fn metadata_at(&self, offset: u64, len: u64) -> Option<&'static str> {
-        let overlaps = |at: u64, bytes: u64| bytes > 0 && at < offset + len && offset < at.saturating_add(bytes);
-        let size = self.geometry.cluster_size();
-        let header = self.header();
-        if overlaps(0, size) {
-            return Some("main header");
-        }
-        if overlaps(header.l1_offset, u64::from(header.l1_size) * 8) {
-            return Some("active L1 table");
-        }
-        if overlaps(header.refcount_table_offset, u64::from(header.refcount_table_clusters) * size) {
-            return Some("refcount table");
-        }
-        if header.snapshots > 0 && overlaps(header.snapshots_offset, u64::from(header.snapshots) * 40) {
-            return Some("snapshot table");
-        }
-        drop(header);
-        let metadata = self.metadata();
-        let mut clusters = self.geometry.cluster(offset)..self.geometry.clusters_for(offset + len);
-        clusters.any(|cluster| metadata.contains(&cluster)).then_some("active L2 table, refcount block or bitmap")
-    }
-
     /// Something in the image cannot be as it is: say so, and let nobody write any more. Returns the error for who found it.
     pub(crate) async fn corrupt(&self, req: &Req, what: String) -> IoError {
         let error = IoError::new(Errno::EIO, IoErrorKind::BadImage);
-        if !self.writable {
-            tracing::error!(node = req.node_name(), what, "Image is corrupt");
-            return error;
-        }
         if self.corrupt.swap(true, Ordering::Relaxed) {
             return error;
         }
-        tracing::error!(
-            node = req.node_name(),
-            what,
-            "Marking image as corrupt; further corruption events will be suppressed"
-        );
+        let node = req.node_name();
+        if !self.writable.load(Ordering::Relaxed) {
+            tracing::error!(
+                node,
+                "qcow2: Image is corrupt: {what}; further non-fatal corruption events will be suppressed"
+            );
+            return error;
+        }
+        tracing::error!(node, "qcow2: Marking image as corrupt: {what}; further corruption events will be suppressed");
         if self.version >= Version::V3 {
             let marked = self.change_header(req, |header| header.incompatible |= IncompatibleFeatures::CORRUPT).await;
             if let Err(error) = marked {
@@ -554,6 +645,7 @@ impl Shared {
             fixed.truncate(100);
         }
         meta::write(req, &self.file, 0, &fixed).await?;
+        self.overlaps.mark_header(&header);
         *self.header() = header;
         Ok(())
     }
@@ -572,12 +664,13 @@ impl Shared {
             }
             meta::write(req, &self.file, *offset, bytes).await?;
         }
+        self.overlaps.mark_header(&header);
         *self.header() = header;
         Ok(())
     }
 
     /// Whoever writes an image clears the features that it does not keep up (rule qcow2-9).
-    async fn clear_autoclear(&self, req: &Req) -> IoResult<()> {
+    pub(crate) async fn clear_autoclear(&self, req: &Req) -> IoResult<()> {
         let known = AutoclearFeatures::DATA_FILE_RAW | AutoclearFeatures::BITMAPS;
         let wanted = self.header().autoclear & known;
         if self.header().autoclear == wanted {

@@ -6,7 +6,7 @@
 //!
 //! # Reading order
 //! [`Qcow2::open`]; `lookup` (where a byte lies), `cache` (tables in memory); `write` and `zero` (what allocates and frees), `refcounts` (who
-//! may have which cluster); `flush` (what is durable when).
+//! may have which cluster); `flush` (what is durable when); `overlap` (what is not overwritten).
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ pub mod info;
 mod backing;
 mod bitmaps;
 mod cache;
+mod claim;
 mod compress;
 mod discard;
 mod flush;
@@ -23,6 +24,7 @@ mod image;
 mod locks;
 mod lookup;
 mod meta;
+mod overlap;
 mod read;
 mod refcounts;
 mod resize;
@@ -32,7 +34,8 @@ mod write;
 mod zero;
 
 pub use block_qcow2_format::{Header, Version};
-pub use image::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Error, Qcow2Options, WeakControl};
+pub use image::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Error, Qcow2Options, Qcow2Reopen, WeakControl};
+pub use overlap::{MetadataKind, OverlapChecks};
 pub use resize::{refuse_length, resize_failure};
 pub use snapshot::{NewSnapshot, SnapshotFailure, SnapshotKey};
 
@@ -80,7 +83,7 @@ impl Driver for Qcow2 {
     }
 
     async fn write(&self, req: &Req, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
-        self.0.writable()?;
+        self.0.claim(req).await?;
         if flags.contains(RequestFlags::WRITE_COMPRESSED) {
             self.0.write_compressed(req, offset.0, buf).await?;
         } else {
@@ -92,14 +95,14 @@ impl Driver for Qcow2 {
     }
 
     async fn zero(&self, req: &Req, range: GuestRange, flags: RequestFlags) -> IoResult<()> {
-        self.0.writable()?;
+        self.0.claim(req).await?;
         self.0.reach(req, range.end()).await?;
         self.0.zero(req, range, flags).await?;
         if flags.contains(RequestFlags::FUA) { self.0.flush(req).await } else { Ok(()) }
     }
 
     async fn discard(&self, req: &Req, range: GuestRange) -> IoResult<()> {
-        self.0.writable()?;
+        self.0.claim(req).await?;
         self.0.discard(req, range).await
     }
 
@@ -122,7 +125,7 @@ impl Driver for Qcow2 {
     }
 
     async fn truncate(&self, req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {
-        self.0.writable()?;
+        self.0.claim(req).await?;
         self.0.resize(req, len, preallocation).await
     }
 

@@ -49,19 +49,19 @@ impl Shared {
     /// The number of the slice that has the entry of `offset`.
     #[inline]
     pub(crate) fn slice_index(&self, offset: u64) -> u64 {
-        offset >> self.slice_bits
+        offset >> self.slice_bits()
     }
 
     /// Which entry of its slice `offset` has.
     #[inline]
     pub(crate) fn entry_index(&self, offset: u64) -> usize {
-        (self.geometry.cluster(offset) & ((1 << (self.slice_bits - self.geometry.cluster_bits())) - 1)) as usize
+        (self.geometry.cluster(offset) & ((1 << (self.slice_bits() - self.geometry.cluster_bits())) - 1)) as usize
     }
 
     /// Where the slice that has the entry of `offset` ends, as an offset of the guest's.
     #[inline]
     pub(crate) fn slice_end(&self, offset: u64) -> u64 {
-        (self.slice_index(offset) + 1).saturating_mul(1 << self.slice_bits)
+        (self.slice_index(offset) + 1).saturating_mul(1 << self.slice_bits())
     }
 
     /// What the entry says of the cluster.
@@ -219,8 +219,11 @@ impl Shared {
         }
         slice.touch();
         match self.in_place(slice, offset, len) {
-            Some((host, len)) => Mapping::Child { edge: self.data_edge(), offset: HostOffset(host), len },
-            None => Mapping::Slow,
+            // Rule qcow2-8: where metadata may be, somebody has to look.
+            Some((host, len)) if self.data.is_some() || !self.overlaps.may_touch(host, len) => {
+                Mapping::Child { edge: self.data_edge(), offset: HostOffset(host), len }
+            }
+            _ => Mapping::Slow,
         }
     }
 
@@ -251,7 +254,7 @@ impl Shared {
                 return Ok(Some(slice));
             }
             let bytes =
-                crate::meta::read(req, &self.file, self.slice_place(table, index), self.slice_bytes as usize).await?;
+                crate::meta::read(req, &self.file, self.slice_place(table, index), self.slice_bytes() as usize).await?;
             // A table is moved under the same lock, so what was read is what counts.
             if self.l1_entry(offset).table() == Some(table) {
                 return Ok(Some(self.cache.insert(index, &bytes)));
@@ -261,7 +264,7 @@ impl Shared {
 
     /// Where in the file the slice with this number lies, whose table is at `table`.
     pub(crate) fn slice_place(&self, table: u64, index: u64) -> u64 {
-        table + (index & (self.geometry.cluster_size() / self.slice_bytes - 1)) * self.slice_bytes
+        table + (index & (self.geometry.cluster_size() / self.slice_bytes() - 1)) * self.slice_bytes()
     }
 
     /// As [`Shared::extent`], for who can wait.

@@ -6,6 +6,7 @@
 
 use crate::image::Shared;
 use crate::meta;
+use crate::overlap::{MetadataKind, OverlapChecks};
 use block_common::{Errno, HostOffset, IoError, IoResult};
 use block_io::Req;
 use block_qcow2_format::RefcountBits;
@@ -25,6 +26,8 @@ const BLOCKS_READ_MAX: u64 = 256;
 pub(crate) enum Class {
     /// A guest's discard or zero write.
     Request,
+    /// A snapshot that was deleted, or a disk that was left for one.
+    Snapshot,
     /// Anything else.
     Other,
 }
@@ -88,18 +91,30 @@ fn full() -> IoError {
 impl Refcounts {
     /// With the table of an image, and room for `bytes_max` bytes of blocks that are on the disk.
     pub(crate) fn new(bits: RefcountBits, cluster_bits: u32, table: Vec<u64>, bytes_max: u64, fresh_from: u64) -> Self {
-        let blocks_max = usize::try_from(bytes_max >> cluster_bits).unwrap_or(usize::MAX).clamp(4, 1 << 20);
-        Self {
-            bits,
-            cluster_bits,
-            table,
-            blocks: BTreeMap::new(),
-            blocks_max,
-            full: BTreeSet::new(),
-            free_from: 0,
-            bytes_at: 0,
-            fresh_from,
-        }
+        let blocks = BTreeMap::new();
+        let full = BTreeSet::new();
+        let mut counts =
+            Self { bits, cluster_bits, table, blocks, blocks_max: 0, full, free_from: 0, bytes_at: 0, fresh_from };
+        counts.set_room(bytes_max);
+        counts
+    }
+
+    /// Have room for so many bytes of blocks that are on the disk.
+    pub(crate) fn set_room(&mut self, bytes_max: u64) {
+        self.blocks_max = usize::try_from(bytes_max >> self.cluster_bits).unwrap_or(usize::MAX).clamp(4, 1 << 20);
+    }
+
+    /// These are the table and the end of the image from now on; nothing else is known any more.
+    pub(crate) fn restart(&mut self, bits: RefcountBits, table: Vec<u64>, fresh_from: u64) {
+        (self.bits, self.table, self.fresh_from) = (bits, table, fresh_from);
+        (self.free_from, self.bytes_at) = (0, 0);
+        self.blocks.clear();
+        self.full.clear();
+    }
+
+    /// Where there are blocks.
+    pub(crate) fn places(table: &[u64]) -> impl Iterator<Item = u64> {
+        table.iter().map(|entry| entry & TABLE_OFFSET).filter(|offset| *offset != 0)
     }
 
     fn block_bits(&self) -> u32 {
@@ -216,11 +231,7 @@ impl Shared {
         let size = self.geometry.cluster_size();
         let offset = first * size;
         // Rule qcow2-8: a count may be wrong; what is known to be in use is not handed out.
-        if let Some(what) = self.metadata_at(offset, clusters * size) {
-            let text = format!("Preventing invalid write on metadata (overlaps with {what}); offset {offset:#x}");
-            drop(counts);
-            return Err(self.corrupt(req, text).await);
-        }
+        self.may_allocate(req, offset, clusters * size).await?;
         (first..first + clusters).for_each(|cluster| counts.set(cluster, 1));
         if counts.free_from == first {
             counts.free_from = first + clusters;
@@ -228,6 +239,16 @@ impl Shared {
         let is_fresh = offset >= counts.fresh_from;
         counts.fresh_from = counts.fresh_from.max(offset + clusters * size);
         Ok(Allocated { offset, clusters, is_fresh })
+    }
+
+    /// Whether a place that the counts call free can be given to somebody.
+    async fn may_allocate(&self, req: &Req, offset: u64, len: u64) -> IoResult<()> {
+        self.guard(req, offset, len, OverlapChecks::NONE).await?;
+        if offset == 0 {
+            // Whatever is checked: no entry can name it.
+            return Err(self.corrupt(req, "Preventing invalid allocation of cluster at offset 0".into()).await);
+        }
+        Ok(())
     }
 
     /// The first free clusters, or where too many blocks would have to be read to find them, some that no block counts. They are not marked yet.
@@ -284,15 +305,18 @@ impl Shared {
             return self.grow_table(req, counts, at).await;
         }
         let size = self.geometry.cluster_size();
+        self.may_allocate(req, at * size, size).await?;
+        let table_at = self.header().refcount_table_offset;
+        self.guard(req, table_at + number * 8, 8, MetadataKind::RefcountTable).await?;
         let mut bytes = vec![0; size as usize];
         counts.bits.set(&mut bytes, place, 1);
         meta::write(req, &self.file, at * size, &bytes).await?;
         counts.fresh_from = counts.fresh_from.max((at + 1) * size);
         self.file.flush(req).await?;
-        let table_at = self.header().refcount_table_offset;
         let entry = (at * size).to_be_bytes();
         meta::write(req, &self.file, table_at + number * 8, &entry).await?;
         counts.table[number as usize] = at * size;
+        self.overlaps.add_block(at * size);
         counts.make_room(number);
         counts.blocks.insert(number, Block { bytes, dirty: false });
         Ok(())
@@ -318,6 +342,7 @@ impl Shared {
         if table_clusters * size > TABLE_BYTES_MAX || (at + table_clusters + blocks) * size > FILE_MAX {
             return Err(full());
         }
+        self.may_allocate(req, at * size, (table_clusters + blocks) * size).await?;
         let mut table = counts.table.clone();
         table.resize((table_clusters * size / 8) as usize, 0);
         let mut new_blocks = Vec::new();
@@ -345,6 +370,9 @@ impl Shared {
         })
         .await?;
         self.file.flush(req).await?;
+        for (number, _) in &new_blocks {
+            self.overlaps.add_block(table[*number as usize]);
+        }
         counts.table = table;
         counts.blocks.extend(new_blocks);
         self.retire(req, old, old_clusters.into(), Class::Other);
@@ -408,7 +436,7 @@ impl Shared {
             if let (Some(count), true) = (shared, self.load_block(req, &mut counts, cluster + 1).await?)
                 && counts.get(cluster + 1) == Some(0)
                 && counts.get(cluster) == Some(count)
-                && self.metadata_at((cluster + 1) * size, size).is_none()
+                && self.overlap((cluster + 1) * size, size, OverlapChecks::NONE).is_none()
             {
                 counts.set(cluster, count + 1);
                 counts.set(cluster + 1, 1);
@@ -458,25 +486,28 @@ impl Shared {
 
     /// Tell the host of those clusters whose last user goes. They are not free yet, so nobody writes to them.
     async fn discard_last(&self, req: &Req, counts: &mut Refcounts, offset: u64, clusters: u64) {
-        let size = self.geometry.cluster_size();
         let first = self.geometry.cluster(offset);
-        let mut run: Option<(u64, u64)> = None;
-        for cluster in first..=first + clusters {
-            let is_last = cluster < first + clusters
-                && matches!(self.load_block(req, counts, cluster).await, Ok(true))
-                && counts.get(cluster) == Some(1);
-            match (&mut run, is_last) {
-                (Some((_, n)), true) => *n += 1,
-                (None, true) => run = Some((cluster, 1)),
-                (Some((from, n)), false) => {
-                    let told = self.file.discard(req, HostOffset(*from * size), *n * size).await;
-                    if let Err(error) = told {
-                        // The space stays with the file, and that is all.
-                        tracing::debug!(%error, "freed clusters were not discarded");
-                    }
-                    run = None;
-                }
-                (None, false) => {}
+        let mut last = Vec::new();
+        for cluster in first..first + clusters {
+            if matches!(self.load_block(req, counts, cluster).await, Ok(true)) && counts.get(cluster) == Some(1) {
+                last.push(cluster);
+            }
+        }
+        self.discard_clusters(req, last).await;
+    }
+
+    /// Tell the host that nobody needs what is in these clusters of the file. Who calls this sees to it that nobody is given them meanwhile.
+    pub(crate) async fn discard_clusters(&self, req: &Req, mut clusters: Vec<u64>) {
+        clusters.sort_unstable();
+        clusters.dedup();
+        let size = self.geometry.cluster_size();
+        // What is metadata, too, by whose mistake ever, stays.
+        clusters.retain(|cluster| self.overlap(cluster * size, size, OverlapChecks::NONE).is_none());
+        for run in clusters.chunk_by(|a, b| a + 1 == *b) {
+            let told = self.file.discard(req, HostOffset(run[0] * size), run.len() as u64 * size).await;
+            if let Err(error) = told {
+                // The space stays with the file, and that is all.
+                tracing::debug!(%error, "freed clusters were not discarded");
             }
         }
     }
@@ -490,7 +521,11 @@ impl Shared {
     pub(crate) async fn write_counts(&self, req: &Req) -> IoResult<()> {
         let blocks = self.refcounts.lock().await.take_dirty();
         for (at, (_, offset, bytes)) in blocks.iter().enumerate() {
-            if let Err(error) = meta::write(req, &self.file, *offset, bytes).await {
+            let written = match self.guard(req, *offset, bytes.len() as u64, MetadataKind::RefcountBlock).await {
+                Ok(()) => meta::write(req, &self.file, *offset, bytes).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
                 self.refcounts.lock().await.not_written(blocks[at..].iter().map(|(number, ..)| *number));
                 return Err(error);
             }

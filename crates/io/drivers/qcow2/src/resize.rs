@@ -96,7 +96,7 @@ impl Shared {
         if let Err(error) = done.await {
             if preallocation != Preallocation::Off {
                 // The disk keeps its length, and nothing behind its end.
-                self.clear(req, new.start, new.end, Entry::default()).await?;
+                self.clear(req, new.start, new.end).await?;
                 self.flush(req).await?;
             }
             return Err(error);
@@ -236,7 +236,7 @@ impl Shared {
         let done = async {
             let from = len.next_multiple_of(size);
             if from < old.next_multiple_of(size) {
-                self.clear(req, from, old.next_multiple_of(size), Entry::default()).await?;
+                self.clear(req, from, old.next_multiple_of(size)).await?;
             }
             self.flush(req).await?;
             self.change_header(req, |header| header.size = len).await?;

@@ -5,6 +5,7 @@
 
 use crate::image::{Qcow2Control, Shared};
 use crate::meta;
+use crate::overlap::{MetadataKind, OverlapChecks};
 use crate::refcounts::Class;
 use block_common::{Errno, IoError, IoResult};
 use block_io::Req;
@@ -156,7 +157,7 @@ fn next_id(snapshots: &[Snapshot]) -> Vec<u8> {
 }
 
 impl Shared {
-    async fn read_snapshots(&self, req: &Req) -> Result<Vec<Snapshot>, SnapshotFailure> {
+    pub(crate) async fn read_snapshots(&self, req: &Req) -> Result<Vec<Snapshot>, SnapshotFailure> {
         let (count, offset) = {
             let header = self.header();
             (header.snapshots, header.snapshots_offset)
@@ -179,7 +180,7 @@ impl Shared {
 
     /// Have everything on the disk and nothing in memory.
     async fn settle(&self, req: &Req) -> IoResult<()> {
-        self.writable()?;
+        self.claim(req).await?;
         self.flush(req).await?;
         self.free_ripe(req, true).await?;
         self.store_counts(req).await?;
@@ -298,6 +299,7 @@ impl Shared {
             return Err(SnapshotFailure::Table);
         }
         let l1 = self.l1_of(req, snapshot).await?;
+        self.shows_snapshot.store(true, Ordering::Relaxed);
         self.take_l1(&l1);
         self.set_length(size);
         Ok(())
@@ -328,7 +330,7 @@ impl Shared {
 
     fn free_table(&self, req: &Req, offset: u64, bytes: u64) {
         if bytes > 0 && offset > 0 {
-            self.retire(req, offset, self.geometry.clusters_for(bytes), Class::Other);
+            self.retire(req, offset, self.geometry.clusters_for(bytes), Class::Snapshot);
         }
     }
 
@@ -354,7 +356,7 @@ impl Shared {
         if old_count > 0 {
             self.free_table(req, old, old_len);
         }
-        Ok(())
+        self.find_inactive(req).await
     }
 
     /// Whether every cluster that these tables name can be counted again as often as they name it.
@@ -384,12 +386,20 @@ impl Shared {
     async fn count_all(&self, req: &Req, l1: &[u64], more: bool) -> IoResult<()> {
         let mut counts = self.refcounts.lock().await;
         for table in l1.iter().filter_map(|entry| L1Entry::from_raw(*entry).table()) {
+            let mut freed = Vec::new();
             for cluster in self.clusters_below(req, table).await? {
                 if more {
                     self.raise(req, &mut counts, cluster).await?;
-                } else {
-                    self.lower(req, &mut counts, cluster << self.geometry.cluster_bits(), 1).await?;
+                    continue;
                 }
+                self.lower(req, &mut counts, cluster << self.geometry.cluster_bits(), 1).await?;
+                if self.count_of(req, &mut counts, cluster).await? == 0 {
+                    freed.push(cluster);
+                }
+            }
+            // The header on the disk leads to none of them, and nobody is given one while the counts are held.
+            if self.passes_discards(Class::Snapshot) {
+                self.discard_clusters(req, freed).await;
             }
         }
         Ok(())
@@ -445,11 +455,14 @@ impl Shared {
             }
             // A table that others have, too, says the same to them: of what they share nobody is the only user.
             if now != words {
+                let own = OverlapChecks::NONE.with(MetadataKind::ActiveL2, true).with(MetadataKind::InactiveL2, true);
+                self.guard(req, table, self.geometry.cluster_size(), own).await?;
                 meta::write(req, &self.file, table, &meta::table_bytes(now)).await?;
             }
         }
         let offset = self.header().l1_offset;
         if l1 != self.l1_now() {
+            self.guard(req, offset, l1.len() as u64 * 8, MetadataKind::ActiveL1).await?;
             meta::write(req, &self.file, offset, &meta::table_bytes(l1.iter().copied())).await?;
         }
         self.file.flush(req).await?;

@@ -1,6 +1,5 @@
 //! The state of a machine, which stands behind the disk in the image's own addresses: snapshots keep it with the disk.
 
-use crate::cache::Entry;
 use crate::image::Shared;
 use block_common::{IoBuf, IoError, IoResult};
 use block_io::Req;
@@ -19,7 +18,7 @@ impl Shared {
 
     /// Store `buf` at `offset` of the state.
     pub(crate) async fn save_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
-        self.writable()?;
+        self.claim(req).await?;
         if self.data.is_some() {
             // It would lie among the disk's data.
             return Err(IoError::UNSUPPORTED);
@@ -60,7 +59,7 @@ impl Shared {
                 break;
             }
             if entry.load(Ordering::SeqCst) != 0 {
-                self.clear(req, start, end.min(start + size), Entry::default()).await?;
+                self.clear(req, start, end.min(start + size)).await?;
                 is_any = true;
             }
         }

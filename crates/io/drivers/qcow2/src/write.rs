@@ -35,6 +35,7 @@ impl Shared {
             let place = slice.and_then(|slice| self.in_place(&slice, at, left));
             done += match place {
                 Some((host, len)) => {
+                    self.guard_data(req, host, len).await?;
                     let part = buf.slice(done, len as usize);
                     self.data_edge().write(req, HostOffset(host), &part, RequestFlags::empty()).await?;
                     len
@@ -73,6 +74,7 @@ impl Shared {
             Plan::Fill(host) if !self.geometry.is_aligned(host) => Err(self.bad_entry(req, offset, old.0).await),
             Plan::Fill(host) => {
                 let place = Allocated { offset: host, clusters: 1, is_fresh: false };
+                self.guard_data(req, host, self.geometry.cluster_size()).await?;
                 self.fill(req, offset, end, buf, place).await
             }
             Plan::New => {
@@ -213,7 +215,15 @@ impl Shared {
             L2Kind::Compressed(at, len) => self.retire_compressed(req, at, len, class),
             // In a data file nothing is counted.
             L2Kind::Data(host) | L2Kind::ZeroAllocated(host) if self.data.is_none() && Some(host) != kept => {
-                self.retire(req, host, 1, class);
+                if self.geometry.is_aligned(host) {
+                    self.retire(req, host, 1, class);
+                } else {
+                    // It names no cluster: what it touches is somebody else's.
+                    tracing::error!(
+                        node = req.node_name(),
+                        "Image is corrupt: Cannot free unaligned cluster {host:#x}"
+                    );
+                }
             }
             _ => {}
         }
@@ -279,14 +289,14 @@ impl Shared {
             self.give_back(req, place, 1).await;
             return Err(error);
         }
-        self.metadata().insert(self.geometry.cluster(place));
+        self.overlaps.add_table(place);
         let index = self.geometry.l1_index(offset);
         let l1 = self.l1.load_full();
         let Some(entry) = l1.get(index as usize) else { return Err(IoError::OUT_OF_BOUNDS) };
         entry.store(L1Entry::new(place, true).raw(), Ordering::SeqCst);
         self.lists().l1_dirty.insert(index);
         if let Some(table) = old.table() {
-            self.metadata().remove(&self.geometry.cluster(table));
+            self.overlaps.remove_table(table);
             self.retire(req, table, 1, Class::Other);
         }
         Ok(())

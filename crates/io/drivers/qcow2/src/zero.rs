@@ -2,7 +2,6 @@
 
 use crate::cache::Entry;
 use crate::image::Shared;
-use crate::refcounts::Class;
 use block_common::{GuestRange, IoError, IoResult, RequestFlags};
 use block_io::Req;
 use block_qcow2_format::{L2Entry, L2Kind, SubclusterBits, Version};
@@ -45,9 +44,9 @@ impl Shared {
         }
         self.ensure_table(req, from).await?;
         let base = from - self.geometry.within(from);
-        let (gone, stopped) = self
+        let (changed, stopped) = self
             .change_entries(req, from, |first, slice| {
-                let mut gone = Vec::new();
+                let mut changed = Vec::new();
                 for i in 0..count {
                     let start = base + i as u64 * size;
                     let part = (from.max(start) - start) / unit..(to.min(start + size) - start).div_ceil(unit);
@@ -55,27 +54,17 @@ impl Shared {
                     match self.zeroed(old, part.start as u32, (part.end - part.start) as u32, unmap) {
                         Some(new) if new != old => {
                             slice.set(first + i, new);
-                            gone.push((start, (old, new)));
+                            changed.push((start, old.0, new.0));
                         }
                         Some(_) => {}
-                        None => return (gone, true),
+                        None => return (changed, true),
                     }
                 }
-                (gone, false)
+                (changed, false)
             })
             .await?;
-        if unmap && self.data.is_some() {
-            for (at, ((old, _), (new, _))) in &gone {
-                let is_place = |entry: L2Entry| matches!(self.kind(entry), L2Kind::Data(_) | L2Kind::ZeroAllocated(_));
-                self.discard_data(req, *at, [is_place(*old) && !is_place(*new)].into_iter()).await;
-            }
-        }
-        for (_, ((old, _), (new, _))) in gone {
-            let kept = match self.kind(new) {
-                L2Kind::Data(host) | L2Kind::ZeroAllocated(host) => Some(host),
-                _ => None,
-            };
-            self.retire_entry(req, old, kept, Class::Request);
+        for (guest, old, new) in changed {
+            self.empty_entry(req, guest, old, new, unmap);
         }
         // The core writes all of it again, which is no harm.
         if stopped { Err(IoError::UNSUPPORTED) } else { Ok(()) }
@@ -88,11 +77,11 @@ impl Shared {
             return Some((L2Entry::EMPTY, none));
         }
         let kind = self.kind(entry);
-        // The place stays if it may and is nobody else's.
-        let keeps = !unmap && entry.is_copied();
+        // The place stays if it may and is nobody else's, or if all places stay.
+        let keeps = !unmap && entry.is_copied() || self.keeps_places();
         if !self.geometry.is_extended() {
             return Some(match kind {
-                L2Kind::Data(host) | L2Kind::ZeroAllocated(host) if keeps => (L2Entry::zero_allocated(host), none),
+                L2Kind::Data(host) | L2Kind::ZeroAllocated(host) if keeps => self.emptied(entry, host),
                 _ => (L2Entry::ZERO, none),
             });
         }

@@ -15,8 +15,14 @@ mod crash;
 #[path = "image/cuts.rs"]
 mod cuts;
 
+#[path = "image/discards.rs"]
+mod discards;
+
 #[path = "image/faults.rs"]
 mod faults;
+
+#[path = "image/overlaps.rs"]
+mod overlaps;
 
 #[path = "image/requests.rs"]
 mod requests;

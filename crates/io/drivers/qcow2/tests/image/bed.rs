@@ -67,6 +67,16 @@ pub(crate) fn alone<T: Send + 'static, F: Future<Output = T> + Send>(
     storage: &MemStorage,
     work: impl FnOnce(Req, Qcow2Control) -> F + Send + 'static,
 ) -> T {
+    alone_with(thread, storage, Qcow2Options::default(), work)
+}
+
+/// As [`alone`], with these options.
+pub(crate) fn alone_with<T: Send + 'static, F: Future<Output = T> + Send>(
+    thread: &IoThread,
+    storage: &MemStorage,
+    options: Qcow2Options,
+    work: impl FnOnce(Req, Qcow2Control) -> F + Send + 'static,
+) -> T {
     let mut graph = StaticGraph::new(thread.handle());
     let file = block_on(graph.node("file").install(storage.driver(), false)).expect("a node");
     let mut shell = graph.node("qcow2");
@@ -74,7 +84,6 @@ pub(crate) fn alone<T: Send + 'static, F: Future<Output = T> + Send>(
     let open = |req: Req| async move {
         let header = Qcow2::read_header(&req, &file).await.expect("a header");
         let children = Qcow2Children { file, data: None, backing: None };
-        let options = Qcow2Options::default();
         let opened = Qcow2::open(&req, children, header, options, false, ThreadPool::new(2)).await;
         let (engine, control) = opened.expect("opens");
         Ok((engine, work(req, control).await))

@@ -278,6 +278,8 @@ impl Round {
             lazy_refcounts: is_v3.then(|| rng.chance(30)),
             pass_discard_request: rng.chance(70),
             pass_discard_other: rng.chance(50),
+            pass_discard_snapshot: rng.chance(50),
+            discard_no_unref: is_v3 && rng.chance(30),
             ..Qcow2Options::default()
         };
         let backing = if rng.chance(50) { DISK * 3 / 4 } else { 0 };
