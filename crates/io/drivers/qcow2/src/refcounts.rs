@@ -46,6 +46,15 @@ pub(crate) struct Retired {
 struct Block {
     bytes: Vec<u8>,
     dirty: bool,
+    /// It is on its way to the disk, which may still have an older one.
+    is_written: bool,
+}
+
+impl Block {
+    /// As it is on the disk.
+    fn stored(bytes: Vec<u8>) -> Self {
+        Self { bytes, dirty: false, is_written: false }
+    }
 }
 
 #[derive(Debug)]
@@ -163,7 +172,8 @@ impl Refcounts {
     /// Let go of blocks that are on the disk, while there are too many, beside `keep`.
     fn make_room(&mut self, keep: u64) {
         while self.blocks.len() >= self.blocks_max {
-            let clean = self.blocks.iter().find(|(number, block)| !block.dirty && **number != keep);
+            let clean =
+                self.blocks.iter().find(|(number, block)| !block.dirty && !block.is_written && **number != keep);
             let Some(number) = clean.map(|(number, _)| *number) else { return };
             self.blocks.remove(&number);
         }
@@ -178,22 +188,24 @@ impl Refcounts {
         2 * self.blocks.values().filter(|block| block.dirty).count() > self.blocks_max
     }
 
-    /// What was changed, with its place in the file. It counts as written from now on.
+    /// What was changed, with its place in the file. It stays in memory until [`Refcounts::written`] says what became of it.
     fn take_dirty(&mut self) -> Vec<(u64, u64, Vec<u8>)> {
         let table = &self.table;
         let dirty = self.blocks.iter_mut().filter(|(_, block)| block.dirty);
         dirty
             .map(|(number, block)| {
-                block.dirty = false;
+                (block.dirty, block.is_written) = (false, true);
                 (*number, table[*number as usize] & TABLE_OFFSET, block.bytes.clone())
             })
             .collect()
     }
 
-    fn not_written(&mut self, numbers: impl Iterator<Item = u64>) {
+    /// These blocks are on the disk, or are not and count as changed again.
+    fn written(&mut self, numbers: impl Iterator<Item = u64>, done: bool) {
         for number in numbers {
             if let Some(block) = self.blocks.get_mut(&number) {
-                block.dirty = true;
+                block.is_written = false;
+                block.dirty |= !done;
             }
         }
     }
@@ -217,7 +229,7 @@ impl Shared {
         }
         let bytes = meta::read(req, &self.file, offset, self.geometry.cluster_size() as usize).await?;
         counts.make_room(number);
-        counts.blocks.insert(number, Block { bytes, dirty: false });
+        counts.blocks.insert(number, Block::stored(bytes));
         Ok(true)
     }
 
@@ -318,7 +330,7 @@ impl Shared {
         counts.table[number as usize] = at * size;
         self.overlaps.add_block(at * size);
         counts.make_room(number);
-        counts.blocks.insert(number, Block { bytes, dirty: false });
+        counts.blocks.insert(number, Block::stored(bytes));
         Ok(())
     }
 
@@ -355,7 +367,7 @@ impl Shared {
             let offset = (at + table_clusters + i) * size;
             meta::write(req, &self.file, offset, &bytes).await?;
             table[(first + i) as usize] = offset;
-            new_blocks.push((first + i, Block { bytes, dirty: false }));
+            new_blocks.push((first + i, Block::stored(bytes)));
         }
         meta::write(req, &self.file, at * size, &meta::table_bytes(table.iter().copied())).await?;
         counts.fresh_from = counts.fresh_from.max((at + table_clusters + blocks) * size);
@@ -520,16 +532,21 @@ impl Shared {
     /// Write the counts that were changed. Only one at a time does that.
     pub(crate) async fn write_counts(&self, req: &Req) -> IoResult<()> {
         let blocks = self.refcounts.lock().await.take_dirty();
-        for (at, (_, offset, bytes)) in blocks.iter().enumerate() {
-            let written = match self.guard(req, *offset, bytes.len() as u64, MetadataKind::RefcountBlock).await {
+        let (mut done, mut result) = (0, Ok(()));
+        while let Some((_, offset, bytes)) = blocks.get(done) {
+            result = match self.guard(req, *offset, bytes.len() as u64, MetadataKind::RefcountBlock).await {
                 Ok(()) => meta::write(req, &self.file, *offset, bytes).await,
                 Err(error) => Err(error),
             };
-            if let Err(error) = written {
-                self.refcounts.lock().await.not_written(blocks[at..].iter().map(|(number, ..)| *number));
-                return Err(error);
+            if result.is_err() {
+                break;
             }
+            done += 1;
         }
-        Ok(())
+        let mut counts = self.refcounts.lock().await;
+        let numbers = |part: std::ops::Range<usize>| blocks[part].iter().map(|(number, ..)| *number);
+        counts.written(numbers(0..done), true);
+        counts.written(numbers(done..blocks.len()), false);
+        result
     }
 }

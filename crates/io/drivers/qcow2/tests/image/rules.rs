@@ -332,3 +332,44 @@ fn trust_3_an_image_that_calls_everything_used_is_full_soon() {
         assert!(file.log().len() < 300, "{} requests", file.log().len());
     }
 }
+
+// Scenario: a block of counts is on its way to the disk, and there is no room for it in memory. Who asks for one of its counts meanwhile is not told what
+// the disk has said before.
+#[test]
+fn qcow2_1_a_block_of_counts_stays_in_memory_until_it_is_written() {
+    let thread = io_thread(true);
+    let cluster = 1024;
+    let file = storage(Format { cluster_bits: 10, refcount_order: 6, ..Format::new(4 << 20) }.bytes());
+    let options = Qcow2Options { refcount_cache_size: Some(0), ..Qcow2Options::default() };
+    let image = open(&thread, &file, None, options).expect("opens");
+    let pack = |offset: u64| {
+        let data = buf(&[7; 1024]);
+        block_on(image.root.write(offset, data, RequestFlags::WRITE_COMPRESSED)).0.expect("written");
+    };
+    // The first block's last clusters are taken, too: nobody changes it meanwhile.
+    pack(200 << 10);
+    image.write(0, &[1; 127 << 10]);
+    file.set_script(move |op| match op.kind == MemOpKind::Write && op.offset == 2 * cluster {
+        true => Verdict::Hold,
+        false => Verdict::Serve,
+    });
+    let root = image.root.clone();
+    let flushing = thread.handle().run(async move { root.flush().await });
+    block_on(file.wait_held(1));
+    // Counted by more blocks than there is room for.
+    image.write(1 << 20, &[2; 700 << 10]);
+    // Compressed data goes on where the last one ended, which the first block counts.
+    pack(300 << 10);
+    file.release_all();
+    block_on(flushing).expect("the thread lives").expect("flushed");
+    block_on(image.root.discard(0, 100 << 10)).expect("discarded");
+    for byte in 3..6 {
+        // A flush with nothing before it would be none.
+        image.write(1 << 20, &[byte; 512]);
+        block_on(image.root.flush()).expect("flushed");
+    }
+    image.write(0, &[3; 100 << 10]);
+    image.close().expect("closes");
+    let report = inspect(&file.bytes(0, file.len() as usize), &[]).expect("an image");
+    assert_eq!((report.leaks, report.guest[0], report.guest[1 << 20]), (0, 3, 5));
+}
