@@ -1,6 +1,8 @@
-//! `-T`: which of the library's events are logged, and where. Without the option there is no subscriber and no cost.
+//! `-T`: which of the library's events are logged, and where. Without the option only what drivers tell whoever uses the tool is printed,
+//! and nothing else costs anything.
 
 use crate::cli::Failure;
+use block_drivers::{TOLD, print_told};
 use std::fs::File;
 use std::sync::Mutex;
 use tracing_subscriber::EnvFilter;
@@ -32,6 +34,7 @@ fn parse(text: &str) -> Trace {
 /// A file that cannot be read or written. A filter that makes no sense is a warning, as in the field.
 pub(crate) fn start(options: &[String]) -> Result<(), Failure> {
     if options.is_empty() {
+        print_told();
         return Ok(());
     }
     let (mut filters, mut file) = (Vec::new(), None);
@@ -45,7 +48,7 @@ pub(crate) fn start(options: &[String]) -> Result<(), Failure> {
         }
         file = trace.file.or(file);
     }
-    let mut filter = EnvFilter::new("off");
+    let mut filter = EnvFilter::new(format!("off,{TOLD}=warn"));
     for text in filters {
         match text.parse() {
             Ok(directive) => filter = filter.add_directive(directive),

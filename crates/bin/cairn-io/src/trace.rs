@@ -1,6 +1,8 @@
-//! `-T`: which of the library's events are logged, and where. Without the option there is no subscriber and no cost.
+//! `-T`: which of the library's events are logged, and where. Without the option only what drivers tell whoever uses the tool is printed,
+//! and nothing else costs anything.
 
 use crate::output::Output;
+use block_drivers::{TOLD, print_told};
 use std::fs::File;
 use std::sync::Mutex;
 use tracing_subscriber::EnvFilter;
@@ -13,6 +15,7 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 /// A file that cannot be read or written.
 pub(crate) fn start(options: &[Vec<u8>], out: &Output) -> Result<(), String> {
     if options.is_empty() {
+        print_told();
         return Ok(());
     }
     let (mut filters, mut file) = (Vec::new(), None);
@@ -27,7 +30,7 @@ pub(crate) fn start(options: &[Vec<u8>], out: &Output) -> Result<(), String> {
             }
         }
     }
-    let mut filter = EnvFilter::new("off");
+    let mut filter = EnvFilter::new(format!("off,{TOLD}=warn"));
     for text in filters {
         match text.parse() {
             Ok(directive) => filter = filter.add_directive(directive),

@@ -10,6 +10,7 @@ mod file;
 mod null;
 mod qcow2;
 mod raw;
+mod told;
 
 mod create;
 mod image;
@@ -27,6 +28,7 @@ pub use image::{ImageOptions, open_image, open_options};
 pub use null::NullType;
 pub use qcow2::{Qcow2Type, StoredNames, file_of};
 pub use raw::RawType;
+pub use told::{TOLD, print_told};
 
 use block_gs::GlobalState;
 use std::rc::Rc;

@@ -172,20 +172,14 @@ fn qcow2_8_overlaps_are_found_alike() {
             format!("overlap-check.template=none,overlap-check.{kind}=on"),
         ] {
             let mut outcomes = Vec::new();
-            for (program, args) in [(&ours(), &["-T", "block_qcow2=error"][..]), (&their_program, &[])] {
+            for program in [&ours(), &their_program] {
                 let mut bytes = bytes.clone();
                 bytes[table + 8..table + 16].copy_from_slice(&(1 << 63 | place).to_be_bytes());
                 std::fs::write(&path, bytes).expect("the image");
                 let open = format!("open -o {checks} a");
-                let args = [args, &["-c", &open, "-c", "write -P 9 64k 512"]].concat();
-                let ran = run(program, dir.path(), &args, b"");
+                let ran = run(program, dir.path(), &["-c", &open, "-c", "write -P 9 64k 512"], b"");
                 let is_marked = std::fs::read(&path).expect("the image")[79] & 2 != 0;
-                // The log has the node's name behind it.
-                let said = ran.stderr.find("qcow2: Marking").map(|at| {
-                    let line = ran.stderr[at..].lines().next().unwrap_or_default();
-                    line.split(" node=").next().unwrap_or_default().to_owned()
-                });
-                outcomes.push((ran.status, without_times(&ran.stdout), is_marked, said));
+                outcomes.push((ran.status, without_times(&ran.stdout), is_marked, ran.stderr));
             }
             assert_eq!(outcomes[0], outcomes[1], "{kind}, {checks}");
         }
@@ -328,6 +322,12 @@ fn qcow2_6_reopening_lets_go_of_bitmaps_and_takes_them_again() {
     }
 }
 
+/// What is told of the repair of an image with one cluster that is not counted.
+const REPAIRED: &str = "ERROR cluster 5 refcount=0 reference=1
+Rebuilding refcount structure
+Repairing cluster 1 refcount=1 reference=0
+Repairing cluster 2 refcount=1 reference=0";
+
 // Scenario: an image was not closed, and is opened for reading. Before it is written it is repaired; qemu-io 10.0.2 writes to it as it is, and counts one cluster
 // for two.
 #[test]
@@ -339,8 +339,10 @@ fn qcow2_5_a_dirty_image_is_repaired_before_it_is_written() {
     let commands =
         ["open -r a", "read -P 1 0 64k", "reopen -w", "write -P 2 64k 64k", "read -P 1 0 64k", "read -P 2 64k 64k"];
     let read = |at: u64| format!("read 65536/65536 bytes at offset {at}");
-    let expect = [read(0), "wrote 65536/65536 bytes at offset 65536".into(), read(0), read(65536)];
-    reopen(&dirty, &commands, &expect.each_ref().map(String::as_str));
+    let wrote = "wrote 65536/65536 bytes at offset 65536".into();
+    let mut expect = vec![read(0), wrote, read(0), read(65536)];
+    expect.extend(REPAIRED.lines().map(str::to_owned));
+    reopen(&dirty, &commands, &expect.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
 // Scenario: an image is marked as corrupt. It is read, and not reopened for writing; qemu-io 10.0.2 does so.

@@ -83,6 +83,19 @@ fn make_images(dir: &Path, their_io: &Path) {
     run(&img, "convert -c -O qcow2 t.raw c.qcow2");
     run(&img, "create -q -f qcow2 -b t.qcow2 -F qcow2 b.qcow2");
     run(&img, "snapshot -c one s.qcow2");
+    // An L2 entry that points between clusters, and counts that were not written.
+    run(&img, "convert -O qcow2 t.raw bad.qcow2");
+    let path = dir.join("bad.qcow2");
+    let mut bytes = std::fs::read(&path).expect("an image");
+    let number = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight"));
+    let l1 = number(&bytes, 40) as usize;
+    let l2 = (number(&bytes, l1) & 0x00ff_ffff_ffff_fe00) as usize;
+    bytes[l2 + 8..l2 + 16].copy_from_slice(&0x8000_0000_0005_0200u64.to_be_bytes());
+    std::fs::write(path, bytes).expect("room");
+    run(&img, "create -q -f qcow2 -o lazy_refcounts=on dirty.qcow2 1M");
+    let mut killed = Command::new(their_io);
+    killed.args(["-c", "write -q 0 256k", "-c", "abort", "dirty.qcow2"]).current_dir(dir).stderr(Stdio::null());
+    assert!(!killed.status().expect("it starts").success());
 }
 
 /// What two images have that is not equal: their content, or what they say of it.

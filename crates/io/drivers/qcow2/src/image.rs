@@ -5,15 +5,15 @@ use crate::cache::SliceCache;
 use crate::check::{Repair, Storage, Watch, check};
 use crate::discard::Emptied;
 use crate::locks::RangeLocks;
-use crate::meta;
 use crate::overlap::{OverlapChecks, Overlaps};
 use crate::refcounts::{Class, Refcounts, Retired};
+use crate::{TOLD, meta};
 use arc_swap::ArcSwap;
 use block_common::{Errno, IoError, IoErrorKind, IoResult, Limits};
 use block_io::{Edge, Quiesced, Req, ThreadPool};
 use block_qcow2_format::{
     AutoclearFeatures, BitmapError, CompatibleFeatures, CompressionType, FormatError, Geometry, Header,
-    IncompatibleFeatures, L1Entry, L2Entry, Version,
+    IncompatibleFeatures, L1Entry, L2Entry, L2Kind, Version,
 };
 use std::collections::BTreeSet;
 use std::fmt;
@@ -395,6 +395,11 @@ impl Qcow2Control {
     }
 }
 
+/// A number as the field writes it: nothing is nothing, whatever the base.
+pub(crate) fn hex(number: u64) -> String {
+    if number == 0 { "0".into() } else { format!("{number:#x}") }
+}
+
 /// What this build does not do with an image that has it.
 fn check_built(header: &Header, read_only: bool) -> Result<(), Qcow2Error> {
     let not_built = |what: &str| Err(Qcow2Error::NotBuilt(what.into()));
@@ -415,7 +420,7 @@ pub(crate) async fn repaired(req: &Req, file: &Edge) -> Result<Header, Qcow2Erro
     struct Log<'a>(&'a str);
     impl Watch for Log<'_> {
         fn message(&mut self, text: fmt::Arguments<'_>) {
-            tracing::warn!(node = self.0, "{text}");
+            tracing::warn!(target: TOLD, node = self.0, "{text}");
         }
     }
     let report = check(Storage::Edge(req, file), Repair::All, &mut Log(req.node_name())).await;
@@ -605,12 +610,13 @@ impl Shared {
         let node = req.node_name();
         if !self.writable.load(Ordering::Relaxed) {
             tracing::error!(
+                target: TOLD,
                 node,
                 "qcow2: Image is corrupt: {what}; further non-fatal corruption events will be suppressed"
             );
             return error;
         }
-        tracing::error!(node, "qcow2: Marking image as corrupt: {what}; further corruption events will be suppressed");
+        tracing::error!(target: TOLD, node, "qcow2: Marking image as corrupt: {what}; further corruption events will be suppressed");
         if self.version >= Version::V3 {
             let marked = self.change_header(req, |header| header.incompatible |= IncompatibleFeatures::CORRUPT).await;
             if let Err(error) = marked {
@@ -622,8 +628,14 @@ impl Shared {
 
     /// An L2 entry that cannot be.
     pub(crate) async fn bad_entry(&self, req: &Req, offset: u64, entry: L2Entry) -> IoError {
-        let raw = entry.raw();
-        self.corrupt(req, format!("L2 entry {raw:#x} of guest offset {offset:#x} names no cluster")).await
+        let index = self.geometry.cluster(offset) & (self.geometry.l2_entries() - 1);
+        let place = format!("(L2 offset: {:#x}, L2 index: {})", self.l1_entry(offset).table().unwrap_or(0), hex(index));
+        let what = match self.kind(entry) {
+            L2Kind::Data(host) => format!("Cluster allocation offset {host:#x} unaligned {place}"),
+            L2Kind::ZeroAllocated(host) => format!("Preallocated zero cluster offset {host:#x} unaligned {place}"),
+            _ => format!("L2 entry {:#x} of guest offset {offset:#x} names no cluster", entry.raw()),
+        };
+        self.corrupt(req, what).await
     }
 
     /// Change the header, in memory and in the file. What stands behind its fixed fields stays as it is. It is durable with the next flush.

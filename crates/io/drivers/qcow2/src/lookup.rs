@@ -243,8 +243,8 @@ impl Shared {
                     .corrupt(
                         req,
                         format!(
-                            "L2 table offset {table:#x} unaligned (L1 index: {:#x})",
-                            self.geometry.l1_index(offset)
+                            "L2 table offset {table:#x} unaligned (L1 index: {})",
+                            crate::image::hex(self.geometry.l1_index(offset))
                         ),
                     )
                     .await);

@@ -224,7 +224,10 @@ impl Shared {
         };
         if !self.geometry.is_aligned(offset) || offset >= FILE_MAX {
             return Err(self
-                .corrupt(req, format!("Refblock offset {offset:#x} unaligned (reftable index: {number:#x})"))
+                .corrupt(
+                    req,
+                    format!("Refblock offset {offset:#x} unaligned (reftable index: {})", crate::image::hex(number)),
+                )
                 .await);
         }
         let bytes = meta::read(req, &self.file, offset, self.geometry.cluster_size() as usize).await?;
