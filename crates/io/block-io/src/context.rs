@@ -1046,7 +1046,9 @@ mod tests {
     #[test]
     #[expect(clippy::disallowed_methods, reason = "pipes have no driver")]
     fn drain_5_work_that_comes_up_while_the_kernel_is_asked_is_seen() {
+        // How often it comes to the worst depends on how busy the machine is.
         const ROUNDS: usize = 20_000;
+        const AT_LEAST: std::time::Duration = std::time::Duration::from_secs(4);
         if !ring_available() {
             return skipped("no io_uring");
         }
@@ -1075,7 +1077,8 @@ mod tests {
             drop((lure_in, real_in));
         });
         read(&lure, 0);
-        for round in 0..ROUNDS {
+        let begin = std::time::Instant::now();
+        for round in (0..).take_while(|round| *round < ROUNDS || begin.elapsed() < AT_LEAST) {
             read(&real, 1);
             context.flush();
             context.reap();
