@@ -30,7 +30,7 @@ fn file(c: &mut Criterion) {
         }
         if mode.direct {
             for (size, depth) in [(4096, 32), (65536, 32), (65536, 1)] {
-                let shape = Shape { size, ..Shape::reads(depth) };
+                let shape = Shape { size, step: size as u64, ..Shape::reads(depth) };
                 let drivers = [("", Driver::new(shape)), ("-registered", Driver::registered(shape))];
                 for (how, driver) in drivers {
                     let Ok(mut driver) = driver.inspect_err(|error| println!("left out: {error:#}")) else { continue };

@@ -49,7 +49,7 @@ fn allocate(c: &mut Criterion) {
                     let mut stack = memory();
                     stack.qcow2(LEN, extended).expect("an image");
                     let root = stack.root();
-                    let mut driver = Driver::new(Shape { depth: 32, size, write: true }).expect("a queue");
+                    let mut driver = Driver::new(Shape::writes(size, 32)).expect("a queue");
                     elapsed += driver.run(&root, LEN / size as u64).expect("writing");
                     drop(root);
                     stack.close().expect("closing");

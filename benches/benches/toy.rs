@@ -45,7 +45,7 @@ fn allocate(c: &mut Criterion) {
                 let mut stack = stack();
                 stack.toy_format(LEN).expect("a toy image");
                 let root = stack.root();
-                let shape = Shape { depth: 8, size: 64 << 10, write: true };
+                let shape = Shape::writes(64 << 10, 8);
                 let mut driver = Driver::new(shape).expect("a queue");
                 elapsed += driver.run(&root, LEN / (64 << 10)).expect("writing");
                 drop(root);

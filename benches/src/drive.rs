@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 const ALIGNMENT: usize = 4096;
 
-/// What requests look like. They come in order, from the start of the node to its end and again.
+/// What requests look like. They come in order, from the start to the end of the node and again.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// How many at once.
@@ -16,12 +16,21 @@ pub struct Shape {
     pub size: usize,
     /// Writes, not reads.
     pub write: bool,
+    /// Where the first one begins, in bytes.
+    pub start: u64,
+    /// From the beginning of one to that of the next, in bytes.
+    pub step: u64,
 }
 
 impl Shape {
     /// Reads of 4 KiB.
     pub const fn reads(depth: usize) -> Self {
-        Self { depth, size: 4096, write: false }
+        Self { depth, size: 4096, write: false, start: 0, step: 4096 }
+    }
+
+    /// Writes of `size` bytes.
+    pub const fn writes(size: usize, depth: usize) -> Self {
+        Self { depth, size, write: true, start: 0, step: size as u64 }
     }
 }
 
@@ -43,7 +52,7 @@ impl Driver {
     pub fn new(shape: Shape) -> Result<Self> {
         let queue = Queue::new().context("cannot make a queue")?;
         let buf = |_| AlignedBuf::zeroed(shape.size, ALIGNMENT).into_io();
-        Ok(Self { queue, shape, free: (0..shape.depth).map(buf).collect(), done: Vec::new(), offset: 0 })
+        Ok(Self { queue, shape, free: (0..shape.depth).map(buf).collect(), done: Vec::new(), offset: shape.start })
     }
 
     /// As [`Driver::new`], with buffers from memory that is registered with the queue.
@@ -95,14 +104,14 @@ impl Driver {
     #[inline]
     fn send(&mut self, root: &Root, buf: IoBuf, span: u64) {
         if self.offset + self.shape.size as u64 > span {
-            self.offset = 0;
+            self.offset = self.shape.start;
         }
         let request = match self.shape.write {
             false => Request::read(self.offset, buf),
             true => Request::write(self.offset, buf, RequestFlags::empty()),
         };
         self.queue.submit(root, request, 0);
-        self.offset += self.shape.size as u64;
+        self.offset += self.shape.step;
     }
 
     /// Write every byte of `root` once, so that a format has all of it allocated.
@@ -111,7 +120,7 @@ impl Driver {
     /// A request fails.
     pub fn write_all(root: &Root) -> Result<()> {
         const SIZE: usize = 1 << 20;
-        let mut driver = Self::new(Shape { depth: 8, size: SIZE, write: true })?;
+        let mut driver = Self::new(Shape::writes(SIZE, 8))?;
         driver.run(root, root.length()? / SIZE as u64)?;
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The cases: who runs against whom, and the bar. The bars are the project's own; see its first issue, "Speed".
 
-use crate::inside::{NullBackend, layers};
+use crate::inside::{NewImage, NullBackend, layers};
 use crate::programs::{Bench, CP, FIO, Fio, Fresh, Peer, QEMU_IMG, Tools};
 use crate::report::{Bar, Row};
 use crate::rounds::{Contender, alternate};
@@ -41,6 +41,9 @@ enum Kind {
     Qcow2Allocate { size: usize, how: Allocating },
     Qcow2Convert { how: Converting },
     Qcow2Whole { command: &'static str },
+    Qcow2Compare,
+    Qcow2Commit,
+    Qcow2TwoThreads { size: usize },
 }
 
 /// Into what image allocating writes go.
@@ -75,6 +78,8 @@ enum Layer {
     Raw,
     Filter,
     Format,
+    /// Above the file, against raw above the file.
+    Qcow2,
 }
 
 const fn null(name: &'static str, depth: usize) -> Case {
@@ -131,9 +136,9 @@ const fn qcow2_read(name: &'static str, depth: usize) -> Case {
 }
 
 const fn qcow2_allocate(name: &'static str, size: usize, how: Allocating) -> Case {
-    let what =
-        "writes that each allocate a cluster of a new qcow2 image, 32 at once: cairn-img bench against qemu-img bench";
-    Case { name, what, peers: &[QEMU_IMG], ring: true, kind: Kind::Qcow2Allocate { size, how } }
+    let what = "writes that each allocate a cluster of a new qcow2 image, 32 at once: cairn-img bench against qemu-img bench, large ones against fio";
+    let peers: &[Peer] = if size > 4096 { &[QEMU_IMG, FIO] } else { &[QEMU_IMG] };
+    Case { name, what, peers, ring: true, kind: Kind::Qcow2Allocate { size, how } }
 }
 
 const fn qcow2_convert(name: &'static str, how: Converting) -> Case {
@@ -146,8 +151,29 @@ const fn qcow2_whole(name: &'static str, command: &'static str) -> Case {
     Case { name, what, peers: &[QEMU_IMG], ring: false, kind: Kind::Qcow2Whole { command } }
 }
 
+const QCOW2_COMPARE: Case = Case {
+    name: "qcow2-compare",
+    what: "a sparse qcow2 image and the raw one that it was made from: cairn-img compare against qemu-img compare",
+    peers: &[QEMU_IMG],
+    ring: false,
+    kind: Kind::Qcow2Compare,
+};
+
+const QCOW2_COMMIT: Case = Case {
+    name: "qcow2-commit",
+    what: "a sparse overlay into an empty qcow2 image: cairn-img commit against qemu-img commit",
+    peers: &[QEMU_IMG],
+    ring: false,
+    kind: Kind::Qcow2Commit,
+};
+
+const fn qcow2_threads(name: &'static str, size: usize) -> Case {
+    let what = "writes that each allocate a cluster of a new qcow2 image, 32 at once: two I/O threads against one";
+    Case { name, what, peers: &[], ring: true, kind: Kind::Qcow2TwoThreads { size } }
+}
+
 /// All of them.
-pub(crate) const CASES: [Case; 34] = [
+pub(crate) const CASES: [Case; 40] = [
     null("null-d1", 1),
     null("null-d32", 32),
     threads("null-2threads-d1", 1),
@@ -168,6 +194,8 @@ pub(crate) const CASES: [Case; 34] = [
     compare("compare-long", Pieces::Long),
     compare("compare-mixed", Pieces::Mixed),
     INFO,
+    layer("qcow2-d1", Layer::Qcow2, 1),
+    layer("qcow2-d32", Layer::Qcow2, 32),
     qcow2_read("qcow2-read-d1", 1),
     qcow2_read("qcow2-read-d32", 32),
     qcow2_allocate("qcow2-alloc-4k", 4 << 10, Allocating::Plain),
@@ -182,6 +210,10 @@ pub(crate) const CASES: [Case; 34] = [
     qcow2_convert("qcow2-unpack-zstd", Converting::Unpacked("zstd")),
     qcow2_whole("qcow2-map", "map"),
     qcow2_whole("qcow2-check", "check"),
+    QCOW2_COMPARE,
+    QCOW2_COMMIT,
+    qcow2_threads("qcow2-2threads-4k", 4 << 10),
+    qcow2_threads("qcow2-2threads-64k", 64 << 10),
 ];
 
 /// What all cases share: programs, patience, and files, which are made when they are first needed.
@@ -288,6 +320,9 @@ impl Case {
             Kind::Qcow2Allocate { size, how } => self.qcow2_allocate(place, size, how),
             Kind::Qcow2Convert { how } => self.qcow2_convert(place, how),
             Kind::Qcow2Whole { command } => self.qcow2_whole(place, command),
+            Kind::Qcow2Compare => self.qcow2_compare(place),
+            Kind::Qcow2Commit => self.qcow2_commit(place),
+            Kind::Qcow2TwoThreads { size } => self.qcow2_two_threads(place, size),
         }
     }
 
@@ -430,8 +465,51 @@ impl Case {
         };
         let (mut ours, mut theirs) =
             (bench("cairn-img", &place.tools.cairn_img), bench("qemu-img", Path::new(QEMU_IMG.program)));
-        let bar = if size > 4096 { 1.0 } else { 2.0 };
-        self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(bar))])
+        if size == 4096 {
+            return self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(2.0))]);
+        }
+        let mut fio = Fio::writes(&place.dir.path().join("new.raw"), size, 32);
+        let bar = Bar::TimesFaster(1.0);
+        self.against(place, &mut ours, &mut [(&mut theirs, bar), (&mut fio, bar)])
+    }
+
+    fn qcow2_two_threads(&self, place: &Place, size: usize) -> Result<Vec<Row>> {
+        let file = place.dir.path().join("new.qcow2");
+        let image = |threads| NewImage::new(&file, threads, size);
+        self.against(place, &mut image(2), &mut [(&mut image(1), Bar::TimesFaster(1.0))])
+    }
+
+    fn qcow2_compare(&self, place: &Place) -> Result<Vec<Row>> {
+        let raw = place.sparse(Pieces::Mixed)?;
+        let image = place.qcow2("sparse", &raw, &[])?;
+        let tool = |name: &str, program: &Path| {
+            Whole::new(name, program, &[&"compare", &"-f", &"qcow2", &"-F", &"raw", &image, &raw])
+        };
+        let (mut ours, mut theirs) =
+            (tool("cairn-img", &place.tools.cairn_img), tool("qemu-img", Path::new(QEMU_IMG.program)));
+        self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(1.5))])
+    }
+
+    fn qcow2_commit(&self, place: &Place) -> Result<Vec<Row>> {
+        let full = place.qcow2("sparse", &place.sparse(Pieces::Mixed)?, &[])?;
+        let [empty, base, overlay, above] = ["empty", "base", "overlay", "above"].map(|name| place.dir.path().join(name));
+        let qemu = |words: &[&dyn AsRef<OsStr>]| {
+            let mut command = std::process::Command::new(QEMU_IMG.program);
+            words.iter().for_each(|word| drop(command.arg(word)));
+            crate::programs::output(&mut command)
+        };
+        qemu(&[&"create", &"-q", &"-f", &"qcow2", &empty, &place.file_len.to_string()])?;
+        std::fs::copy(&empty, &base)?;
+        std::fs::copy(&full, &overlay)?;
+        qemu(&[&"rebase", &"-u", &"-f", &"qcow2", &"-F", &"qcow2", &"-b", &base, &overlay])?;
+        let tool = |name: &str, program: &Path| {
+            Whole::new(name, program, &[&"commit", &"-q", &"-f", &"qcow2", &above])
+                .changing(&empty, &base)
+                .changing(&overlay, &above)
+        };
+        let (mut ours, mut theirs) =
+            (tool("cairn-img", &place.tools.cairn_img), tool("qemu-img", Path::new(QEMU_IMG.program)));
+        self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(2.0))])
     }
 
     fn qcow2_convert(&self, place: &Place, how: Converting) -> Result<Vec<Row>> {
@@ -477,6 +555,9 @@ impl Case {
     fn layer(&self, place: &Place, layer: Layer, depth: usize) -> Result<Vec<Row>> {
         let data = place.data()?;
         let mut below = Stack::file(&data.path, FileMode::CACHED)?;
+        if let Layer::Qcow2 = layer {
+            below.raw()?;
+        }
         let without = below.root();
         let (name, bar, above) = match layer {
             Layer::Raw => {
@@ -488,6 +569,7 @@ impl Case {
                 ("toy filter", 50.0, None)
             }
             Layer::Format => ("toy format", 100.0, Some(toy_image(place, data.len)?)),
+            Layer::Qcow2 => ("qcow2", 150.0, Some(qcow2_image(place, data.len)?)),
         };
         let mut above = above;
         let with = above.as_mut().unwrap_or(&mut below).root();
@@ -507,6 +589,15 @@ fn toy_image(place: &Place, len: u64) -> Result<Stack> {
     let file = DataFile::create(place.dir.path(), "toy", 0)?;
     let mut stack = Stack::file(&file.path, FileMode::CACHED)?;
     stack.toy_format(len)?;
+    Driver::write_all(&stack.root())?;
+    Ok(stack)
+}
+
+/// A qcow2 image with every cluster allocated, in a file of its own that is in the page cache.
+fn qcow2_image(place: &Place, len: u64) -> Result<Stack> {
+    let file = DataFile::create(place.dir.path(), "full", 0)?;
+    let mut stack = Stack::file(&file.path, FileMode::CACHED)?;
+    stack.qcow2(len, false)?;
     Driver::write_all(&stack.root())?;
     Ok(stack)
 }

@@ -8,7 +8,8 @@ use block_common::{Options, Perm, PermPair};
 use block_drivers::register_all;
 use block_gs::{GlobalOptions, GlobalState, MainLoop};
 use block_io::Root;
-use cairn_benches::{Driver, Shape};
+use cairn_benches::{Driver, FileMode, Shape, Stack};
+use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -77,24 +78,82 @@ impl Contender for Threads {
 
     /// All threads together make `count` requests.
     fn run(&mut self, count: u64) -> Result<Duration> {
-        let each = count / self.threads as u64;
-        let start = Barrier::new(self.threads);
-        let one = || {
+        together(self.threads, |_| {
             let mut driver = Driver::new(Shape::reads(self.depth))?;
             driver.run(&self.root, 1000)?;
-            start.wait();
-            let begin = Instant::now();
-            driver.run(&self.root, each)?;
-            Ok((begin, Instant::now()))
-        };
-        let spans: Vec<Result<(Instant, Instant)>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..self.threads).map(|_| scope.spawn(one)).collect();
-            threads.into_iter().map(|thread| thread.join().expect("the thread has not panicked")).collect()
-        });
-        let spans: Vec<_> = spans.into_iter().collect::<Result<_>>()?;
-        let begin = spans.iter().map(|(begin, _)| *begin).min().context("a thread")?;
-        let end = spans.iter().map(|(_, end)| *end).max().context("a thread")?;
-        Ok(end - begin)
+            Ok(driver)
+        }, |driver| driver.run(&self.root, count / self.threads as u64))
+    }
+}
+
+/// Let so many threads `work` at once, when each has made what it needs: the time from the first one's beginning to the last one's end.
+fn together<D>(
+    threads: usize,
+    make: impl Fn(u64) -> Result<D> + Sync,
+    work: impl Fn(&mut D) -> Result<Duration> + Sync,
+) -> Result<Duration> {
+    let start = Barrier::new(threads);
+    let one = |number| {
+        let driver = make(number);
+        start.wait();
+        let mut driver = driver?;
+        let begin = Instant::now();
+        work(&mut driver)?;
+        Ok((begin, Instant::now()))
+    };
+    let spans: Vec<Result<(Instant, Instant)>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads as u64).map(|number| scope.spawn({
+            let one = &one;
+            move || one(number)
+        })).collect();
+        threads.into_iter().map(|thread| thread.join().expect("the thread has not panicked")).collect()
+    });
+    let spans: Vec<_> = spans.into_iter().collect::<Result<_>>()?;
+    let begin = spans.iter().map(|(begin, _)| *begin).min().context("a thread")?;
+    let end = spans.iter().map(|(_, end)| *end).max().context("a thread")?;
+    Ok(end - begin)
+}
+
+/// How long the images are that are written to, in bytes.
+const IMAGE: u64 = 64 << 30;
+
+/// A new qcow2 image in each run, each of whose threads has a queue, 32 writes in flight, and a part of the image of its own. Each write allocates a cluster.
+pub(crate) struct NewImage {
+    name: String,
+    file: PathBuf,
+    threads: usize,
+    size: usize,
+}
+
+impl NewImage {
+    /// Threads that write `size` bytes at a time.
+    pub(crate) fn new(file: &Path, threads: usize, size: usize) -> Self {
+        let name = format!("{threads} thread{}", if threads == 1 { "" } else { "s" });
+        Self { name, file: file.to_owned(), threads, size }
+    }
+}
+
+impl Contender for NewImage {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// All threads together make `count` requests.
+    fn run(&mut self, count: u64) -> Result<Duration> {
+        let file = std::fs::File::create(&self.file).with_context(|| format!("cannot make {}", self.file.display()))?;
+        let mut stack = Stack::file(&self.file, FileMode::CACHED)?;
+        stack.qcow2(IMAGE, false)?;
+        let root = stack.root();
+        let part = IMAGE / self.threads as u64;
+        let took = together(self.threads, |number| {
+            let shape = Shape { start: number * part, step: 64 << 10, ..Shape::writes(self.size, 32) };
+            Driver::new(shape)
+        }, |driver| driver.run(&root, count / self.threads as u64));
+        drop(root);
+        stack.close()?;
+        drop(file);
+        std::fs::remove_file(&self.file).with_context(|| format!("cannot remove {}", self.file.display()))?;
+        took
     }
 }
 

@@ -179,12 +179,19 @@ pub(crate) struct Fio {
     size: u64,
     depth: usize,
     direct: bool,
+    /// Bytes that are written at once, into a new file.
+    writes: Option<usize>,
 }
 
 impl Fio {
+    /// Writes of `size` bytes into a new `file`, in order, `depth` at once, through the page cache.
+    pub(crate) fn writes(file: &Path, size: usize, depth: usize) -> Self {
+        Self { file: file.to_owned(), size: 0, depth, direct: false, writes: Some(size) }
+    }
+
     /// 4 KiB reads of `file`, which has `size` bytes, in order, `depth` at once.
     pub(crate) fn new(file: &Path, size: u64, depth: usize, direct: bool) -> Self {
-        Self { file: file.to_owned(), size, depth, direct }
+        Self { file: file.to_owned(), size, depth, direct, writes: None }
     }
 }
 
@@ -194,34 +201,40 @@ impl Contender for Fio {
     }
 
     fn run(&mut self, count: u64) -> Result<Duration> {
+        let (block, rw) = self.writes.map_or((4096, "read"), |size| (size, "write"));
+        let bytes = count * block as u64;
         // gtod_reduce saves fio the clock that it would look at for each request, and thread the memory that it would
         // share.
         let text = output(Command::new("fio").args([
-            "--name=read".into(),
+            "--name=it".into(),
             "--ioengine=io_uring".into(),
-            "--rw=read".into(),
-            "--bs=4k".into(),
+            format!("--rw={rw}"),
+            format!("--bs={block}"),
             "--invalidate=0".into(),
             "--gtod_reduce=1".into(),
             "--thread".into(),
-            "--allow_file_create=0".into(),
+            format!("--allow_file_create={}", u8::from(self.writes.is_some())),
+            "--fallocate=none".into(),
             "--output-format=json".into(),
             format!("--direct={}", u8::from(self.direct)),
             format!("--iodepth={}", self.depth),
-            format!("--size={}", self.size),
-            format!("--io_size={}", count * 4096),
+            format!("--size={}", if self.writes.is_some() { bytes } else { self.size }),
+            format!("--io_size={bytes}"),
             format!("--filename={}", self.file.display()),
         ]))?;
-        fio_time(&text, count).context("fio's report is not understood")
+        if self.writes.is_some() {
+            std::fs::remove_file(&self.file).with_context(|| format!("cannot remove {}", self.file.display()))?;
+        }
+        fio_time(&text, rw, count).context("fio's report is not understood")
     }
 }
 
 /// The time that `count` requests would have taken, from the requests that fio says it made.
-fn fio_time(text: &str, count: u64) -> Option<Duration> {
+fn fio_time(text: &str, rw: &str, count: u64) -> Option<Duration> {
     // Warnings may stand in front.
     let json: serde_json::Value = serde_json::from_str(text.get(text.find('{')?..)?).ok()?;
-    let read = json.get("jobs")?.get(0)?.get("read")?;
-    let (milliseconds, requests) = (read.get("runtime")?.as_f64()?, read.get("total_ios")?.as_f64()?);
+    let part = json.get("jobs")?.get(0)?.get(rw)?;
+    let (milliseconds, requests) = (part.get("runtime")?.as_f64()?, part.get("total_ios")?.as_f64()?);
     if requests <= 0.0 {
         return None;
     }
@@ -238,7 +251,7 @@ mod tests {
         assert_eq!(run_time(text), Some(Duration::from_millis(250)));
         assert_eq!(run_time("Run completed in x seconds.\n"), None);
         let json = r#"note: both iodepth >= 1 {"jobs":[{"read":{"runtime":500,"total_ios":1000}}]}"#;
-        assert_eq!(fio_time(json, 2000), Some(Duration::from_secs(1)));
-        assert_eq!(fio_time(r#"{"jobs":[{"read":{"runtime":0,"total_ios":0}}]}"#, 1), None);
+        assert_eq!(fio_time(json, "read", 2000), Some(Duration::from_secs(1)));
+        assert_eq!(fio_time(r#"{"jobs":[{"read":{"runtime":0,"total_ios":0}}]}"#, "read", 1), None);
     }
 }

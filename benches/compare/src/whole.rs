@@ -21,19 +21,34 @@ pub(crate) struct Whole {
     args: Vec<OsString>,
     /// A file that it makes.
     makes: Option<PathBuf>,
+    /// Files that it changes: what they are copied from before each run, which counts for nobody.
+    changes: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Whole {
     /// `program` with `args`.
     pub(crate) fn new(name: &str, program: &Path, args: &[&dyn AsRef<std::ffi::OsStr>]) -> Self {
         let args = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
-        Self { name: name.to_owned(), program: program.to_owned(), args, makes: None }
+        Self { name: name.to_owned(), program: program.to_owned(), args, makes: None, changes: Vec::new() }
     }
 
     /// The same, which makes the file `path`.
     pub(crate) fn making(mut self, path: &Path) -> Self {
         self.makes = Some(path.to_owned());
         self
+    }
+
+    /// The same, which changes the file `to`, a copy of `from` at first.
+    pub(crate) fn changing(mut self, from: &Path, to: &Path) -> Self {
+        self.changes.push((from.to_owned(), to.to_owned()));
+        self
+    }
+
+    fn copy(&self) -> Result<()> {
+        for (from, to) in &self.changes {
+            std::fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
+        }
+        Ok(())
     }
 
     fn clear(&self) -> Result<()> {
@@ -60,6 +75,7 @@ impl Contender for Whole {
         let mut took = Duration::ZERO;
         for _ in 0..count {
             self.clear()?;
+            self.copy()?;
             let begin = Instant::now();
             output(Command::new(&self.program).args(&self.args))?;
             took += begin.elapsed();

@@ -34,7 +34,7 @@ fn parse(text: &str) -> Trace {
 /// A file that cannot be read or written. A filter that makes no sense is a warning, as in the field.
 pub(crate) fn start(options: &[String]) -> Result<(), Failure> {
     if options.is_empty() {
-        print_told();
+        print_told(crate::PROGRAM);
         return Ok(());
     }
     let (mut filters, mut file) = (Vec::new(), None);

@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 /// A file that cannot be read or written.
 pub(crate) fn start(options: &[Vec<u8>], out: &Output) -> Result<(), String> {
     if options.is_empty() {
-        print_told();
+        print_told("cairn-io");
         return Ok(());
     }
     let (mut filters, mut file) = (Vec::new(), None);

@@ -195,6 +195,8 @@ pub struct Header {
     pub features: Vec<FeatureName>,
     /// The bitmaps.
     pub bitmaps: Option<BitmapsExtension>,
+    /// There is a list of bitmaps that are not as of the last write, and not in `bitmaps`. Not written.
+    pub has_stale_bitmaps: bool,
     /// Other extensions, in their order.
     pub unknown: Vec<Extension>,
 }
@@ -297,6 +299,7 @@ impl Header {
             crypto: None,
             features: Vec::new(),
             bitmaps: None,
+            has_stale_bitmaps: false,
             unknown: Vec::new(),
         })
     }
@@ -331,7 +334,7 @@ impl Header {
             EXT_CRYPTO => self.crypto = Some((u64_at(data, 0), u64_at(data, 8))),
             EXT_BITMAPS if len != 24 => return Err(FormatError::BitmapsLength),
             // Somebody wrote to the image who knows nothing of bitmaps: they are stale, and so is their list.
-            EXT_BITMAPS if !self.autoclear.contains(AutoclearFeatures::BITMAPS) => {}
+            EXT_BITMAPS if !self.autoclear.contains(AutoclearFeatures::BITMAPS) => self.has_stale_bitmaps = true,
             EXT_BITMAPS => self.bitmaps = Some(self.bitmaps_extension(data)?),
             _ => self.unknown.push(Extension { kind, data: data.to_vec() }),
         }
@@ -593,6 +596,7 @@ mod tests {
             crypto: None,
             features: feature_names(),
             bitmaps: None,
+            has_stale_bitmaps: false,
             unknown: Vec::new(),
         }
     }
@@ -689,7 +693,7 @@ mod tests {
         let mut stale = header();
         stale.bitmaps = Some(BitmapsExtension { count: 1, directory_size: 32, directory_offset: 0x50000 });
         let parsed = Header::parse(&stale.to_bytes().expect("it fits")).expect("a header");
-        assert_eq!(parsed.bitmaps, None);
+        assert_eq!((parsed.bitmaps, parsed.has_stale_bitmaps), (None, true));
     }
 
     proptest! {

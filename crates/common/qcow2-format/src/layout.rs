@@ -265,6 +265,7 @@ impl Layout {
             crypto: None,
             features: if named { header::feature_names() } else { Vec::new() },
             bitmaps: None,
+            has_stale_bitmaps: false,
             unknown: Vec::new(),
         };
         let mut bytes = header.to_bytes().map_err(|error| self.header_refused(error))?;

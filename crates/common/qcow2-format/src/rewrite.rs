@@ -237,6 +237,7 @@ mod tests {
             crypto: None,
             features: feature_names(),
             bitmaps: None,
+            has_stale_bitmaps: false,
             unknown: Vec::new(),
         };
         let first = header.to_bytes().expect("it fits");

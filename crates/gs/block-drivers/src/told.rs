@@ -10,13 +10,14 @@ use tracing::{Event, Metadata};
 pub use block_qcow2::TOLD;
 
 /// Print on standard error, from now on, what drivers tell; everything else that could be logged costs nothing. A program that logs has a subscriber of
-/// its own, and lets events with the target [`TOLD`] through. Does nothing where there is one already.
-pub fn print_told() {
+/// its own, and lets events with the target [`TOLD`] through. Does nothing where there is one already. A warning has the `program`'s name before it.
+pub fn print_told(program: &'static str) {
     // Whoever was there first prints what he likes.
-    let _ = tracing::subscriber::set_global_default(Print);
+    let _ = tracing::subscriber::set_global_default(Print(program));
 }
 
-struct Print;
+/// With the program's name.
+struct Print(&'static str);
 
 impl Subscriber for Print {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
@@ -40,7 +41,7 @@ impl Subscriber for Print {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        event.record(&mut Message);
+        event.record(&mut Message(self.0));
     }
 
     fn enter(&self, _: &Id) {}
@@ -48,12 +49,14 @@ impl Subscriber for Print {
     fn exit(&self, _: &Id) {}
 }
 
-struct Message;
+struct Message(&'static str);
 
 impl Visit for Message {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
-            eprintln!("{value:?}");
+            let text = format!("{value:?}");
+            let program = if text.starts_with("warning: ") { format!("{}: ", self.0) } else { String::new() };
+            eprintln!("{program}{text}");
         }
     }
 }

@@ -69,6 +69,7 @@ impl Format {
             crypto: None,
             features,
             bitmaps: None,
+            has_stale_bitmaps: false,
             unknown: Vec::new(),
         };
         let mut bytes = header.to_bytes().expect("a header");

@@ -181,3 +181,23 @@ fn bitmaps_in_use_are_refused_alike() {
     beds.both("bitmap --remove a b");
     beds.check("a");
 }
+
+/// Scenario: a program that knows nothing of bitmaps changed the image.
+#[test]
+fn stale_bitmaps_are_told_of_alike() {
+    if is_missing("stale_bitmaps_are_told_of_alike") {
+        return;
+    }
+    let beds = Beds::new(&["qemu-img create -q -f qcow2 a 64M", "qemu-img bitmap --add a b"]);
+    beds.patch("a", 88, &[0; 8]);
+    beds.both("map a");
+    beds.both("info a --output=json");
+    beds.both("check a");
+    beds.both("snapshot -l a");
+    beds.both("measure -O raw a");
+    beds.both("convert -O raw a raw");
+    beds.both("convert -O qcow2 --bitmaps a copy");
+    beds.both("bitmap --remove a b");
+    // Nothing is left of them now.
+    beds.both("map a");
+}

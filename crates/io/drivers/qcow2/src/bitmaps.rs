@@ -4,7 +4,7 @@
 //! are stale (rule qcow2-6). Closing stores all of them anew, beside the old ones; what counts switches with one write of the header.
 
 use crate::image::{Qcow2Control, Qcow2Error, Shared};
-use crate::meta;
+use crate::{TOLD, meta};
 use crate::overlap::MetadataKind;
 use crate::refcounts::Class;
 use block_common::{Errno, IoError, IoResult};
@@ -107,9 +107,21 @@ fn directory_bytes(bitmaps: &[Bitmap]) -> Vec<u8> {
     bitmaps.iter().flat_map(Bitmap::to_bytes).collect()
 }
 
+/// Tell whoever uses the image that its bitmaps are gone, if they are.
+pub(crate) fn tell_of_stale(header: &Header) {
+    if header.has_stale_bitmaps {
+        tracing::warn!(
+            target: TOLD,
+            "warning: a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent\n\
+             Some clusters may be leaked, run 'cairn-img check -r' on the image file to fix."
+        );
+    }
+}
+
 impl Shared {
     /// Load what the directory lists.
     pub(crate) async fn load_bitmaps(&self, req: &Req) -> Result<(), Qcow2Error> {
+        tell_of_stale(&self.header());
         let Some(extension) = self.header().bitmaps else { return Ok(()) };
         let failed = |error| Qcow2Error::Read { what: "the bitmap directory", error };
         let size = extension.directory_size as usize;

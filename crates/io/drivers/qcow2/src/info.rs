@@ -3,6 +3,7 @@
 //! Nothing but the image's file is looked at, and of that no guest data: neither a backing file nor a data file nor a key is needed. Opening nodes
 //! and laying out JSON is the caller's business.
 
+use crate::bitmaps::tell_of_stale;
 use crate::check::{CheckError, Image, Storage};
 use crate::image::Qcow2Control;
 use block_common::HumanSize;
@@ -47,6 +48,7 @@ impl ImageInfo {
     pub async fn read(file: Storage<'_>) -> Result<Self, CheckError> {
         let image = Image::open(file).await?;
         let header = image.header().await?;
+        tell_of_stale(&header);
         let snapshots = snapshots(&image, &header).await?;
         let bitmaps = match header.bitmaps {
             None => Vec::new(),

@@ -36,6 +36,7 @@ mod amend;
 pub use amend::{AmendError, Amendment, amend};
 pub use storage::Storage;
 
+use crate::bitmaps::tell_of_stale;
 use block_common::IoError;
 use block_qcow2_format::{AutoclearFeatures, BitmapError, FormatError, IncompatibleFeatures, Version};
 use std::fmt;
@@ -144,6 +145,10 @@ impl CheckError {
 pub async fn check(file: Storage<'_>, repair: Repair, watch: &mut dyn Watch) -> Result<Report, CheckError> {
     let image = Image::open(file).await?;
     let header = image.header().await?;
+    if let Storage::Root(_) = file {
+        // Else whoever opens the image tells of it.
+        tell_of_stale(&header);
+    }
     let mut walk = Walk::new(image, header, repair, watch);
     walk.run().await?;
     Ok(walk.report)

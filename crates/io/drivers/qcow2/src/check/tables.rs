@@ -99,9 +99,11 @@ impl Walk<'_> {
     ) -> Result<(), CheckError> {
         let bytes = u64::from(entries) * 8;
         self.refer(offset, bytes, 1)?;
+        // Past the file's end all entries are zeroes.
+        let there = bytes.min(self.image.len().saturating_sub(offset)).next_multiple_of(8);
         let mut at = 0;
-        while at < bytes {
-            let len = (bytes - at).min(PIECE);
+        while at < there {
+            let len = (there - at).min(PIECE);
             let table = self.image.read(offset.saturating_add(at), len).await?;
             for index in 0..table.len() / 8 {
                 let raw = entry(&table, index);
@@ -111,6 +113,9 @@ impl Walk<'_> {
                 self.count_l1_entry(L1Entry::from_raw(raw), active.is_some())?;
             }
             at += len;
+        }
+        if let Some(active) = active {
+            active.resize(entries as usize, 0);
         }
         Ok(())
     }
