@@ -492,7 +492,8 @@ impl Case {
 
     fn qcow2_commit(&self, place: &Place) -> Result<Vec<Row>> {
         let full = place.qcow2("sparse", &place.sparse(Pieces::Mixed)?, &[])?;
-        let [empty, base, overlay, above] = ["empty", "base", "overlay", "above"].map(|name| place.dir.path().join(name));
+        let [empty, base, overlay, above] =
+            ["empty", "base", "overlay", "above"].map(|name| place.dir.path().join(name));
         let qemu = |words: &[&dyn AsRef<OsStr>]| {
             let mut command = std::process::Command::new(QEMU_IMG.program);
             words.iter().for_each(|word| drop(command.arg(word)));

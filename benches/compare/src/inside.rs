@@ -78,11 +78,15 @@ impl Contender for Threads {
 
     /// All threads together make `count` requests.
     fn run(&mut self, count: u64) -> Result<Duration> {
-        together(self.threads, |_| {
-            let mut driver = Driver::new(Shape::reads(self.depth))?;
-            driver.run(&self.root, 1000)?;
-            Ok(driver)
-        }, |driver| driver.run(&self.root, count / self.threads as u64))
+        together(
+            self.threads,
+            |_| {
+                let mut driver = Driver::new(Shape::reads(self.depth))?;
+                driver.run(&self.root, 1000)?;
+                Ok(driver)
+            },
+            |driver| driver.run(&self.root, count / self.threads as u64),
+        )
     }
 }
 
@@ -102,10 +106,14 @@ fn together<D>(
         Ok((begin, Instant::now()))
     };
     let spans: Vec<Result<(Instant, Instant)>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads as u64).map(|number| scope.spawn({
-            let one = &one;
-            move || one(number)
-        })).collect();
+        let threads: Vec<_> = (0..threads as u64)
+            .map(|number| {
+                scope.spawn({
+                    let one = &one;
+                    move || one(number)
+                })
+            })
+            .collect();
         threads.into_iter().map(|thread| thread.join().expect("the thread has not panicked")).collect()
     });
     let spans: Vec<_> = spans.into_iter().collect::<Result<_>>()?;
@@ -145,10 +153,14 @@ impl Contender for NewImage {
         stack.qcow2(IMAGE, false)?;
         let root = stack.root();
         let part = IMAGE / self.threads as u64;
-        let took = together(self.threads, |number| {
-            let shape = Shape { start: number * part, step: 64 << 10, ..Shape::writes(self.size, 32) };
-            Driver::new(shape)
-        }, |driver| driver.run(&root, count / self.threads as u64));
+        let took = together(
+            self.threads,
+            |number| {
+                let shape = Shape { start: number * part, step: 64 << 10, ..Shape::writes(self.size, 32) };
+                Driver::new(shape)
+            },
+            |driver| driver.run(&root, count / self.threads as u64),
+        );
         drop(root);
         stack.close()?;
         drop(file);

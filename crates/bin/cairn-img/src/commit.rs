@@ -11,6 +11,7 @@ use block_copy::{LayerOptions, SparseNote, commit};
 use block_drivers::ImageOptions;
 use block_gs::GlobalState;
 use clap::Parser;
+use std::sync::Arc;
 
 /// Commit an image to its backing file.
 #[derive(Debug, Parser)]
@@ -122,9 +123,11 @@ impl Args {
         let options = LayerOptions { speed: self.rate, flags, writes_zeroes: false };
         on_io_thread(gs, async move {
             progress.set_total(total);
-            let note = |note| {
-                if let SparseNote::Copied(bytes) = note {
-                    progress.advance(bytes);
+            let progress = Arc::new(progress);
+            let done = progress.clone();
+            let note = move |note| {
+                if let SparseNote::Copied(bytes) | SparseNote::Skipped(bytes) = note {
+                    done.advance(bytes);
                 }
             };
             let done = commit(&roots, &into, options, note).await;

@@ -5,12 +5,10 @@
 
 use crate::error::{CopyAct, CopyError};
 use crate::padded::Padded;
-use crate::rate::RateLimit;
-use crate::sparse::SparseNote;
-use block_common::{AlignedBuf, IoBuf, RequestFlags, StatusExtent, is_zero};
+use crate::sparse::{Extent, Extents, SparseNote, SparseOptions, copy_extents};
+use block_common::{AlignedBuf, IoResult, RequestFlags, is_zero};
 use block_io::Root;
 use std::ops::Range;
-use std::time::Instant;
 
 /// The longest piece that is moved at a time, in bytes.
 const PIECE: u64 = 1 << 20;
@@ -27,7 +25,11 @@ pub struct LayerOptions {
     pub writes_zeroes: bool,
 }
 
-/// Write what `layers` have of their own, the topmost first, into `base`, which is as long as the topmost. To be awaited on an I/O thread.
+/// How many pieces of what is committed are in flight.
+const DEPTH: usize = 8;
+
+/// Write what `layers` have of their own, the topmost first, into `base`, which is as long as the topmost. Writes are begun in the order of the disk. To be
+/// awaited on an I/O thread.
 ///
 /// # Errors
 /// The first request that failed. What was written is what is shown there anyway.
@@ -36,51 +38,61 @@ pub async fn commit(
     layers: &[Root],
     base: &Root,
     options: LayerOptions,
-    note: impl Fn(SparseNote) + Send + Sync,
+    note: impl Fn(SparseNote) + Send + Sync + 'static,
 ) -> Result<(), CopyError> {
+    let padded = layers.iter().map(|layer| Padded::new(layer.clone())).collect::<IoResult<Vec<_>>>();
+    let padded = padded.map_err(CopyError::at(CopyAct::Length, 0))?;
     let total = match layers.first() {
         Some(top) => top.length().map_err(CopyError::at(CopyAct::Length, 0))?,
         None => 0,
     };
-    let mut rate = RateLimit::default();
-    rate.set_speed(options.speed);
-    let mut at = 0;
-    while at < total {
-        let (owner, extent) = owner(layers, at, total - at).await?;
-        let len = extent.len.min(PIECE);
-        if let Some(root) = owner {
-            pay(&mut rate, len).await;
-            if extent.is_zero() {
-                let flags = options.flags | RequestFlags::MAY_UNMAP;
-                base.zero(at, len, flags).await.map_err(CopyError::at(CopyAct::Zero, at))?;
-            } else {
-                let buf = read(root, at, len).await?;
-                base.write(at, buf, options.flags).await.0.map_err(CopyError::at(CopyAct::Write, at))?;
+    let (tell, extents) = Extents::channel();
+    let asking = async move {
+        let mut at = 0;
+        while at < total {
+            let told = layer_extent(&padded, at, total - at).await;
+            // After an error nobody asks on.
+            at = told.as_ref().map_or(total, |extent| at + extent.len);
+            if tell.send(told).await.is_err() {
+                return;
             }
         }
-        note(SparseNote::Copied(len));
-        at += len;
-    }
+    };
+    let options = SparseOptions {
+        depth: DEPTH,
+        sparse: SparseOptions::TOLD,
+        target_is_zero: false,
+        in_order: true,
+        salvage: false,
+        offload: false,
+        speed: options.speed,
+        flags: options.flags,
+    };
+    copy_extents(layers, (extents, asking), base.clone(), options, note).await?;
     base.flush().await.map_err(CopyError::at(CopyAct::Flush, 0))
 }
 
-/// The topmost layer that has the bytes at `at`, and for how many that holds. Where a layer has nothing, the next one counts; past a layer's end there is
-/// nothing of its own.
-async fn owner(layers: &[Root], at: u64, len: u64) -> Result<(Option<&Root>, StatusExtent), CopyError> {
+/// What begins at `at`, and whose it is: the topmost layer's that has something there. Where a layer has nothing, the next one counts; past the end of one that
+/// is not the topmost there are zeroes.
+async fn layer_extent(layers: &[Padded], at: u64, len: u64) -> Result<Extent, CopyError> {
     let mut len = len;
-    for (number, root) in layers.iter().enumerate() {
+    let extent = |number: usize, len, zero, left| {
+        let source = layers[number].clone();
+        Extent { source, number, from: at, to: at, len, zero, left, is_buffered: !zero && !left }
+    };
+    for (number, layer) in layers.iter().enumerate() {
+        let root = layer.root();
         let there = root.length().map_err(CopyError::at(CopyAct::Length, at))?.saturating_sub(at);
         if there == 0 {
-            // A layer that ends shows zeroes from there on, whatever is below it.
-            return Ok((if number > 0 { Some(root) } else { None }, StatusExtent::zero(len)));
+            return Ok(extent(number, len, true, false));
         }
-        let extent = root.block_status(at, len.min(there)).await.map_err(CopyError::at(CopyAct::Status, at))?;
-        if extent.is_allocated() {
-            return Ok((Some(root), extent));
+        let told = root.block_status(at, len.min(there)).await.map_err(CopyError::at(CopyAct::Status, at))?;
+        if told.is_allocated() {
+            return Ok(extent(number, told.len, told.is_zero(), false));
         }
-        len = extent.len;
+        len = told.len;
     }
-    Ok((None, StatusExtent::unallocated(len)))
+    Ok(extent(0, len, false, true))
 }
 
 /// Write into `image`, wherever it has nothing of its own, what `old` shows there and `new` does not, in whole pieces of `unit` bytes. Without an image there
@@ -156,19 +168,6 @@ async fn store(
     let mut buf = AlignedBuf::zeroed(bytes.len(), 4096);
     buf.copy_from_slice(bytes);
     image.write(place, buf.into_io(), options.flags).await.0.map_err(CopyError::at(CopyAct::Write, place))
-}
-
-async fn read(root: &Root, at: u64, len: u64) -> Result<IoBuf, CopyError> {
-    let (result, buf) = root.read(at, AlignedBuf::zeroed(len as usize, 4096).into_io()).await;
-    result.and(buf.ok_or(block_common::IoError::CANCELLED)).map_err(CopyError::at(CopyAct::Read, at))
-}
-
-async fn pay(rate: &mut RateLimit, bytes: u64) {
-    let delay = rate.delay(Instant::now());
-    if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
-    }
-    rate.charge(Instant::now(), bytes);
 }
 
 #[cfg(test)]

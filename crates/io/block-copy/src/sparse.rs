@@ -29,7 +29,8 @@ const PATIENCE: Duration = Duration::from_millis(20);
 pub struct SparseOptions {
     /// How many pieces are in flight at a time; at least one.
     pub depth: usize,
-    /// Zeroes in the data that are at least this many bytes long are not written; 0 writes everything, holes too.
+    /// Zeroes in the data that are at least this many bytes long are not written; 0 writes everything, holes too. With [`SparseOptions::TOLD`]
+    /// what sources tell to be zeroes is all that counts.
     pub sparse: u64,
     /// The target reads as zeroes: zeroes need not be written.
     pub target_is_zero: bool,
@@ -48,6 +49,8 @@ pub struct SparseOptions {
 impl SparseOptions {
     /// The longest piece, in bytes.
     pub const CHUNK: u64 = 256 << 10;
+    /// No zeroes are looked for in data.
+    pub const TOLD: u64 = u64::MAX;
 }
 
 /// What is told while copying.
@@ -91,8 +94,25 @@ pub async fn sparse_copy(
     options: SparseOptions,
     note: impl Fn(SparseNote) + Send + Sync + 'static,
 ) -> Result<(), CopyError> {
+    let note = Arc::new(note);
+    let noted = note.clone();
+    let unknown = move |at, error| noted(SparseNote::Unknown(at, error));
+    let asking = Asking { salvage: options.salvage, all_buffered: options.sparse == 0 };
+    let roots: Vec<_> = sources.iter().map(|source| source.root().clone()).collect();
+    let (extents, asking) = Extents::new(sources, asking, unknown);
+    copy_extents(&roots, (extents, asking), target, options, move |said| note(said)).await
+}
+
+/// Copy `extents`, which come of some work to be done beside, and belong to `roots`.
+pub(crate) async fn copy_extents(
+    roots: &[Root],
+    (extents, asking): (Extents, impl Future<Output = ()> + Send),
+    target: Root,
+    options: SparseOptions,
+    note: impl Fn(SparseNote) + Send + Sync + 'static,
+) -> Result<(), CopyError> {
     let mut alignment = 4096;
-    for root in sources.iter().map(Padded::root).chain([&target]) {
+    for root in roots.iter().chain([&target]) {
         let limits = root.limits().map_err(CopyError::at(CopyAct::Length, 0))?;
         alignment = alignment.max(limits.memory_alignment).max(limits.request_alignment);
     }
@@ -112,10 +132,6 @@ pub async fn sparse_copy(
     });
     let mut flow = Flow { flight: Flight::new(), rate: RateLimit::default(), number: 0, depth: options.depth.max(1) };
     flow.rate.set_speed(options.speed);
-    let noted = copier.clone();
-    let unknown = move |at, error| (noted.note)(SparseNote::Unknown(at, error));
-    let asking = Asking { salvage: options.salvage, all_buffered: options.sparse == 0 };
-    let (extents, asking) = Extents::new(sources, asking, unknown);
     let (copied, ()) = tokio::join!(flow.start_all(&copier, extents), asking);
     let ended = flow.end_all().await;
     earlier(copied, ended)
@@ -130,26 +146,23 @@ pub(crate) fn earlier(one: Result<(), CopyError>, other: Result<(), CopyError>) 
 }
 
 /// Part of a source that is one kind of thing.
-struct Extent {
-    source: Padded,
+pub(crate) struct Extent {
+    pub(crate) source: Padded,
+    /// Which of the sources that is.
+    pub(crate) number: usize,
     /// Where it begins in its source.
-    from: u64,
+    pub(crate) from: u64,
     /// Where it begins in the whole.
-    to: u64,
-    len: u64,
-    zero: bool,
+    pub(crate) to: u64,
+    pub(crate) len: u64,
+    pub(crate) zero: bool,
     /// The target shows it already: nothing is written.
-    left: bool,
+    pub(crate) left: bool,
     /// Whether it goes through a buffer.
-    is_buffered: bool,
+    pub(crate) is_buffered: bool,
 }
 
 impl Extent {
-    /// Whether both are of one source: it begins at one place of the whole.
-    fn is_beside(&self, other: &Self) -> bool {
-        self.to - self.from == other.to - other.from
-    }
-
     /// The `len` bytes of it at `at`.
     fn part(&self, at: u64, len: u64) -> Self {
         Self { source: self.source.clone(), from: self.from + at, to: self.to + at, len, ..*self }
@@ -166,13 +179,19 @@ struct Asking {
 }
 
 /// The extents of all sources, in order, as they come.
-struct Extents {
+pub(crate) struct Extents {
     told: mpsc::Receiver<Result<Extent, CopyError>>,
     /// What is left of the last one.
     rest: Option<Extent>,
 }
 
 impl Extents {
+    /// Those that are sent to the other end.
+    pub(crate) fn channel() -> (mpsc::Sender<Result<Extent, CopyError>>, Self) {
+        let (tell, told) = mpsc::channel(STATUSES_AHEAD);
+        (tell, Self { told, rest: None })
+    }
+
     /// The extents of `sources`, and the work of asking for them, which is to be done beside. With `salvage`, a sector of which a source does not
     /// tell what it is counts as data, and `unknown` is called with its offset in the whole.
     fn new(
@@ -180,17 +199,17 @@ impl Extents {
         how: Asking,
         unknown: impl Fn(u64, IoError) + Send + Sync,
     ) -> (Self, impl Future<Output = ()> + Send) {
-        let (tell, told) = mpsc::channel(STATUSES_AHEAD);
+        let (tell, extents) = Self::channel();
         let work = async move {
             let mut to = 0;
-            for source in sources {
-                if !tell_extents(&source, to, how, &tell, &unknown).await {
+            for (number, source) in sources.into_iter().enumerate() {
+                if !tell_extents((number, &source), to, how, &tell, &unknown).await {
                     return;
                 }
                 to += source.len();
             }
         };
-        (Self { told, rest: None }, work)
+        (extents, work)
     }
 
     /// The next one; at most `data_max` bytes if it goes through a buffer.
@@ -210,7 +229,7 @@ impl Extents {
 
 /// Tell the extents of `source`, which begins at `to` in the whole. `false` when nobody wants to know any more.
 async fn tell_extents(
-    source: &Padded,
+    (number, source): (usize, &Padded),
     to: u64,
     how: Asking,
     tell: &mpsc::Sender<Result<Extent, CopyError>>,
@@ -242,7 +261,7 @@ async fn tell_extents(
             let zero = is_whole && status.is_zero();
             let left = status.status.is_empty();
             let is_buffered = !left && (!zero || how.all_buffered);
-            let extent = Extent { source: source.clone(), from, to: to + from, len, zero, left, is_buffered };
+            let extent = Extent { source: source.clone(), number, from, to: to + from, len, zero, left, is_buffered };
             from += len;
             if tell.send(Ok(extent)).await.is_err() {
                 return false;
@@ -302,7 +321,7 @@ impl Piece {
                 all.push((extent.to, extent.len, None));
                 continue;
             };
-            if sparse == 0 {
+            if matches!(sparse, 0 | SparseOptions::TOLD) {
                 all.push((extent.to, extent.len, Some(place.start)));
                 continue;
             }
@@ -629,7 +648,7 @@ impl Flow {
                     continue;
                 }
             }
-            if piece.extents.first().is_some_and(|first| !first.is_beside(&extent)) {
+            if piece.extents.first().is_some_and(|first| first.number != extent.number) {
                 self.start(copier, std::mem::take(&mut piece)).await?;
             }
             piece.push(extent);

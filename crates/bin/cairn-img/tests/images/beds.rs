@@ -2,7 +2,6 @@
 
 use crate::support::{program, skipped, words};
 use block_testkit::qcow2::{Found, inspect};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
@@ -26,20 +25,13 @@ impl Beds {
         }
     }
 
-    /// Put `bytes` into both files of that name.
-    pub(crate) fn patch(&self, image: &str, offset: u64, bytes: &[u8]) {
-        for folder in &self.0 {
-            let file = std::fs::OpenOptions::new().write(true).open(folder.path().join(image)).expect("an image");
-            file.write_all_at(bytes, offset).expect("it is written");
-        }
-    }
-
     /// Let each program do it in its own folder.
     pub(crate) fn both(&self, line: &str) {
         let run = |program: &Path, folder: &TempDir, own: &str| {
             let output = Command::new(program).args(split(line)).current_dir(folder.path()).output().expect("starts");
             // QEMU forgets to end the line of a warning.
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(own, "PROGRAM").replace("to fix.\n", "to fix.");
+            let text =
+                |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(own, "PROGRAM").replace("to fix.\n", "to fix.");
             let text = |bytes: &[u8]| nameless(&text(bytes));
             (output.status.code(), text(&output.stdout), text(&output.stderr))
         };

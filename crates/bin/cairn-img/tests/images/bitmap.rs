@@ -189,7 +189,7 @@ fn stale_bitmaps_are_told_of_alike() {
         return;
     }
     let beds = Beds::new(&["qemu-img create -q -f qcow2 a 64M", "qemu-img bitmap --add a b"]);
-    beds.patch("a", 88, &[0; 8]);
+    beds.patch("a", |bytes| bytes[88..96].fill(0));
     beds.both("map a");
     beds.both("info a --output=json");
     beds.both("check a");

@@ -83,9 +83,12 @@ impl Shared {
     }
 
     async fn make_empty(&self, req: &Req) -> IoResult<()> {
-        self.claim(req).await?;
-        let len = self.length().next_multiple_of(self.geometry.cluster_size());
-        self.clear(req, 0, len).await?;
-        self.flush(req).await
+        if self.data.is_some() {
+            self.claim(req).await?;
+            let len = self.length().next_multiple_of(self.geometry.cluster_size());
+            self.clear(req, 0, len).await?;
+            return self.flush(req).await;
+        }
+        self.drop_tables(req).await
     }
 }

@@ -4,9 +4,9 @@
 //! are stale (rule qcow2-6). Closing stores all of them anew, beside the old ones; what counts switches with one write of the header.
 
 use crate::image::{Qcow2Control, Qcow2Error, Shared};
-use crate::{TOLD, meta};
 use crate::overlap::MetadataKind;
 use crate::refcounts::Class;
+use crate::{TOLD, meta};
 use block_common::{Errno, IoError, IoResult};
 use block_io::{DirtyBitmap, KeptBitmap, NodeBitmap, Req};
 use block_qcow2_format::{

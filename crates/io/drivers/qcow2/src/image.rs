@@ -684,11 +684,22 @@ impl Shared {
     /// Whoever writes an image clears the features that it does not keep up (rule qcow2-9).
     pub(crate) async fn clear_autoclear(&self, req: &Req) -> IoResult<()> {
         let known = AutoclearFeatures::DATA_FILE_RAW | AutoclearFeatures::BITMAPS;
-        let wanted = self.header().autoclear & known;
-        if self.header().autoclear == wanted {
-            return Ok(());
+        let (is_known, has_stale) = {
+            let header = self.header();
+            (known.contains(header.autoclear), header.has_stale_bitmaps)
+        };
+        match (is_known, has_stale) {
+            (true, false) => return Ok(()),
+            (false, false) => self.change_header(req, |header| header.autoclear &= known).await?,
+            // A list that nobody reads any more goes, too.
+            (_, true) => {
+                let change = |header: &mut Header| {
+                    header.autoclear &= known;
+                    header.has_stale_bitmaps = false;
+                };
+                self.rewrite_header(req, change).await?;
+            }
         }
-        self.change_header(req, |header| header.autoclear = wanted).await?;
         self.file.flush(req).await
     }
 }

@@ -121,6 +121,11 @@ impl Refcounts {
         self.full.clear();
     }
 
+    /// The file ends here now, and so does everything that anybody uses.
+    pub(crate) fn is_cut(&mut self, end: u64) {
+        self.fresh_from = self.fresh_from.min(end);
+    }
+
     /// Where there are blocks.
     pub(crate) fn places(table: &[u64]) -> impl Iterator<Item = u64> {
         table.iter().map(|entry| entry & TABLE_OFFSET).filter(|offset| *offset != 0)

@@ -7,10 +7,10 @@ use crate::image::{Qcow2Control, Shared};
 use crate::meta;
 use crate::overlap::{MetadataKind, OverlapChecks};
 use crate::refcounts::Class;
-use block_common::{Errno, IoError, IoResult};
+use block_common::{Errno, IoError, IoResult, Preallocation};
 use block_io::Req;
 use block_qcow2_format::{Geometry, L1Entry, L2Entry, L2Kind, Snapshot, Version};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 /// Ids and names are no longer than this, in bytes.
@@ -403,6 +403,46 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Let the active L1 table name nothing, and free what it named; what lies at the end of the file is cut off. Nothing is in flight. A power cut leaves some
+    /// tables and leaks others.
+    pub(crate) async fn drop_tables(&self, req: &Req) -> IoResult<()> {
+        self.settle(req).await?;
+        let (old, size) = (self.l1_now(), self.geometry.cluster_size());
+        let (offset, bytes) = (self.header().l1_offset, vec![0; old.len() * 8]);
+        if old.iter().all(|entry| *entry == 0) {
+            return Ok(());
+        }
+        self.guard(req, offset, bytes.len() as u64, MetadataKind::ActiveL1).await?;
+        meta::write(req, &self.file, offset, &bytes).await?;
+        self.file.flush(req).await?;
+        self.take_l1(&vec![0; old.len()]);
+        let mut counts = self.refcounts.lock().await;
+        let mut freed = BTreeSet::new();
+        for table in old.iter().filter_map(|entry| L1Entry::from_raw(*entry).table()) {
+            for cluster in self.clusters_below(req, table).await? {
+                self.lower(req, &mut counts, cluster * size, 1).await?;
+                if self.count_of(req, &mut counts, cluster).await? == 0 {
+                    freed.insert(cluster);
+                }
+            }
+        }
+        // The tables on the disk lead to none of them, and nobody is given one while the counts are held.
+        let there = self.file.refresh_length(req).await?;
+        let mut end = there.div_ceil(size);
+        while freed.last().is_some_and(|last| last + 1 == end) {
+            freed.pop_last();
+            end -= 1;
+        }
+        if end < there.div_ceil(size) && self.file.truncate(req, end * size, Preallocation::Off).await.is_ok() {
+            counts.is_cut(end * size);
+        }
+        if self.passes_discards(Class::Snapshot) {
+            self.discard_clusters(req, freed.into_iter().collect()).await;
+        }
+        drop(counts);
+        self.store_counts(req).await
     }
 
     /// A table's cluster, and those that its entries name; one that several compressed clusters share as often as they do.

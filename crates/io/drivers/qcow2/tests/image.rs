@@ -18,6 +18,9 @@ mod cuts;
 #[path = "image/discards.rs"]
 mod discards;
 
+#[path = "image/empty.rs"]
+mod empty;
+
 #[path = "image/faults.rs"]
 mod faults;
 
