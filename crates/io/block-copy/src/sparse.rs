@@ -318,16 +318,16 @@ impl Piece {
         for extent in &self.extents {
             let place = if extent.is_buffered { places.next().map(|(_, place)| place) } else { None };
             let Some(place) = place else {
-                all.push((extent.to, extent.len, None));
+                push(&mut all, (extent.to, extent.len, None));
                 continue;
             };
             if matches!(sparse, 0 | SparseOptions::TOLD) {
-                all.push((extent.to, extent.len, Some(place.start)));
+                push(&mut all, (extent.to, extent.len, Some(place.start)));
                 continue;
             }
             for (zero, run) in runs(&data[place.clone()], extent.to, sparse) {
                 let start = (!zero).then_some(place.start + run.start);
-                all.push((extent.to + run.start as u64, run.len() as u64, start));
+                push(&mut all, (extent.to + run.start as u64, run.len() as u64, start));
             }
         }
         all
@@ -336,6 +336,18 @@ impl Piece {
 
 /// Part of a piece that is one kind of thing: its offset in the whole, its length, and where it is in the buffer. `None` for zeroes.
 type Run = (u64, u64, Option<usize>);
+
+/// Add a run, or make the last one longer if it goes on there.
+fn push(all: &mut Vec<Run>, (at, len, place): Run) {
+    if let Some((last_at, last_len, last_place)) = all.last_mut()
+        && *last_at + *last_len == at
+        && last_place.map(|place| place + *last_len as usize) == place
+    {
+        *last_len += len;
+    } else {
+        all.push((at, len, place));
+    }
+}
 
 /// What has become of a piece that was to be copied in the host.
 enum Hosted {
@@ -515,11 +527,19 @@ impl Copier {
         let buf = self.pool.take(piece.len as usize).into_io();
         let mut reads = Flight::new();
         let mut filled = Ok(());
-        for (extent, place) in piece.places() {
-            let part = buf.slice(place.start, place.len());
+        let mut places = piece.places().peekable();
+        while let Some((extent, mut place)) = places.next() {
             if extent.zero {
-                part.fill(0, part.len(), 0);
-            } else if let Some(read) = reads.start(self.read(extent, part)).await {
+                buf.fill(place.start, place.len(), 0);
+                continue;
+            }
+            let mut len = extent.len;
+            while let Some((_, more)) = places.next_if(|(next, _)| !next.zero && next.from == extent.from + len) {
+                place.end = more.end;
+                len += more.len() as u64;
+            }
+            let part = buf.slice(place.start, place.len());
+            if let Some(read) = reads.start(self.read(extent.part(0, len), part)).await {
                 filled = filled.and(read);
             }
         }
@@ -597,12 +617,12 @@ impl Copier {
         }
     }
 
-    async fn read(&self, extent: &Extent, buf: IoBuf) -> Result<(), CopyError> {
+    async fn read(&self, extent: Extent, buf: IoBuf) -> Result<(), CopyError> {
         let kept = self.options.salvage.then(|| buf.slice(0, buf.len()));
         match (extent.source.read(extent.from, buf).await, kept) {
             (Ok(_), _) => Ok(()),
             (Err(_), Some(buf)) => {
-                self.salvage(extent, buf).await;
+                self.salvage(&extent, buf).await;
                 Ok(())
             }
             (Err(error), None) => Err(CopyError::at(CopyAct::Read, extent.to)(error)),

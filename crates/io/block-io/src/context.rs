@@ -8,7 +8,7 @@
 
 #![allow(unsafe_code, reason = "operations are given to the kernel as raw memory, which their slots own")]
 
-use crate::file::{FileEngine, FileOp, FileOpKind, iovecs, run_blocking};
+use crate::file::{FileEngine, FileOp, FileOpKind, iovecs, run_blocking, write_turn};
 use crate::gate::Pin;
 use crate::node::NodeBody;
 use crate::pool::ThreadPool;
@@ -315,7 +315,9 @@ impl IoContext {
         let (offset, len) = (slot.op.offset + progress as u64, slot.op.len);
         let buf = slot.bounce.as_deref().or(slot.op.buf.as_ref()).cloned();
         let inbox = self.inbox.clone();
+        let is_buffered = slot.op.options.memory_alignment == 1;
         pool.spawn(Box::new(move || {
+            let _turn = if is_buffered { write_turn(kind, fd, len) } else { None };
             let answer = run_blocking(kind, fd, offset, len, buf.as_ref(), progress);
             drop(buf);
             inbox.post(Message::Answer(key, answer));

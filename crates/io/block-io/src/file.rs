@@ -13,7 +13,7 @@ use block_common::{GuestOffset, IoBuf, IoError, IoResult, RequestFlags};
 use std::fmt;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Who carries out reads and writes of a host file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -544,6 +544,18 @@ pub(crate) fn iovecs(buf: &IoBuf, mut skip: usize) -> Vec<libc::iovec> {
         skip = 0;
     }
     vecs
+}
+
+/// Writes to the page cache from this many bytes on wait for each other.
+const TURN_MIN: u64 = 128 << 10;
+
+/// Wait until no other long write to the file is under way. The kernel lets one in at a time anyway, and who waits there keeps a processor busy that others have
+/// use for. Files whose descriptors' numbers are alike wait for each other, which costs little and harms nobody.
+pub(crate) fn write_turn(kind: FileOpKind, fd: RawFd, len: u64) -> Option<MutexGuard<'static, ()>> {
+    static TURNS: [Mutex<()>; 64] = [const { Mutex::new(()) }; 64];
+    let is_long = matches!(kind, FileOpKind::Write { .. }) && len >= TURN_MIN;
+    let turn = TURNS.get(fd as usize % TURNS.len()).filter(|_| is_long)?;
+    Some(turn.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Carry out one operation on this thread; the answer is as a ring's completion: bytes done, or a negative errno.

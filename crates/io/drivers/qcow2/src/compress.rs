@@ -2,22 +2,55 @@
 
 use crate::image::Shared;
 use crate::refcounts::Class;
-use block_common::{AlignedBuf, IoBuf, IoError, IoResult};
+use block_common::{IoBuf, IoError, IoResult};
 use block_io::Req;
 use block_qcow2_format::{CompressionType, L2Entry, L2Kind, SubclusterBits};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use std::cell::RefCell;
 
 /// Raw deflate looks back this far at most: 1 << 12 bytes.
 const WINDOW_BITS: u8 = 12;
 
-/// `size` bytes from compressed ones, behind which others may follow. `None` when that is not what they are.
-pub(crate) fn decompress(kind: CompressionType, bytes: &[u8], size: usize) -> Option<AlignedBuf> {
-    let mut out = AlignedBuf::zeroed(size, 4096);
+/// What a thread needs to compress and to decompress, kept from one cluster to the next: it is large, and takes as long to set up as a cluster does to decompress.
+#[derive(Default)]
+struct Contexts {
+    inflate: Option<libdeflater::Decompressor>,
+    unzstd: Option<zstd::bulk::Decompressor<'static>>,
+    deflate: Option<Compress>,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+    /// What is to be compressed, and what comes of it.
+    plain: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+thread_local! {
+    static CONTEXTS: RefCell<Contexts> = RefCell::default();
+}
+
+/// `out` from compressed bytes, behind which others may follow. `false` when that is not what they are.
+pub(crate) fn decompress(kind: CompressionType, bytes: &[u8], out: &mut [u8]) -> bool {
+    // The first is fast, and the second takes whatever anybody may have written.
+    let at_once = CONTEXTS.with_borrow_mut(|contexts| match kind {
+        CompressionType::Zlib => {
+            let inflate = contexts.inflate.get_or_insert_with(libdeflater::Decompressor::new);
+            inflate.deflate_decompress(bytes, out).ok()
+        }
+        CompressionType::Zstd => {
+            let frame = bytes.get(..zstd::zstd_safe::find_frame_compressed_size(bytes).ok()?)?;
+            if contexts.unzstd.is_none() {
+                contexts.unzstd = Some(zstd::bulk::Decompressor::new().ok()?);
+            }
+            contexts.unzstd.as_mut()?.decompress_to_buffer(frame, out).ok()
+        }
+    });
+    if at_once == Some(out.len()) {
+        return true;
+    }
     let done = match kind {
-        CompressionType::Zlib => inflate(bytes, &mut out),
-        CompressionType::Zstd => unzstd(bytes, &mut out),
+        CompressionType::Zlib => inflate(bytes, out),
+        CompressionType::Zstd => unzstd(bytes, out),
     };
-    (done == Some(size)).then_some(out)
+    done == Some(out.len())
 }
 
 /// The stream may end early or late: what counts is that a cluster came out of it.
@@ -46,21 +79,34 @@ fn unzstd(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
     Some(to)
 }
 
-/// `bytes` compressed to less than they are, or `None`.
-pub(crate) fn compress(kind: CompressionType, bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut out = vec![0; bytes.len().checked_sub(1)?];
-    let len = match kind {
-        CompressionType::Zlib => {
-            let mut stream = Compress::new_with_window_bits(Compression::default(), false, WINDOW_BITS);
-            match stream.compress(bytes, &mut out, FlushCompress::Finish) {
-                Ok(Status::StreamEnd) => stream.total_out() as usize,
-                _ => return None,
+/// `bytes`, and zeroes behind them up to a cluster of `size` bytes, compressed to less than that, or `None`.
+pub(crate) fn compress(kind: CompressionType, bytes: &IoBuf, size: usize) -> Option<Vec<u8>> {
+    CONTEXTS.with_borrow_mut(|contexts| {
+        let Contexts { deflate, zstd, plain, packed, .. } = contexts;
+        plain.resize(size, 0);
+        packed.resize(size.checked_sub(1)?, 0);
+        let (data, rest) = plain.split_at_mut(bytes.len());
+        bytes.copy_to_slice(0, data);
+        rest.fill(0);
+        let len = match kind {
+            CompressionType::Zlib => {
+                let new = || Compress::new_with_window_bits(Compression::default(), false, WINDOW_BITS);
+                let stream = deflate.get_or_insert_with(new);
+                stream.reset();
+                match stream.compress(plain, packed, FlushCompress::Finish) {
+                    Ok(Status::StreamEnd) => stream.total_out() as usize,
+                    _ => return None,
+                }
             }
-        }
-        CompressionType::Zstd => zstd::bulk::Compressor::new(0).ok()?.compress_to_buffer(bytes, &mut out).ok()?,
-    };
-    out.truncate(len);
-    Some(out)
+            CompressionType::Zstd => {
+                if zstd.is_none() {
+                    *zstd = Some(zstd::bulk::Compressor::new(0).ok()?);
+                }
+                zstd.as_mut()?.compress_to_buffer(plain, packed.as_mut_slice()).ok()?
+            }
+        };
+        Some(packed[..len].to_vec())
+    })
 }
 
 impl Shared {
@@ -85,12 +131,7 @@ impl Shared {
 
     async fn write_compressed_cluster(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
         let (size, kind, source) = (self.geometry.cluster_size() as usize, self.compression, buf.clone());
-        let work = move || {
-            let mut plain = vec![0; size];
-            source.copy_to_slice(0, &mut plain[..source.len()]);
-            compress(kind, &plain)
-        };
-        let Some(data) = self.pool.run(work).await.ok_or(IoError::BUG)? else {
+        let Some(data) = self.pool.run(move || compress(kind, &source, size)).await.ok_or(IoError::BUG)? else {
             return self.write(req, offset, buf).await;
         };
         let cluster = self.geometry.cluster(offset);
@@ -130,17 +171,24 @@ mod tests {
         (0..len).map(|i| (i / 7 * 31 % 251) as u8).collect()
     }
 
+    fn pack(kind: CompressionType, bytes: &[u8]) -> Option<Vec<u8>> {
+        let mut buf = block_common::AlignedBuf::zeroed(bytes.len(), 512);
+        buf.copy_from_slice(bytes);
+        compress(kind, &buf.into_io(), bytes.len())
+    }
+
     #[test]
     fn clusters_come_back_with_rubbish_behind_them() {
         for kind in [CompressionType::Zlib, CompressionType::Zstd] {
             for size in [512, 65536, 2 << 20] {
                 let plain = text(size);
-                let mut packed = compress(kind, &plain).expect("it shrinks");
+                let mut packed = pack(kind, &plain).expect("it shrinks");
                 packed.extend([0xa5; 600]);
-                assert_eq!(decompress(kind, &packed, size).expect("a cluster")[..], plain[..]);
-                assert!(decompress(kind, &packed, size + 1).is_none(), "{kind:?}: longer than it was");
+                let mut out = vec![0; size + 1];
+                assert!(decompress(kind, &packed, &mut out[..size]) && out[..size] == plain);
+                assert!(!decompress(kind, &packed, &mut out), "{kind:?}: longer than it was");
                 packed.truncate(20);
-                assert!(decompress(kind, &packed, size).is_none(), "{kind:?}: a part of it");
+                assert!(!decompress(kind, &packed, &mut out[..size]), "{kind:?}: a part of it");
             }
         }
     }
@@ -149,8 +197,9 @@ mod tests {
     fn what_does_not_shrink_is_told() {
         let mut rng = block_testkit::Rng::new(5);
         let noise: Vec<u8> = (0..4096).map(|_| rng.below(0..256) as u8).collect();
-        assert!(compress(CompressionType::Zlib, &noise).is_none() && compress(CompressionType::Zstd, &noise).is_none());
-        assert!(decompress(CompressionType::Zlib, &noise, 65536).is_none());
-        assert!(decompress(CompressionType::Zstd, &noise, 65536).is_none());
+        assert!(pack(CompressionType::Zlib, &noise).is_none() && pack(CompressionType::Zstd, &noise).is_none());
+        let mut out = vec![0; 65536];
+        assert!(!decompress(CompressionType::Zlib, &noise, &mut out));
+        assert!(!decompress(CompressionType::Zstd, &noise, &mut out));
     }
 }

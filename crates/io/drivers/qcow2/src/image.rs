@@ -9,7 +9,7 @@ use crate::overlap::{OverlapChecks, Overlaps};
 use crate::refcounts::{Class, Refcounts, Retired};
 use crate::{TOLD, meta};
 use arc_swap::ArcSwap;
-use block_common::{Errno, IoError, IoErrorKind, IoResult, Limits};
+use block_common::{BufPool, Errno, IoError, IoErrorKind, IoResult, Limits};
 use block_io::{Edge, Quiesced, Req, ThreadPool};
 use block_qcow2_format::{
     AutoclearFeatures, BitmapError, CompatibleFeatures, CompressionType, FormatError, Geometry, Header,
@@ -198,6 +198,8 @@ pub(crate) struct Shared {
     /// One change of length at a time.
     pub(crate) resizing: tokio::sync::Mutex<()>,
     pub(crate) pool: ThreadPool,
+    /// Memory for decompressed clusters.
+    pub(crate) clusters: BufPool,
     options: RwLock<Qcow2Options>,
     /// Counts are not written with each flush.
     lazy: AtomicBool,
@@ -291,6 +293,7 @@ impl Qcow2 {
             flushing: tokio::sync::Mutex::default(),
             resizing: tokio::sync::Mutex::default(),
             pool,
+            clusters: BufPool::new(4096, CLUSTERS_MAX),
             options: RwLock::new(options),
             lazy: AtomicBool::new(lazy),
             corrupt: AtomicBool::new(header.incompatible.contains(IncompatibleFeatures::CORRUPT)),
@@ -431,6 +434,9 @@ pub(crate) async fn repaired(req: &Req, file: &Edge) -> Result<Header, Qcow2Erro
     }
     Qcow2::read_header(req, file).await
 }
+
+/// At most so many bytes are kept for decompressed clusters while nobody uses them.
+const CLUSTERS_MAX: usize = 4 << 20;
 
 /// How memory is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

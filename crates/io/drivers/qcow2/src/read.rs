@@ -8,6 +8,9 @@ use block_io::{Flight, Req};
 
 /// How many places one request reads from at a time.
 const READS_MAX: usize = 8;
+/// Into how many jobs the clusters that a long request decompresses are divided, if each has no more bytes than [`JOB_MAX`].
+const JOBS: u64 = 4;
+const JOB_MAX: u64 = 256 << 10;
 
 impl Shared {
     /// Fill `buf` from `offset` of the virtual disk. What lies in several places is read from several at a time.
@@ -29,8 +32,17 @@ impl Shared {
                 return self.read_extent(req, at, extent, &part).await;
             }
             done += len;
-            let read = async move { self.read_extent(req, at, extent, &part).await };
-            if let Some(read) = flight.start(read).await {
+            let started = if let Source::Compressed(place, bytes) = extent.source {
+                let packed = Packed { place, bytes, within: self.geometry.within(at) as usize, part };
+                // A request is cut into a few jobs: what it costs to have one done is not paid for each cluster.
+                let most = (buf.len() as u64 / JOBS).min(JOB_MAX);
+                let (packed, len) = self.packed_from(req, packed, at, buf.slice(done, buf.len() - done), most).await;
+                done += len;
+                flight.start(Read::Packed(packed).carry_out(self, req)).await
+            } else {
+                flight.start(Read::Extent(at, extent, part).carry_out(self, req)).await
+            };
+            if let Some(read) = started {
                 result = result.and(read);
             }
             if flight.len() == READS_MAX {
@@ -53,10 +65,9 @@ impl Shared {
                 Ok(())
             }
             Source::Backing => self.read_backing(req, offset, buf).await,
-            Source::Compressed(at, len) => {
-                let cluster = self.decompress(req, at, len).await?;
-                buf.copy_from_slice(0, &cluster[self.geometry.within(offset) as usize..][..buf.len()]);
-                Ok(())
+            Source::Compressed(place, bytes) => {
+                let within = self.geometry.within(offset) as usize;
+                self.read_packed(req, vec![Packed { place, bytes, within, part: buf.clone() }]).await
             }
             Source::Bad(entry) => Err(self.bad_entry(req, offset, entry).await),
         }
@@ -73,25 +84,78 @@ impl Shared {
         if there == 0 { Ok(()) } else { backing.read(req, HostOffset(offset), &buf.slice(0, there)).await }
     }
 
-    /// The content of a compressed cluster of which at most `len` bytes at `at` of the file are the data.
-    pub(crate) async fn decompress(&self, req: &Req, at: u64, len: u64) -> IoResult<AlignedBuf> {
+    /// `first`, which is at `at`, and the compressed clusters that follow it on the disk and in the file, at most `most` bytes of the disk. What follows goes
+    /// to `rest`; returns how many bytes of it that is.
+    async fn packed_from(&self, req: &Req, first: Packed, at: u64, rest: IoBuf, most: u64) -> (Vec<Packed>, usize) {
+        let mut next = at + first.part.len() as u64;
+        let (mut all, mut done) = (vec![first], 0);
+        while done < rest.len() && next + self.geometry.cluster_size() <= at + most {
+            // Whatever is wrong is found out where it counts.
+            let Ok(extent) = self.find(req, next, (rest.len() - done) as u64).await else { break };
+            let Source::Compressed(place, bytes) = extent.source else { break };
+            let follows = all.last().is_some_and(|last| (last.place..=last.place + last.bytes).contains(&place));
+            if !follows {
+                break;
+            }
+            let len = extent.len as usize;
+            all.push(Packed { place, bytes, within: 0, part: rest.slice(done, len) });
+            (next, done) = (next + extent.len, done + len);
+        }
+        (all, done)
+    }
+
+    /// Decompress clusters whose data lies together in the file.
+    async fn read_packed(&self, req: &Req, all: Vec<Packed>) -> IoResult<()> {
+        let (Some(first), Some(last)) = (all.first(), all.last()) else { return Ok(()) };
+        let (at, end) = (first.place, last.place + last.bytes);
         // The data may begin and end anywhere; blocks of the file do not.
         let alignment = u64::from(self.file.limits(req)?.request_alignment.max(1));
-        let skip = at % alignment;
-        let whole = (skip + len).next_multiple_of(alignment);
-        let buf = meta::buffer(req, &self.file, whole as usize)?.into_io();
-        meta::read_padded(req, &self.file, at - skip, &buf).await?;
+        let from = at - at % alignment;
+        let buf = meta::buffer(req, &self.file, (end - from).next_multiple_of(alignment) as usize)?.into_io();
+        meta::read_padded(req, &self.file, from, &buf).await?;
         let (size, kind) = (self.geometry.cluster_size() as usize, self.compression);
+        let places: Vec<_> = all.iter().map(|packed| ((packed.place - from) as usize, packed.bytes as usize)).collect();
+        let clusters: Vec<_> = places.iter().map(|_| self.clusters.take(size)).collect();
         let work = move || {
-            let bytes = buf.slice(skip as usize, len as usize).to_aligned(1);
-            compress::decompress(kind, &bytes, size)
+            // Nobody else has it, so nothing is copied.
+            let bytes = buf.into_aligned().unwrap_or_else(|buf| buf.to_aligned(1));
+            let unpack = |((at, len), mut cluster): ((usize, usize), AlignedBuf)| {
+                compress::decompress(kind, &bytes[at..at + len], &mut cluster).then_some(cluster)
+            };
+            places.into_iter().zip(clusters).map(unpack).collect::<Vec<_>>()
         };
-        match self.pool.run(work).await.ok_or(IoError::BUG)? {
-            Some(cluster) => Ok(cluster),
-            None => {
-                tracing::warn!(at, "a compressed cluster cannot be decompressed");
-                Err(IoError::host(block_common::Errno::EIO.raw()))
-            }
+        for (packed, cluster) in all.iter().zip(self.pool.run(work).await.ok_or(IoError::BUG)?) {
+            let Some(cluster) = cluster else {
+                tracing::warn!(at = packed.place, "a compressed cluster cannot be decompressed");
+                return Err(IoError::host(block_common::Errno::EIO.raw()));
+            };
+            packed.part.copy_from_slice(0, &cluster[packed.within..][..packed.part.len()]);
+        }
+        Ok(())
+    }
+}
+
+/// Part of a compressed cluster.
+struct Packed {
+    /// Where in the file the data is, and how many bytes at most.
+    place: u64,
+    bytes: u64,
+    /// Where the part begins in the cluster, and where it goes.
+    within: usize,
+    part: IoBuf,
+}
+
+/// Part of a request.
+enum Read {
+    Extent(u64, Extent, IoBuf),
+    Packed(Vec<Packed>),
+}
+
+impl Read {
+    async fn carry_out(self, image: &Shared, req: &Req) -> IoResult<()> {
+        match self {
+            Self::Extent(at, extent, part) => image.read_extent(req, at, extent, &part).await,
+            Self::Packed(all) => image.read_packed(req, all).await,
         }
     }
 }
