@@ -337,11 +337,12 @@ impl Piece {
 /// Part of a piece that is one kind of thing: its offset in the whole, its length, and where it is in the buffer. `None` for zeroes.
 type Run = (u64, u64, Option<usize>);
 
-/// Add a run, or make the last one longer if it goes on there.
+/// Add a run, or make the last one longer if it goes on there and does not get longer than a chunk.
 fn push(all: &mut Vec<Run>, (at, len, place): Run) {
     if let Some((last_at, last_len, last_place)) = all.last_mut()
         && *last_at + *last_len == at
         && last_place.map(|place| place + *last_len as usize) == place
+        && (place.is_none() || *last_len + len <= SparseOptions::CHUNK)
     {
         *last_len += len;
     } else {
@@ -534,7 +535,10 @@ impl Copier {
                 continue;
             }
             let mut len = extent.len;
-            while let Some((_, more)) = places.next_if(|(next, _)| !next.zero && next.from == extent.from + len) {
+            let goes_on = |next: &Extent, len| {
+                !next.zero && next.from == extent.from + len && len + next.len <= SparseOptions::CHUNK
+            };
+            while let Some((_, more)) = places.next_if(|(next, _)| goes_on(next, len)) {
                 place.end = more.end;
                 len += more.len() as u64;
             }

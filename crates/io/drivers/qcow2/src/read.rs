@@ -9,7 +9,7 @@ use block_io::{Flight, Req};
 /// How many places one request reads from at a time.
 const READS_MAX: usize = 8;
 /// Into how many jobs the clusters that a long request decompresses are divided, if each has no more bytes than [`JOB_MAX`].
-const JOBS: u64 = 4;
+const JOBS: u64 = 2;
 const JOB_MAX: u64 = 256 << 10;
 
 impl Shared {
