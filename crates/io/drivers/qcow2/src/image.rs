@@ -198,7 +198,7 @@ pub(crate) struct Shared {
     /// One change of length at a time.
     pub(crate) resizing: tokio::sync::Mutex<()>,
     pub(crate) pool: ThreadPool,
-    /// Memory for decompressed clusters.
+    /// Memory for what is decompressed or copied.
     pub(crate) clusters: BufPool,
     options: RwLock<Qcow2Options>,
     /// Counts are not written with each flush.
@@ -293,7 +293,7 @@ impl Qcow2 {
             flushing: tokio::sync::Mutex::default(),
             resizing: tokio::sync::Mutex::default(),
             pool,
-            clusters: BufPool::new(4096, CLUSTERS_MAX),
+            clusters: BufPool::new(CLUSTER_ALIGNMENT as usize, CLUSTERS_MAX),
             options: RwLock::new(options),
             lazy: AtomicBool::new(lazy),
             corrupt: AtomicBool::new(header.incompatible.contains(IncompatibleFeatures::CORRUPT)),
@@ -435,7 +435,8 @@ pub(crate) async fn repaired(req: &Req, file: &Edge) -> Result<Header, Qcow2Erro
     Qcow2::read_header(req, file).await
 }
 
-/// At most so many bytes are kept for decompressed clusters while nobody uses them.
+/// At most so many bytes are kept for what is decompressed or copied while nobody uses them, at multiples of this many bytes.
+pub(crate) const CLUSTER_ALIGNMENT: u32 = 4096;
 const CLUSTERS_MAX: usize = 4 << 20;
 
 /// How memory is divided.

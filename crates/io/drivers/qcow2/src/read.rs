@@ -1,15 +1,17 @@
 //! Reading.
 
-use crate::image::Shared;
+use crate::image::{CLUSTER_ALIGNMENT, Shared};
 use crate::lookup::{Extent, Source};
 use crate::{compress, meta};
 use block_common::{AlignedBuf, HostOffset, IoBuf, IoError, IoResult};
-use block_io::{Flight, Req};
+use block_io::{Edge, Flight, Req};
 
 /// How many places one request reads from at a time.
 const READS_MAX: usize = 8;
 /// Into how many jobs the clusters that a long request decompresses are divided, if each has no more bytes than [`JOB_MAX`].
 const JOBS: u64 = 2;
+/// Memory for longer pieces is not kept.
+const POOLED_MAX: usize = 2 << 20;
 const JOB_MAX: u64 = 256 << 10;
 
 impl Shared {
@@ -104,6 +106,13 @@ impl Shared {
         (all, done)
     }
 
+    /// Memory for `len` bytes that are read from or written to what `edge` leads to. What was in it before is still there.
+    pub(crate) fn buffer(&self, req: &Req, edge: &Edge, len: usize) -> IoResult<AlignedBuf> {
+        let limits = edge.limits(req)?;
+        let is_usual = limits.memory_alignment.max(limits.request_alignment) <= CLUSTER_ALIGNMENT;
+        if is_usual && len <= POOLED_MAX { Ok(self.clusters.take(len)) } else { meta::buffer(req, edge, len) }
+    }
+
     /// Decompress clusters whose data lies together in the file.
     async fn read_packed(&self, req: &Req, all: Vec<Packed>) -> IoResult<()> {
         let (Some(first), Some(last)) = (all.first(), all.last()) else { return Ok(()) };
@@ -111,7 +120,7 @@ impl Shared {
         // The data may begin and end anywhere; blocks of the file do not.
         let alignment = u64::from(self.file.limits(req)?.request_alignment.max(1));
         let from = at - at % alignment;
-        let buf = meta::buffer(req, &self.file, (end - from).next_multiple_of(alignment) as usize)?.into_io();
+        let buf = self.buffer(req, &self.file, (end - from).next_multiple_of(alignment) as usize)?.into_io();
         meta::read_padded(req, &self.file, from, &buf).await?;
         let (size, kind) = (self.geometry.cluster_size() as usize, self.compression);
         let places: Vec<_> = all.iter().map(|packed| ((packed.place - from) as usize, packed.bytes as usize)).collect();

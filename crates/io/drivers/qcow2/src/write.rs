@@ -174,7 +174,7 @@ impl Shared {
         if front == 0 && back == 0 {
             return Ok(data.clone());
         }
-        let merged = meta::buffer(req, self.data_edge(), front + data.len() + back)?.into_io();
+        let merged = self.buffer(req, self.data_edge(), front + data.len() + back)?.into_io();
         self.read(req, around.start, &merged.slice(0, front)).await?;
         merged.slice(front, data.len()).copy_from(data);
         self.read(req, offset + data.len() as u64, &merged.slice(front + data.len(), back)).await?;
