@@ -115,11 +115,12 @@ impl Shared {
 
     /// Decompress clusters whose data lies together in the file.
     async fn read_packed(&self, req: &Req, all: Vec<Packed>) -> IoResult<()> {
-        let (Some(first), Some(last)) = (all.first(), all.last()) else { return Ok(()) };
-        let (at, end) = (first.place, last.place + last.bytes);
+        let Some(first) = all.first() else { return Ok(()) };
+        // They follow each other, but how many bytes each may have is anybody's guess.
+        let end = all.iter().map(|packed| packed.place + packed.bytes).max().unwrap_or_default();
         // The data may begin and end anywhere; blocks of the file do not.
         let alignment = u64::from(self.file.limits(req)?.request_alignment.max(1));
-        let from = at - at % alignment;
+        let from = first.place - first.place % alignment;
         let buf = self.buffer(req, &self.file, (end - from).next_multiple_of(alignment) as usize)?.into_io();
         meta::read_padded(req, &self.file, from, &buf).await?;
         let (size, kind) = (self.geometry.cluster_size() as usize, self.compression);

@@ -1,9 +1,9 @@
 //! Requests of every kind on every kind of image.
 
-use crate::bed::{NONE, buf, open, storage};
+use crate::bed::{NONE, buf, open, open_for, storage};
 use block_common::{Preallocation, RequestFlags};
 use block_qcow2::Qcow2Options;
-use block_qcow2_format::{CompressionType, Version};
+use block_qcow2_format::{CompressionType, Header, L1Entry, L2Entry, Version};
 use block_testkit::bed::{block_on, io_thread};
 use block_testkit::conformance::{self, ConformanceOptions};
 use block_testkit::model::{self, ModelOptions};
@@ -116,5 +116,32 @@ fn flush_2_fua_brings_the_tables_along() {
     let report = inspect(&file.power_cut(|_, _| false), &[]).expect("an image");
     assert_eq!(report.guest[..512], [2; 512]);
     block_on(image.root.write(0, buf(&[3; 512]), NONE)).0.expect("written");
+    image.close().expect("closes");
+}
+
+// Scenario: an entry says that its compressed data goes on for longer than it does, over that of several others. All of it is read at once.
+#[test]
+fn trust_3_compressed_data_may_be_said_to_be_longer_than_it_is() {
+    let thread = io_thread(false);
+    let (file, size) = (storage(Format::new(1 << 20).bytes()), 65536);
+    let image = open(&thread, &file, None, Qcow2Options::default()).expect("opens");
+    for cluster in 0..8u8 {
+        let data = buf(&vec![cluster + 1; size]);
+        block_on(image.root.write(u64::from(cluster) * size as u64, data, RequestFlags::WRITE_COMPRESSED))
+            .0
+            .expect("written");
+    }
+    image.close().expect("closes");
+    let header = Header::parse(&file.bytes(0, size)).expect("a header");
+    let word = |at: u64| u64::from_be_bytes(file.bytes(at, 8).try_into().expect("eight bytes"));
+    let table = L1Entry::from_raw(word(header.l1_offset)).table().expect("a table");
+    let (offset_bits, _) = L2Entry::compressed_bits(&header.geometry);
+    let longer = (word(table) + (100 << offset_bits)).to_be_bytes();
+    let mut bytes = file.bytes(0, file.len() as usize);
+    bytes[table as usize..table as usize + 8].copy_from_slice(&longer);
+    let file = storage(bytes);
+    let image = open_for(&thread, &file, None, Qcow2Options::default(), true).expect("opens");
+    let read = image.read(0, 8 * size);
+    assert!(read.iter().enumerate().all(|(at, byte)| usize::from(*byte) == at / size + 1));
     image.close().expect("closes");
 }
