@@ -58,3 +58,12 @@ fn memory_does_not_grow_with_the_image() {
         assert!(peak > 0 && peak < KIB_MAX, "{line}: {peak} KiB");
     }
 }
+
+// Scenario: an image whose tables take 64 MiB, read everywhere. The caches have their default sizes.
+#[test]
+fn tables_of_a_large_image_are_not_all_kept() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    peak(dir.path(), "create -q -f qcow2 -o preallocation=metadata,cluster_size=16k a.qcow2 128G");
+    let peak = peak(dir.path(), "bench -f qcow2 -d 32 -c 20000 -S 6815744 a.qcow2");
+    assert!(peak > 0 && peak < KIB_MAX, "{peak} KiB");
+}

@@ -15,6 +15,9 @@ mod crash;
 #[path = "image/cuts.rs"]
 mod cuts;
 
+#[path = "image/data_file.rs"]
+mod data_file;
+
 #[path = "image/discards.rs"]
 mod discards;
 

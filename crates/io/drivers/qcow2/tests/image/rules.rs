@@ -377,3 +377,15 @@ fn qcow2_1_a_block_of_counts_stays_in_memory_until_it_is_written() {
     let report = inspect(&file.bytes(0, file.len() as usize), &[]).expect("an image");
     assert_eq!((report.leaks, report.guest[0], report.guest[1 << 20]), (0, 3, 5));
 }
+
+// Scenario: a disk of 1 TiB. Opening it reads the header, the L1 table and the table of reference counts, and nothing else.
+#[test]
+fn opening_reads_only_what_it_must() {
+    let thread = io_thread(false);
+    let file = storage(Format::new(1 << 40).bytes());
+    plain(&thread, &file).close().expect("closes");
+    let log = file.log();
+    let read: u64 = log.iter().filter(|record| record.op.kind == MemOpKind::Read).map(|record| record.op.len).sum();
+    let l1 = u64::from(header(&file).l1_size) * 8;
+    assert!(read <= 3 * CLUSTER + l1, "{read} bytes");
+}
