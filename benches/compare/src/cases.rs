@@ -496,7 +496,7 @@ impl Case {
             ["empty", "base", "overlay", "above"].map(|name| place.dir.path().join(name));
         let qemu = |words: &[&dyn AsRef<OsStr>]| {
             let mut command = std::process::Command::new(QEMU_IMG.program);
-            words.iter().for_each(|word| drop(command.arg(word)));
+            command.args(words.iter().map(|word| word.as_ref()));
             crate::programs::output(&mut command)
         };
         qemu(&[&"create", &"-q", &"-f", &"qcow2", &empty, &place.file_len.to_string()])?;

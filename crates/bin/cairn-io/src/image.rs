@@ -7,7 +7,7 @@ use block_backend::{Backend, BackendError, BackendOptions};
 use block_backend_io::BackendSettings;
 use block_common::options::{Dialect, DriverKind, Value, strip_protocol};
 use block_common::{CacheFlags, DiscardMode, FileName, Options, OptionsError, Perm, PermPair, QapiEnum};
-use block_drivers::{ImageOptions, driver_of_path, open_image, open_options};
+use block_drivers::{ImageOptions, driver_of_path, open_image, open_options, open_temporary};
 use block_gs::{GlobalState, GraphError, GraphResult, NodeRef};
 use cairn_io::command::Open;
 
@@ -69,9 +69,6 @@ impl Image {
     }
 
     async fn open_file(self, gs: &GlobalState, out: &Output) -> Result<File, String> {
-        if self.how.snapshot {
-            return Err("temporary snapshots are not supported yet: they need the qcow2 driver".into());
-        }
         if self.how.copy_on_read {
             return Err(match self.how.read_only {
                 true => "Can't use copy-on-read on read-only device".into(),
@@ -81,8 +78,12 @@ impl Image {
         if self.name.as_deref() == Some("") {
             return Err("The 'file' block driver requires a file name".into());
         }
-        let (read_only, cache) = (self.how.read_only, self.how.cache.0);
-        let node = self.open_node(gs, out).await.map_err(|error| error.report())?;
+        let (read_only, cache, is_temporary) = (self.how.read_only, self.how.cache.0, self.how.snapshot);
+        let opened = match self.open_node(gs, out).await {
+            Ok(node) if is_temporary => open_temporary(gs, node, read_only).await,
+            opened => opened,
+        };
+        let node = opened.map_err(|error| error.report())?;
         if node.io().is_read_only() && !read_only {
             return Err("Block node is read-only".into());
         }
@@ -103,7 +104,8 @@ impl Image {
     async fn open_node(mut self, gs: &GlobalState, out: &Output) -> GraphResult<NodeRef> {
         let how = ImageOptions {
             format: self.format.take(),
-            read_only: self.how.read_only,
+            // What is written goes into the temporary image.
+            read_only: self.how.read_only || self.how.snapshot,
             cache: self.how.cache.0,
             aio: self.how.aio.map(|mode| mode.name().to_owned()),
             force_share: self.how.force_share,

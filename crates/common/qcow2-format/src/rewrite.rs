@@ -136,6 +136,7 @@ mod tests {
                 crypto: None,
                 features: if is_v3 && features { feature_names() } else { Vec::new() },
                 bitmaps: bitmaps.map(place),
+                has_stale_bitmaps: false,
                 unknown: unknown.map(|(i, data)| Extension { kind: 7 + i as u32, data }).collect(),
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! Guessing a format happens here and nowhere else, and only when nobody names one: the caller, or the image that stands on another.
 
+use crate::create::NewImage;
 use crate::file::driver_of_path;
 use block_common::options::{Dialect, Dict, Value, strip_protocol};
 use block_common::{
@@ -9,6 +10,8 @@ use block_common::{
 };
 use block_gs::{CommonOptions, GlobalState, GraphError, GraphResult, NodeRef};
 use block_raw::RawControl;
+use std::fmt;
+use std::path::Path;
 
 const HOST_DEVICE: &str = "host_device";
 /// How many blkdebug nodes one file name may describe.
@@ -80,6 +83,38 @@ pub async fn open_options(gs: &GlobalState, options: Options, how: &ImageOptions
         _ if how.format.is_some() => Err(GraphError::Open("A block device must be specified for \"file\"".into())),
         _ => Err(GraphError::Open("Must specify either driver or file".into())),
     }
+}
+
+/// Put an empty image on top of `below`, in a file that has no name any more when this returns, in the folder that `TMPDIR` names or else in `/var/tmp`. What is
+/// written goes there, unless it is `read_only`, and is gone when it is closed. The node below goes with it.
+///
+/// # Errors
+/// The file cannot be made, or `below` does not tell its length.
+#[doc(alias = "get_tmp_filename")]
+pub async fn open_temporary(gs: &GlobalState, below: NodeRef, read_only: bool) -> GraphResult<NodeRef> {
+    let folder = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty()).unwrap_or_else(|| "/var/tmp".into());
+    let failed = |name: &Path, error: &dyn fmt::Display| {
+        GraphError::Open(format!("Could not open temporary file '{}': {error}", name.display()))
+    };
+    let file = tempfile::Builder::new().prefix("cairn.").tempfile_in(&folder);
+    let file = file.map_err(|error| {
+        // The words of the host, without the path, which is said already.
+        let text = error.to_string();
+        let why = text.split_once(" (os error").map_or(text.as_str(), |(why, _)| why).to_owned();
+        failed(&Path::new(&folder).join("cairn.XXXXXX"), &why)
+    })?;
+    let path = file.path().to_str().ok_or_else(|| failed(file.path(), &"it is not valid UTF-8"))?;
+    let new = NewImage::parse(gs, "qcow2", &format!("file:{path}"), "").await;
+    let mut new = new.map_err(|error| failed(file.path(), &error))?;
+    new.set_size(below.io().length());
+    new.create(gs).await.map_err(|error| failed(file.path(), &error))?;
+    let cache = CacheFlags { no_flush: true, ..CacheFlags::default() };
+    let how = ImageOptions { read_only, cache, ..ImageOptions::default() };
+    let mut options = format_options("qcow2", Value::Dict(file_options("file", path, &how)?.into_dict()), &how)?;
+    options.insert("backing", below.name())?;
+    let image = gs.open(options).await?;
+    gs.adopt(&image, "backing")?;
+    Ok(image)
 }
 
 /// The options with a driver for each child that is only given by the name of a file.

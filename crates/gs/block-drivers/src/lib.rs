@@ -24,7 +24,7 @@ pub use create::{
     check_not_open, creation_options,
 };
 pub use file::{FileType, driver_of_path};
-pub use image::{ImageOptions, open_image, open_options};
+pub use image::{ImageOptions, open_image, open_options, open_temporary};
 pub use null::NullType;
 pub use qcow2::{Qcow2Type, StoredNames, file_of};
 pub use raw::RawType;

@@ -69,9 +69,6 @@ fn memory_that_is_not_there_fails_the_command_alone() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     let told =
-        "qemu-io: can't open device t.raw: temporary snapshots are not supported yet: they need the qcow2 driver\n";
-    check(&["-s", "-f", "raw", "t.raw"], &["length"], 1, "", told);
-    let told =
         "qemu-io: can't open device t.raw: copy-on-read is not supported yet: it needs the copy-on-read filter\n";
     check(&["-C", "-f", "raw", "t.raw"], &["length"], 1, "", told);
     check(
@@ -81,6 +78,26 @@ fn what_is_not_built_is_refused_by_name() {
         "",
         "qemu-io: objects of type 'secret' are not supported yet\n",
     );
+}
+
+#[test]
+fn temporary_images_leave_nothing_behind() {
+    let dir = tempfile::tempdir().expect("a directory");
+    make_files(dir.path());
+    let before = std::fs::read(dir.path().join("t.raw")).expect("a file");
+    let run = |folder: &str| {
+        let mut command = Command::new(crate::support::ours());
+        let args = ["-s", "-f", "raw", "-c", "write -q -P 7 0 1k", "-c", "read -q -P 7 0 1k", "t.raw"];
+        let output = command.args(args).current_dir(dir.path()).env("TMPDIR", folder).output().expect("it starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let temporary = tempfile::tempdir().expect("a directory");
+    let folder = temporary.path().to_str().expect("UTF-8");
+    assert_eq!(run(folder), (Some(0), String::new()));
+    assert_eq!(temporary.path().read_dir().expect("a directory").count(), 0);
+    assert!(std::fs::read(dir.path().join("t.raw")).expect("a file") == before);
+    let told = "cairn-io: can't open device t.raw: Could not open temporary file '/nowhere/cairn.XXXXXX': No such file or directory\n";
+    assert_eq!(run("/nowhere"), (Some(1), told.into()));
 }
 
 #[test]
