@@ -65,6 +65,8 @@ pub(crate) struct Refcounts {
     table: Vec<u64>,
     blocks: BTreeMap<u64, Block>,
     blocks_max: usize,
+    /// Blocks that are written, and which the table on the disk does not name yet.
+    unnamed: BTreeSet<u64>,
     /// Blocks without a free cluster, in memory or not.
     full: BTreeSet<u64>,
     /// No cluster before this one is free.
@@ -101,9 +103,19 @@ impl Refcounts {
     /// With the table of an image, and room for `bytes_max` bytes of blocks that are on the disk.
     pub(crate) fn new(bits: RefcountBits, cluster_bits: u32, table: Vec<u64>, bytes_max: u64, fresh_from: u64) -> Self {
         let blocks = BTreeMap::new();
-        let full = BTreeSet::new();
-        let mut counts =
-            Self { bits, cluster_bits, table, blocks, blocks_max: 0, full, free_from: 0, bytes_at: 0, fresh_from };
+        let (full, unnamed) = (BTreeSet::new(), BTreeSet::new());
+        let mut counts = Self {
+            bits,
+            cluster_bits,
+            table,
+            blocks,
+            blocks_max: 0,
+            unnamed,
+            full,
+            free_from: 0,
+            bytes_at: 0,
+            fresh_from,
+        };
         counts.set_room(bytes_max);
         counts
     }
@@ -118,6 +130,7 @@ impl Refcounts {
         (self.bits, self.table, self.fresh_from) = (bits, table, fresh_from);
         (self.free_from, self.bytes_at) = (0, 0);
         self.blocks.clear();
+        self.unnamed.clear();
         self.full.clear();
     }
 
@@ -185,7 +198,7 @@ impl Refcounts {
     }
 
     fn has_dirty(&self) -> bool {
-        self.blocks.values().any(|block| block.dirty)
+        !self.unnamed.is_empty() || self.blocks.values().any(|block| block.dirty)
     }
 
     /// Whether many of the blocks in memory have to stay there.
@@ -318,7 +331,8 @@ impl Shared {
         Err(full())
     }
 
-    /// Make a block that counts `at`, for which there is none yet; it takes that cluster. Nothing names it before it is on the disk.
+    /// Make a block that counts `at`, for which there is none yet; it takes that cluster. The table on the disk names it when counts are written the next time:
+    /// before that nothing on the disk names what it counts, and nobody waits for the disk here.
     async fn add_block(&self, req: &Req, counts: &mut Refcounts, at: u64) -> IoResult<()> {
         let (number, place) = counts.place(at);
         if number >= counts.table.len() as u64 {
@@ -332,10 +346,8 @@ impl Shared {
         counts.bits.set(&mut bytes, place, 1);
         meta::write(req, &self.file, at * size, &bytes).await?;
         counts.fresh_from = counts.fresh_from.max((at + 1) * size);
-        self.file.flush(req).await?;
-        let entry = (at * size).to_be_bytes();
-        meta::write(req, &self.file, table_at + number * 8, &entry).await?;
         counts.table[number as usize] = at * size;
+        counts.unnamed.insert(number);
         self.overlaps.add_block(at * size);
         counts.make_room(number);
         counts.blocks.insert(number, Block::stored(bytes));
@@ -394,6 +406,8 @@ impl Shared {
             self.overlaps.add_block(table[*number as usize]);
         }
         counts.table = table;
+        // What was flushed before the header names all of them.
+        counts.unnamed.clear();
         counts.blocks.extend(new_blocks);
         self.retire(req, old, old_clusters.into(), Class::Other);
         Ok(())
@@ -555,6 +569,24 @@ impl Shared {
         let numbers = |part: std::ops::Range<usize>| blocks[part].iter().map(|(number, ..)| *number);
         counts.written(numbers(0..done), true);
         counts.written(numbers(done..blocks.len()), false);
-        result
+        let unnamed = counts.unnamed.clone();
+        drop(counts);
+        result?;
+        if unnamed.is_empty() { Ok(()) } else { self.name_blocks(req, unnamed).await }
+    }
+
+    /// Let the table on the disk name these blocks, which are written.
+    async fn name_blocks(&self, req: &Req, numbers: BTreeSet<u64>) -> IoResult<()> {
+        self.file.flush(req).await?;
+        for number in numbers {
+            // A longer table may have taken this one's place meanwhile.
+            let mut counts = self.refcounts.lock().await;
+            let at = self.header().refcount_table_offset + number * 8;
+            let entry = counts.table.get(number as usize).map_or(0, |entry| *entry).to_be_bytes();
+            self.guard(req, at, 8, MetadataKind::RefcountTable).await?;
+            meta::write(req, &self.file, at, &entry).await?;
+            counts.unnamed.remove(&number);
+        }
+        Ok(())
     }
 }

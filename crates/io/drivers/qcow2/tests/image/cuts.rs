@@ -94,3 +94,33 @@ fn trunc_1_a_cut_while_a_disk_grows_shows_nothing_that_was_cut_off() {
         image.close().expect("closes");
     }
 }
+
+// Scenario: clusters are allocated until blocks of counts are full, and the table of them, too; flushes come now and then. The table names no block before that
+// is on the disk, and nothing is named that no block counts.
+#[test]
+fn qcow2_1_a_cut_while_blocks_of_counts_are_made_leaves_everything_counted() {
+    let thread = io_thread(false);
+    let file = storage(Format { cluster_bits: 9, refcount_order: 6, ..Format::new(4 << 20) }.bytes());
+    let image = plain(&thread, &file);
+    let byte = |cluster: usize| (cluster % 251) as u8 + 1;
+    let write = |clusters: std::ops::Range<usize>| {
+        let data: Vec<u8> = clusters.clone().flat_map(|cluster| [byte(cluster); 512]).collect();
+        image.write(clusters.start as u64 * 512, &data);
+    };
+    write(0..3700);
+    block_on(image.root.flush()).expect("flushed");
+    let images = cuts(&file, || {
+        for round in 0..3 {
+            (0..12).map(|n| 3700 + (round * 12 + n) * 16).for_each(|first| write(first..first + 16));
+            block_on(image.root.flush()).expect("flushed");
+        }
+    });
+    for (nth, bytes) in images.into_iter().enumerate() {
+        let report = inspect_torn(&bytes, &[]).unwrap_or_else(|error| panic!("image {nth}: {error}"));
+        let is_fine = |(at, sector): (usize, &[u8])| sector.iter().all(|b| at >= 3700 && *b == 0 || *b == byte(at));
+        assert!(report.guest.chunks(512).enumerate().all(is_fine), "image {nth}");
+    }
+    image.close().expect("closes");
+    let report = block_testkit::qcow2::inspect(&file.bytes(0, file.len() as usize), &[]).expect("an image");
+    assert_eq!(report.leaks, 0);
+}
