@@ -550,11 +550,11 @@ pub(crate) fn iovecs(buf: &IoBuf, mut skip: usize) -> Vec<libc::iovec> {
 const TURN_MIN: u64 = 128 << 10;
 
 /// Wait until no other long write to the file is under way. The kernel lets one in at a time anyway, and who waits there keeps a processor busy that others have
-/// use for. Files whose descriptors' numbers are alike wait for each other, which costs little and harms nobody.
+/// use for. Each descriptor has a turn of its own, so that nobody waits for another file, which may hang; the highest have none.
 pub(crate) fn write_turn(kind: FileOpKind, fd: RawFd, len: u64) -> Option<MutexGuard<'static, ()>> {
-    static TURNS: [Mutex<()>; 64] = [const { Mutex::new(()) }; 64];
+    static TURNS: [Mutex<()>; 4096] = [const { Mutex::new(()) }; 4096];
     let is_long = matches!(kind, FileOpKind::Write { .. }) && len >= TURN_MIN;
-    let turn = TURNS.get(fd as usize % TURNS.len()).filter(|_| is_long)?;
+    let turn = usize::try_from(fd).ok().filter(|_| is_long).and_then(|fd| TURNS.get(fd))?;
     Some(turn.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
