@@ -1,22 +1,20 @@
 //! Compressing and decompressing clusters, and writing compressed ones.
 
+use crate::deflate::{Deflate, SLACK};
 use crate::image::Shared;
 use crate::refcounts::Class;
 use block_common::{IoBuf, IoError, IoResult};
 use block_io::Req;
 use block_qcow2_format::{CompressionType, L2Entry, L2Kind, SubclusterBits};
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use flate2::{Decompress, FlushDecompress, Status};
 use std::cell::RefCell;
-
-/// Raw deflate looks back this far at most: 1 << 12 bytes.
-const WINDOW_BITS: u8 = 12;
 
 /// What a thread needs to compress and to decompress, kept from one cluster to the next: it is large, and takes as long to set up as a cluster does to decompress.
 #[derive(Default)]
 struct Contexts {
     inflate: Option<libdeflater::Decompressor>,
     unzstd: Option<zstd::bulk::Decompressor<'static>>,
-    deflate: Option<Compress>,
+    deflate: Option<Deflate>,
     zstd: Option<zstd::bulk::Compressor<'static>>,
     /// What is to be compressed, and what comes of it.
     plain: Vec<u8>,
@@ -83,30 +81,19 @@ fn unzstd(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
 pub(crate) fn compress(kind: CompressionType, bytes: &IoBuf, size: usize) -> Option<Vec<u8>> {
     CONTEXTS.with_borrow_mut(|contexts| {
         let Contexts { deflate, zstd, plain, packed, .. } = contexts;
-        plain.resize(size, 0);
-        packed.resize(size.checked_sub(1)?, 0);
+        let room = size.checked_sub(1)?;
+        plain.resize(size + SLACK, 0);
+        packed.resize(room + SLACK, 0);
         let (data, rest) = plain.split_at_mut(bytes.len());
         bytes.copy_to_slice(0, data);
         rest.fill(0);
         let len = match kind {
-            CompressionType::Zlib => {
-                let new = || Compress::new_with_window_bits(Compression::default(), false, WINDOW_BITS);
-                // One that was left in the middle is not kept: zlib-rs 0.6.8 does not forget everything in a reset.
-                let mut stream = deflate.take().unwrap_or_else(new);
-                match stream.compress(plain, packed, FlushCompress::Finish) {
-                    Ok(Status::StreamEnd) => {}
-                    _ => return None,
-                }
-                let len = stream.total_out() as usize;
-                stream.reset();
-                *deflate = Some(stream);
-                len
-            }
+            CompressionType::Zlib => deflate.get_or_insert_with(Deflate::new).compress(plain, packed)?,
             CompressionType::Zstd => {
                 if zstd.is_none() {
                     *zstd = Some(zstd::bulk::Compressor::new(0).ok()?);
                 }
-                zstd.as_mut()?.compress_to_buffer(plain, packed.as_mut_slice()).ok()?
+                zstd.as_mut()?.compress_to_buffer(&plain[..size], &mut packed[..room]).ok()?
             }
         };
         Some(packed[..len].to_vec())

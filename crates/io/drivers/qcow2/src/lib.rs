@@ -18,6 +18,7 @@ mod bitmaps;
 mod cache;
 mod claim;
 mod compress;
+mod deflate;
 mod discard;
 mod flush;
 mod image;
