@@ -116,8 +116,8 @@ pub(crate) async fn copy_extents(
         let limits = root.limits().map_err(CopyError::at(CopyAct::Length, 0))?;
         alignment = alignment.max(limits.memory_alignment).max(limits.request_alignment);
     }
-    // Few are unused at a time.
-    let pool = BufPool::new(alignment as usize, 2 * Piece::LEN_MAX as usize);
+    // As many as are used at a time: memory that comes from the system anew costs more than what is copied to it.
+    let pool = BufPool::new(alignment as usize, options.depth.max(1) * Piece::LEN_MAX as usize);
     let turns = watch::Sender::new(0);
     let copier = Arc::new(Copier {
         target,

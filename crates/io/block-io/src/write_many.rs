@@ -2,7 +2,7 @@
 //! costs a fraction of what as many requests do. Everywhere else they are ordinary requests, all started at once.
 
 use crate::driver::Access;
-use crate::file::{FileOpKind, run_blocking};
+use crate::file::{FileOpKind, run_blocking, write_turn};
 use crate::host_range::Held;
 use crate::pipeline;
 use crate::request::{Request, RequestKind};
@@ -71,7 +71,9 @@ fn write(fd: i32, offset: u64, buf: &IoBuf) -> IoResult<()> {
     let mut done = 0;
     while done < buf.len() {
         let kind = FileOpKind::Write { fua: false };
-        match run_blocking(kind, fd, offset + done as u64, (buf.len() - done) as u64, Some(buf), done) {
+        let rest = (buf.len() - done) as u64;
+        let _turn = write_turn(kind, fd, rest);
+        match run_blocking(kind, fd, offset + done as u64, rest, Some(buf), done) {
             0 => return Err(IoError::host(libc::ENOSPC)),
             count @ 1.. => done += count as usize,
             error if -error == libc::EINTR => {}

@@ -19,14 +19,30 @@ struct Contexts {
     /// What is to be compressed, and what comes of it.
     plain: Vec<u8>,
     packed: Vec<u8>,
+    /// A cluster that came of it.
+    unpacked: Vec<u8>,
 }
 
 thread_local! {
     static CONTEXTS: RefCell<Contexts> = RefCell::default();
 }
 
+/// `then` with the cluster of `size` bytes that compressed bytes are; others may follow these. `None` when that is not what they are.
+pub(crate) fn decompress_with<T>(
+    kind: CompressionType,
+    bytes: &[u8],
+    size: usize,
+    then: impl FnOnce(&[u8]) -> T,
+) -> Option<T> {
+    let mut cluster = CONTEXTS.with_borrow_mut(|contexts| std::mem::take(&mut contexts.unpacked));
+    cluster.resize(size, 0);
+    let done = decompress(kind, bytes, &mut cluster).then(|| then(&cluster));
+    CONTEXTS.with_borrow_mut(|contexts| contexts.unpacked = cluster);
+    done
+}
+
 /// `out` from compressed bytes, behind which others may follow. `false` when that is not what they are.
-pub(crate) fn decompress(kind: CompressionType, bytes: &[u8], out: &mut [u8]) -> bool {
+fn decompress(kind: CompressionType, bytes: &[u8], out: &mut [u8]) -> bool {
     // The first is fast, and the second takes whatever anybody may have written.
     let at_once = CONTEXTS.with_borrow_mut(|contexts| match kind {
         CompressionType::Zlib => {

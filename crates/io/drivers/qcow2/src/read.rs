@@ -124,22 +124,22 @@ impl Shared {
         let buf = self.buffer(req, &self.file, (end - from).next_multiple_of(alignment) as usize)?.into_io();
         meta::read_padded(req, &self.file, from, &buf).await?;
         let (size, kind) = (self.geometry.cluster_size() as usize, self.compression);
-        let places: Vec<_> = all.iter().map(|packed| ((packed.place - from) as usize, packed.bytes as usize)).collect();
-        let clusters: Vec<_> = places.iter().map(|_| self.clusters.take(size)).collect();
         let work = move || {
             // Nobody else has it, so nothing is copied.
             let bytes = buf.into_aligned().unwrap_or_else(|buf| buf.to_aligned(1));
-            let unpack = |((at, len), mut cluster): ((usize, usize), AlignedBuf)| {
-                compress::decompress(kind, &bytes[at..at + len], &mut cluster).then_some(cluster)
+            let bad = |packed: &&Packed| {
+                let at = (packed.place - from) as usize;
+                let data = &bytes[at..at + packed.bytes as usize];
+                // Where the cluster still is in the processor's cache, and beside other jobs.
+                let copy =
+                    |cluster: &[u8]| packed.part.copy_from_slice(0, &cluster[packed.within..][..packed.part.len()]);
+                compress::decompress_with(kind, data, size, copy).is_none()
             };
-            places.into_iter().zip(clusters).map(unpack).collect::<Vec<_>>()
+            all.iter().find(bad).map(|packed| packed.place)
         };
-        for (packed, cluster) in all.iter().zip(self.pool.run(work).await.ok_or(IoError::BUG)?) {
-            let Some(cluster) = cluster else {
-                tracing::warn!(at = packed.place, "a compressed cluster cannot be decompressed");
-                return Err(IoError::host(block_common::Errno::EIO.raw()));
-            };
-            packed.part.copy_from_slice(0, &cluster[packed.within..][..packed.part.len()]);
+        if let Some(at) = self.pool.run(work).await.ok_or(IoError::BUG)? {
+            tracing::warn!(at, "a compressed cluster cannot be decompressed");
+            return Err(IoError::host(block_common::Errno::EIO.raw()));
         }
         Ok(())
     }
