@@ -46,7 +46,10 @@ impl Whole {
 
     fn copy(&self) -> Result<()> {
         for (from, to) in &self.changes {
-            std::fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
+            let context = || format!("cannot copy {}", from.display());
+            std::fs::copy(from, to).with_context(context)?;
+            // Or who is measured waits for what was copied to reach the disk.
+            File::open(to).and_then(|file| file.sync_all()).with_context(context)?;
         }
         Ok(())
     }
