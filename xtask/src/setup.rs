@@ -40,16 +40,20 @@ const MKE2FS: Tool = Tool { program: "mke2fs", package: "e2fsprogs", need: Need:
 const QEMU_IMG: Tool =
     Tool { program: "qemu-img", package: "qemu-utils", need: Need::Optional, origin: Origin::Backports };
 const FIO: Tool = Tool { program: "fio", package: "fio", need: Need::Optional, origin: Origin::Release };
+const OPENSSL: Tool = Tool { program: "openssl", package: "openssl", need: Need::Optional, origin: Origin::Release };
 
 /// Everything, for `setup`.
-pub(crate) const ALL: &[Tool] = &[MKE2FS, QEMU_IMG, FIO];
+pub(crate) const ALL: &[Tool] = &[MKE2FS, QEMU_IMG, FIO, OPENSSL];
 /// For the tests: interop tests skip themselves without qemu-img.
 pub(crate) const FOR_TESTS: &[Tool] = &[MKE2FS, QEMU_IMG];
 /// For the demo, which compares nothing without qemu-img.
 pub(crate) const FOR_DEMO: &[Tool] = &[MKE2FS, QEMU_IMG];
 /// For the comparison, which is nothing without its peers.
-pub(crate) const FOR_COMPARE: &[Tool] =
-    &[Tool { need: Need::Mandatory, ..QEMU_IMG }, Tool { need: Need::Mandatory, ..FIO }];
+pub(crate) const FOR_COMPARE: &[Tool] = &[
+    Tool { need: Need::Mandatory, ..QEMU_IMG },
+    Tool { need: Need::Mandatory, ..FIO },
+    Tool { need: Need::Mandatory, ..OPENSSL },
+];
 
 /// Looks for the tools and installs what is missing, if we are root.
 ///

@@ -1,7 +1,7 @@
 //! The cases: who runs against whom, and the bar. The bars are the project's own; see its first issue, "Speed".
 
-use crate::inside::{NewImage, NullBackend, layers};
-use crate::programs::{Bench, CP, FIO, Fio, Fresh, Peer, QEMU_IMG, Tools};
+use crate::inside::{Encryption, NewImage, NullBackend, layers};
+use crate::programs::{Bench, CP, FIO, Fio, Fresh, OPENSSL, OpensslSpeed, Peer, QEMU_IMG, Tools};
 use crate::report::{Bar, Row};
 use crate::rounds::{Contender, alternate};
 use crate::stats::median;
@@ -44,6 +44,7 @@ enum Kind {
     Qcow2Compare,
     Qcow2Commit,
     Qcow2TwoThreads { size: usize },
+    Encryption,
 }
 
 /// Into what image allocating writes go.
@@ -172,8 +173,16 @@ const fn qcow2_threads(name: &'static str, size: usize) -> Case {
     Case { name, what, peers: &[], ring: true, kind: Kind::Qcow2TwoThreads { size } }
 }
 
+const ENCRYPTION: Case = Case {
+    name: "crypt-xts",
+    what: "AES-256-XTS in memory, 16 KiB at a time: 512-byte sectors here, one piece in openssl speed",
+    peers: &[OPENSSL],
+    ring: false,
+    kind: Kind::Encryption,
+};
+
 /// All of them.
-pub(crate) const CASES: [Case; 40] = [
+pub(crate) const CASES: [Case; 41] = [
     null("null-d1", 1),
     null("null-d32", 32),
     threads("null-2threads-d1", 1),
@@ -214,6 +223,7 @@ pub(crate) const CASES: [Case; 40] = [
     QCOW2_COMMIT,
     qcow2_threads("qcow2-2threads-4k", 4 << 10),
     qcow2_threads("qcow2-2threads-64k", 64 << 10),
+    ENCRYPTION,
 ];
 
 /// What all cases share: programs, patience, and files, which are made when they are first needed.
@@ -323,6 +333,7 @@ impl Case {
             Kind::Qcow2Compare => self.qcow2_compare(place),
             Kind::Qcow2Commit => self.qcow2_commit(place),
             Kind::Qcow2TwoThreads { size } => self.qcow2_two_threads(place, size),
+            Kind::Encryption => self.encryption(place),
         }
     }
 
@@ -427,6 +438,13 @@ impl Case {
         let rows = self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(1.5))])?;
         std::fs::remove_file(&other)?;
         Ok(rows)
+    }
+
+    fn encryption(&self, place: &Place) -> Result<Vec<Row>> {
+        const PIECE: usize = 16 << 10;
+        let mut ours = Encryption::new(PIECE)?;
+        let mut theirs = OpensslSpeed::new("aes-256-xts", PIECE);
+        self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(0.8))])
     }
 
     fn info(&self, place: &Place) -> Result<Vec<Row>> {

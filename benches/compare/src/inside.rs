@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use block_backend::{Backend, BackendOptions};
 use block_common::options::Dialect;
 use block_common::{Options, Perm, PermPair};
+use block_crypt::{Cipher, CipherMode, CipherSpec, IvGen, SectorCipher};
 use block_drivers::register_all;
 use block_gs::{GlobalOptions, GlobalState, MainLoop};
 use block_io::Root;
@@ -12,6 +13,38 @@ use cairn_benches::{Driver, FileMode, Shape, Stack};
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
+
+/// Encryption of sectors in memory, a piece at a time.
+pub(crate) struct Encryption {
+    cipher: SectorCipher,
+    piece: Vec<u8>,
+}
+
+impl Encryption {
+    /// AES-256 in XTS with 512-byte sectors, in pieces of so many bytes.
+    ///
+    /// # Errors
+    /// None: this cipher is there.
+    pub(crate) fn new(piece: usize) -> Result<Self> {
+        let spec = CipherSpec { cipher: Cipher::Aes256, mode: CipherMode::Xts, iv: Some(IvGen::Plain64) };
+        let key: Vec<u8> = (0..spec.key_len()).map(|i| i as u8).collect();
+        Ok(Self { cipher: SectorCipher::new(spec, &key)?, piece: vec![0; piece] })
+    }
+}
+
+impl Contender for Encryption {
+    fn name(&self) -> &str {
+        "block-crypt"
+    }
+
+    fn run(&mut self, count: u64) -> Result<Duration> {
+        let start = Instant::now();
+        for piece in 0..count {
+            self.cipher.encrypt(piece, SectorCipher::UNIT, &mut self.piece);
+        }
+        Ok(start.elapsed())
+    }
+}
 
 /// A backend with a null node in it.
 pub(crate) struct NullBackend {

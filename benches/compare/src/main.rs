@@ -20,7 +20,7 @@ mod report;
 use anyhow::{Context, Result, bail};
 use cases::{CASES, Case, Place};
 use clap::Parser;
-use programs::{CP, FIO, Peer, QEMU_IMG, Tools};
+use programs::{PEERS, Peer, Tools};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -81,7 +81,7 @@ fn run(args: &Args) -> Result<bool> {
     if cfg!(debug_assertions) {
         eprintln!("This is not a release build: what it measures in itself says nothing.");
     }
-    let peers = [QEMU_IMG, FIO, CP].into_iter().filter(|peer| cases.iter().any(|case| case.peers.contains(peer)));
+    let peers = PEERS.into_iter().filter(|peer| cases.iter().any(|case| case.peers.contains(peer)));
     let versions: Vec<String> = peers.map(Peer::version).collect();
     versions.iter().for_each(|version| eprintln!("peer: {version}"));
     let place = Place::new(tools, args.rounds, target, args.file_mib << 20)?;

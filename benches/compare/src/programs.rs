@@ -20,21 +20,27 @@ pub(crate) struct Tools {
 pub(crate) struct Peer {
     pub(crate) program: &'static str,
     package: &'static str,
+    /// What makes it tell its version.
+    version: &'static str,
 }
 
-pub(crate) const QEMU_IMG: Peer = Peer { program: "qemu-img", package: "qemu-utils" };
-pub(crate) const FIO: Peer = Peer { program: "fio", package: "fio" };
-pub(crate) const CP: Peer = Peer { program: "cp", package: "coreutils" };
+pub(crate) const QEMU_IMG: Peer = Peer { program: "qemu-img", package: "qemu-utils", version: "--version" };
+pub(crate) const FIO: Peer = Peer { program: "fio", package: "fio", version: "--version" };
+pub(crate) const CP: Peer = Peer { program: "cp", package: "coreutils", version: "--version" };
+
+pub(crate) const OPENSSL: Peer = Peer { program: "openssl", package: "openssl", version: "version" };
+/// All of them.
+pub(crate) const PEERS: [Peer; 4] = [QEMU_IMG, FIO, CP, OPENSSL];
 
 impl Peer {
     fn is_there(self) -> bool {
-        let version = Command::new(self.program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let version = Command::new(self.program).arg(self.version).stdout(Stdio::null()).stderr(Stdio::null()).status();
         version.is_ok_and(|status| status.success())
     }
 
     /// What it calls itself, with its version.
     pub(crate) fn version(self) -> String {
-        let output = Command::new(self.program).arg("--version").output();
+        let output = Command::new(self.program).arg(self.version).output();
         let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
         text.lines().next().unwrap_or(self.program).to_owned()
     }
@@ -60,7 +66,7 @@ impl Tools {
     /// Names what is not.
     pub(crate) fn check(&self, cases: &[&Case]) -> Result<()> {
         let mut missing = Vec::new();
-        for peer in [QEMU_IMG, FIO, CP] {
+        for peer in PEERS {
             if cases.iter().any(|case| case.peers.contains(&peer)) && !peer.is_there() {
                 missing.push(format!("{} (package {})", peer.program, peer.package));
             }
@@ -134,6 +140,36 @@ impl Contender for Bench {
         command.args(["-c", r#"ulimit -s unlimited 2>/dev/null; exec "$0" "$@""#]).arg(&self.program);
         let text = output(command.args(&self.args).arg("-c").arg(count.to_string()))?;
         run_time(&text).with_context(|| format!("`{}` does not say how long it took", describe(&command)))
+    }
+}
+
+/// How fast openssl encrypts pieces of memory, whatever the number of pieces: it goes by the clock.
+#[derive(Debug)]
+pub(crate) struct OpensslSpeed {
+    algorithm: &'static str,
+    piece: usize,
+}
+
+impl OpensslSpeed {
+    /// With that algorithm, in pieces of so many bytes.
+    pub(crate) fn new(algorithm: &'static str, piece: usize) -> Self {
+        Self { algorithm, piece }
+    }
+}
+
+impl Contender for OpensslSpeed {
+    fn name(&self) -> &str {
+        "openssl speed"
+    }
+
+    fn run(&mut self, count: u64) -> Result<Duration> {
+        let mut command = Command::new(OPENSSL.program);
+        command.args(["speed", "-mr", "-seconds", "1", "-evp", self.algorithm, "-bytes", &self.piece.to_string()]);
+        let text = output(&mut command)?;
+        // +F:number:name:bytes per second
+        let rate = text.lines().find_map(|line| line.strip_prefix("+F:")?.rsplit(':').next()?.parse::<f64>().ok());
+        let rate = rate.with_context(|| format!("`{}` does not say how fast it was", describe(&command)))?;
+        Ok(Duration::from_secs_f64(count as f64 * self.piece as f64 / rate))
     }
 }
 
