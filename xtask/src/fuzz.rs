@@ -15,6 +15,7 @@ use crate::shell;
 #[value(rename_all = "snake_case")]
 enum Target {
     IoCommand,
+    LuksHeader,
     Options,
     Qcow2,
 }
@@ -23,6 +24,7 @@ impl Target {
     fn name(self) -> &'static str {
         match self {
             Self::IoCommand => "io_command",
+            Self::LuksHeader => "luks_header",
             Self::Options => "options",
             Self::Qcow2 => "qcow2",
         }
