@@ -18,7 +18,7 @@ pub fn pbkdf2(hash: Hash, password: &[u8], salt: &[u8], iterations: u32, len: us
     Ok(out)
 }
 
-/// How many iterations of [`pbkdf2`] for `len` bytes take `time` here, as `clock` says, which tells how much time was spent. It never falls.
+/// How many iterations of [`pbkdf2()`] for `len` bytes take `time` here, as `clock` says, which tells how much time was spent. It never falls.
 pub fn pbkdf2_iterations(hash: Hash, len: usize, time: Duration, clock: impl Fn() -> Duration) -> u64 {
     let mut iterations = 1 << 12;
     loop {
