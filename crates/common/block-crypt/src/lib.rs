@@ -6,7 +6,7 @@
 //!
 //! Nothing secret is in an error or in the output of `Debug`, and what held a key is wiped when it goes.
 //!
-//! Reading order: [`Cipher`], [`CipherMode`], [`IvGen`], [`CipherSpec`], [`SectorCipher`]; [`Hash`], [`pbkdf2()`], [`argon2id`]; [`af_split`]; [`Secret`].
+//! Reading order: [`Cipher`], [`CipherMode`], [`IvGen`], [`CipherSpec`], [`SectorCipher`]; [`enum@Hash`], [`pbkdf2()`], [`argon2id`]; [`af_split`]; [`Secret`].
 
 #[cfg(target_arch = "x86_64")]
 mod aes_xts;
