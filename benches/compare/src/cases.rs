@@ -537,7 +537,7 @@ impl Case {
         self.against(
             place,
             &mut ours,
-            &mut [(&mut theirs, Bar::TimesFaster(2.0)), (&mut least, Bar::TimesFaster(0.85))],
+            &mut [(&mut theirs, Bar::TimesFaster(2.0)), (&mut least, Bar::TimesFaster(0.95))],
         )
     }
 

@@ -27,7 +27,6 @@ pub(crate) struct Peer {
 pub(crate) const QEMU_IMG: Peer = Peer { program: "qemu-img", package: "qemu-utils", version: "--version" };
 pub(crate) const FIO: Peer = Peer { program: "fio", package: "fio", version: "--version" };
 pub(crate) const CP: Peer = Peer { program: "cp", package: "coreutils", version: "--version" };
-
 pub(crate) const OPENSSL: Peer = Peer { program: "openssl", package: "openssl", version: "version" };
 /// All of them.
 pub(crate) const PEERS: [Peer; 4] = [QEMU_IMG, FIO, CP, OPENSSL];

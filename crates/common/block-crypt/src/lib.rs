@@ -4,7 +4,8 @@
 //! What a format calls an algorithm, and where its keys come from, is the format's business; here is what the words mean. All algorithms are those of
 //! well-kept crates; what is written here is how they are applied to sectors, and AES-XTS for processors that have instructions for it.
 //!
-//! Nothing secret is in an error or in the output of `Debug`, and what held a key is wiped when it goes.
+//! Nothing secret is in an error or in the output of `Debug`. A [`Secret`] and the keys of a [`SectorCipher`] are wiped when they go; copies that the compiler made
+//! in registers and on the stack, and the states of hashes, are not.
 //!
 //! Reading order: [`Cipher`], [`CipherMode`], [`IvGen`], [`CipherSpec`], [`SectorCipher`]; [`enum@Hash`], [`pbkdf2()`], [`argon2id`]; [`af_split`]; [`Secret`].
 

@@ -99,15 +99,7 @@ impl<C: KeyInit + BlockCipherEncrypt + BlockCipherDecrypt> Moded<C> {
                 }
             }
             (CipherMode::Ctr, _) => self.count(iv, blocks),
-            (CipherMode::Xts, tweak) => {
-                let mut tweaks = Tweaks::new(tweak.as_ref(), iv);
-                for blocks in blocks.chunks_mut(TOGETHER) {
-                    let tweaks = tweaks.next::<C>();
-                    blocks.iter_mut().zip(&tweaks).for_each(|(block, tweak)| add(block, tweak));
-                    self.data.encrypt_blocks(blocks);
-                    blocks.iter_mut().zip(&tweaks).for_each(|(block, tweak)| add(block, tweak));
-                }
-            }
+            (CipherMode::Xts, tweak) => tweaked(tweak.as_ref(), iv, blocks, |blocks| self.data.encrypt_blocks(blocks)),
         }
     }
 
@@ -129,15 +121,7 @@ impl<C: KeyInit + BlockCipherEncrypt + BlockCipherDecrypt> Moded<C> {
                 }
             }
             (CipherMode::Ctr, _) => self.count(iv, blocks),
-            (CipherMode::Xts, tweak) => {
-                let mut tweaks = Tweaks::new(tweak.as_ref(), iv);
-                for blocks in blocks.chunks_mut(TOGETHER) {
-                    let tweaks = tweaks.next::<C>();
-                    blocks.iter_mut().zip(&tweaks).for_each(|(block, tweak)| add(block, tweak));
-                    self.data.decrypt_blocks(blocks);
-                    blocks.iter_mut().zip(&tweaks).for_each(|(block, tweak)| add(block, tweak));
-                }
-            }
+            (CipherMode::Xts, tweak) => tweaked(tweak.as_ref(), iv, blocks, |blocks| self.data.decrypt_blocks(blocks)),
         }
     }
 
@@ -183,6 +167,23 @@ impl Tweaks {
             self.0 = (self.0 << 1) ^ ((self.0 >> 127) * 0x87);
             first::<C>(bytes)
         })
+    }
+}
+
+/// XTS: what `act` does with blocks, between their tweaks.
+fn tweaked<C: BlockCipherEncrypt>(
+    cipher: Option<&C>,
+    iv: [u8; BLOCK_MAX],
+    blocks: &mut [Block<C>],
+    act: impl Fn(&mut [Block<C>]),
+) {
+    let mut tweaks = Tweaks::new(cipher, iv);
+    for blocks in blocks.chunks_mut(TOGETHER) {
+        let tweaks = tweaks.next::<C>();
+        let add_all = |blocks: &mut [Block<C>]| blocks.iter_mut().zip(&tweaks).for_each(|(to, tweak)| add(to, tweak));
+        add_all(blocks);
+        act(blocks);
+        add_all(blocks);
     }
 }
 

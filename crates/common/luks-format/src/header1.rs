@@ -185,6 +185,9 @@ impl Header1 {
     }
 
     /// Where a slot's key material lies: bytes from the start of the header, whole sectors.
+    ///
+    /// # Panics
+    /// There is no such slot: that is the caller's bug.
     pub fn material(&self, slot: usize) -> Range<u64> {
         let slot = &self.slots[slot];
         let start = u64::from(slot.offset) * SECTOR;
@@ -201,6 +204,9 @@ impl Header1 {
     ///
     /// # Errors
     /// `material` has another length than the slot's.
+    ///
+    /// # Panics
+    /// As [`Header1::material`].
     pub fn unlock(&self, slot: usize, password: &[u8], material: &[u8]) -> Result<Option<Secret>, LuksError> {
         let SlotState::Enabled { iterations, salt } = &self.slots[slot].state else { return Ok(None) };
         let len = self.spec.key_len();
@@ -227,6 +233,9 @@ impl Header1 {
     ///
     /// # Errors
     /// There are no random numbers: what `random`, which fills what it is given, says.
+    ///
+    /// # Panics
+    /// As [`Header1::material`].
     pub fn seal<E: From<LuksError>>(
         &self,
         slot: usize,
@@ -294,12 +303,15 @@ impl NewHeader1 {
     /// The header of a disk with that key. All slots are disabled, and have their places.
     ///
     /// # Errors
-    /// The key does not fit the cipher, or there are no random numbers: what `random`, which fills what it is given, says.
+    /// The name is too long, there are no iterations, or no random numbers: what `random`, which fills what it is given, says.
     pub fn header<E: From<LuksError>>(
         self,
         key: &Secret,
         mut random: impl FnMut(&mut [u8]) -> Result<(), E>,
     ) -> Result<Header1, E> {
+        if self.uuid.len() >= UUID_LEN {
+            return Err(LuksError::Text("uuid").into());
+        }
         let stripes = Header1::STRIPES;
         let each = material_len(&self.spec, stripes).next_multiple_of(SLOT_ALIGNMENT);
         let place = |slot: usize| ((SLOT_ALIGNMENT + slot as u64 * each) / SECTOR) as u32;
@@ -397,6 +409,9 @@ mod tests {
         let (header, _) = made(USUAL, false);
         assert_eq!(header.payload_offset(), 2_068_480);
         assert_eq!((header.material(0).start, header.material(7).start), (4096, 1_810_432));
+        let (spec, uuid) = (USUAL, "0".repeat(40));
+        let long = NewHeader1 { spec, hash: Hash::Sha256, uuid, digest_iterations: 1, is_detached: false };
+        assert_eq!(long.header(&Secret::zeroed(64), random(2)), Err(LuksError::Text("uuid")));
         let cast = CipherSpec { cipher: Cipher::Cast5, mode: CipherMode::Cbc, iv: Some(IvGen::Plain) };
         assert_eq!(made(cast, false).0.payload, 0x408);
         assert_eq!(made(USUAL, true).0.payload, 0);
