@@ -113,7 +113,7 @@ impl Args {
         let total = top.padded.len();
         let into = padded.root().clone();
         if padded.len() < total {
-            let grown = into.truncate(total, Preallocation::Off).await;
+            let grown = into.grow_zeroed(total).await;
             grown.map_err(|error| Failure::message(format!("Could not resize '{base_name}': {error}")))?;
         }
         let roots: Vec<_> = std::iter::once(top.padded.root().clone())
