@@ -32,6 +32,8 @@ mod reopen;
 mod root;
 mod threshold;
 
+mod object;
+
 pub use above::Users;
 pub use bitmap::{BitmapError, BitmapInfo, BitmapLock, BitmapOptions, BitmapRef, BitmapResult};
 pub use blocker::OpBlocker;
@@ -43,6 +45,7 @@ pub use event::{Event, EventSender, Events};
 pub use graph::NodeRef;
 pub use main_loop::{JoinHandle, MainHandle, MainLoop};
 pub use mutation::Ticket;
+pub use object::{ObjectError, ObjectInfo, ObjectText};
 pub use open::{CommonOptions, OpenContext};
 pub use reopen::{LeftOut, PreparingReopen, Reopening};
 pub use root::RootRef;
