@@ -10,7 +10,7 @@ use crate::image::{Image, node_of, on_io_thread, with_block_layer};
 use crate::progress::ProgressArgs;
 use crate::{PROGRAM, print};
 use block_common::{Errno, Preallocation};
-use block_drivers::{Amend, CreateError, ImageOptions, Qcow2Control, amend_options};
+use block_drivers::{Amend, CreateError, ImageOptions, Qcow2Control, amend_options, change_slots};
 use block_gs::BitmapError;
 use block_qcow2::check::{Amendment, Storage, Watch, amend};
 use block_qcow2::{Header, Version};
@@ -49,7 +49,7 @@ pub(crate) struct Args {
         allow_hyphen_values = true
     )]
     cache: String,
-    /// Allow what may make the image unreadable (no option of this build does)
+    /// Allow what may make the image unreadable: to erase the last key slot, to overwrite one
     #[arg(long)]
     force: bool,
     /// The options: -o help lists them
@@ -104,8 +104,8 @@ impl Command for Args {
         let how = ImageOptions { format: self.format.clone(), cache, ..ImageOptions::default() };
         let image =
             Image { name: name.clone(), image_opts: self.image_opts, resize: true, still: false, stored: false, how };
-        let Some((header, wanted)) = image.look(&options, wants_help)? else { return Ok(()) };
-        let Amend { change, size } = wanted;
+        let Some((header, wanted)) = image.look(&options, wants_help, self.force)? else { return Ok(()) };
+        let Amend { change, size, .. } = wanted;
         change.check(&header).map_err(Failure::message)?;
         let is_down = change.version == Some(Version::V2) && header.version > Version::V2;
         let first = Amendment { version: change.version.filter(|_| !is_down), ..change };
@@ -125,8 +125,8 @@ impl Command for Args {
 }
 
 impl Image {
-    /// The image's header, and what the options ask for; nothing when the user only wants to know which there are.
-    fn look(&self, options: &str, wants_help: bool) -> Result<Option<(Header, Amend)>, Failure> {
+    /// The image's header, and what the options ask for; nothing when the user only wants to know which there are, or when it is done already.
+    fn look(&self, options: &str, wants_help: bool, force: bool) -> Result<Option<(Header, Amend)>, Failure> {
         let found = RefCell::new(None);
         let to = &found;
         with_block_layer(|gs| async move {
@@ -137,6 +137,9 @@ impl Image {
                 return list(driver);
             }
             let wanted = Amend::parse(driver, options).map_err(refused)?;
+            if let Some(slots) = &wanted.slots {
+                return change_slots(&gs, &node, slots, force).await.map_err(Failure::message);
+            }
             let header = gs.with_control(&node, |control: &mut Qcow2Control| control.header());
             let bitmaps = gs.bitmaps(&node).map_err(Failure::message)?;
             let stale = bitmaps.into_iter().find(|bitmap| bitmap.inconsistent && wanted.size.is_some());

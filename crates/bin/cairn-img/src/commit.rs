@@ -6,7 +6,7 @@ use crate::cli::{Command, Failure};
 use crate::image::{Image, on_io_thread, with_block_layer};
 use crate::progress::{Progress, ProgressArgs};
 use crate::{number, say};
-use block_common::{LENGTH_MAX, Preallocation, RequestFlags};
+use block_common::{LENGTH_MAX, RequestFlags};
 use block_copy::{LayerOptions, SparseNote, commit};
 use block_drivers::ImageOptions;
 use block_gs::GlobalState;

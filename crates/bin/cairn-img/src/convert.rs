@@ -74,7 +74,8 @@ impl Command for Args {
                 created
                     .map_err(|error| Failure::message(format!("{target}: error while converting {format}: {error}")))?;
             }
-            let target = this.open_target(&gs, target, cache, total).await?;
+            let own = new.as_ref().map(NewImage::open_options).unwrap_or_default();
+            let target = this.open_target(&gs, target, (cache, own), total).await?;
             let is_zero = new.map_or(this.target_is_zero, |new| new.is_zero());
             if this.bitmaps && !gs.keeps_bitmaps(&node_of(&target)?).map_err(Failure::message)? {
                 let format = target.node().and_then(|node| node.io().driver()).unwrap_or("none");
@@ -192,12 +193,13 @@ impl Args {
         &self,
         gs: &GlobalState,
         name: &str,
-        cache: CacheFlags,
+        (cache, own): (CacheFlags, Vec<(&'static str, String)>),
         total: u64,
     ) -> Result<Backend, Failure> {
         let how = ImageOptions {
             format: (!self.target_image_opts).then(|| self.format().to_owned()),
             cache,
+            own,
             unmap: self.sparse() > 0,
             ..ImageOptions::default()
         };

@@ -107,7 +107,8 @@ impl Command for Args {
             let created = image.create(&gs).await;
             created
                 .map_err(|error| Failure::message(format!("{output}: error while creating output image: {error}")))?;
-            let how = ImageOptions { format: Some(format.clone()), ..ImageOptions::default() };
+            let how =
+                ImageOptions { format: Some(format.clone()), own: image.open_options(), ..ImageOptions::default() };
             let target =
                 Image { name: output.clone(), image_opts: false, resize: false, still: false, stored: false, how };
             let target = target.open(&gs).await?;

@@ -2,6 +2,7 @@
 //!
 //! This file asks; `info/qcow2.rs` does where an image has a structure of its own; `info/tree.rs` prints.
 
+mod luks;
 mod qcow2;
 mod tree;
 
@@ -50,7 +51,8 @@ impl Command for Args {
         let output = self.output.format("info")?;
         let name = one_image(&self.names, "info")?;
         self.open.check()?;
-        let image = self.open.image(name);
+        let mut image = self.open.image(name);
+        image.how.no_io = true;
         with_block_layer(|gs| async move {
             let chain = qcow2::chain(&gs, image, self.backing_chain).await?;
             print(&match output {
@@ -90,7 +92,7 @@ fn node(gs: &GlobalState, node_ref: NodeRef) -> Pin<Box<dyn Future<Output = Resu
                 None => matches!(info.driver, "file" | "host_device"),
             },
             children,
-            image: None,
+            image: luks::structure(gs, &node_ref),
         })
     })
 }
@@ -151,7 +153,7 @@ fn own_options(info: &NodeInfo) -> Vec<(&str, &Value)> {
 }
 
 /// Keys in the order in which qemu-img 10.0.2 was seen to print them. Others come last.
-const ORDER: [&str; 34] = [
+const ORDER: [&str; 36] = [
     "set-state.1.event",
     "inject-error.1.state",
     "inject-error.0.state",
@@ -186,6 +188,8 @@ const ORDER: [&str; 34] = [
     "size",
     "filename",
     "file",
+    "header",
+    "key-secret",
 ];
 
 /// The options of a node and of those below it, as JSON: a dictionary for each node, dotted keys for what is in it.

@@ -36,6 +36,8 @@ pub struct ImageOptions {
     pub alone: bool,
     /// Open it only to tell what it is: its data is not read, and a key not needed.
     pub no_io: bool,
+    /// Options of the format's own, by name, where the text does not say them.
+    pub own: Vec<(&'static str, String)>,
 }
 
 /// Open the image that a user named.
@@ -114,7 +116,7 @@ pub async fn open_temporary(gs: &GlobalState, below: NodeRef, read_only: bool) -
     let how = ImageOptions { read_only, cache, ..ImageOptions::default() };
     let mut options = format_options("qcow2", Value::Dict(file_options("file", path, &how)?.into_dict()), &how)?;
     options.insert("backing", below.name())?;
-    let image = open_node(gs, options, how).await?;
+    let image = gs.open(options).await?;
     gs.adopt(&image, "backing")?;
     Ok(image)
 }
@@ -272,6 +274,9 @@ fn format_options(format: &str, file: Value, how: &ImageOptions) -> GraphResult<
     dict.insert("file", file)?;
     let mut options = Options::from_dict(Dialect::Legacy, dict);
     common(&mut options, how)?;
+    for (name, value) in &how.own {
+        options.insert_default(name, value.as_str())?;
+    }
     Ok(options)
 }
 

@@ -143,12 +143,7 @@ impl HeaderFile for Header<'_> {
 /// # Errors
 /// [`SlotError`]: nothing was changed, unless the file refused to be written.
 #[doc(alias = "bdrv_co_amend")]
-pub async fn change_slots(
-    gs: &GlobalState,
-    node: &NodeRef,
-    change: &SlotChange,
-    force: bool,
-) -> Result<(), SlotError> {
+pub async fn change_slots(gs: &GlobalState, node: &NodeRef, change: &SlotChange, force: bool) -> Result<(), SlotError> {
     let image = gs.with_control(node, |image: &mut LuksImage| image.clone())?;
     let edge = if image.is_detached { HEADER } else { ChildName::FILE };
     // Before anything else: without it nothing happens at all.

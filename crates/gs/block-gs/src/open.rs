@@ -497,7 +497,15 @@ impl GlobalState {
         for (name, role, child) in children {
             let (writer, edge) = control.edge(*role, PermPair::NONE, Some(child.target()));
             let child = Some((*child).clone());
-            edges.push(GsEdge { name: name.clone(), role: *role, writer, child, frozen: false, is_inline: false, more: PermPair::NONE });
+            edges.push(GsEdge {
+                name: name.clone(),
+                role: *role,
+                writer,
+                child,
+                frozen: false,
+                is_inline: false,
+                more: PermPair::NONE,
+            });
             ends.push(edge);
         }
         let Opened { engine, control: engine_control, read_only } = build(ends);

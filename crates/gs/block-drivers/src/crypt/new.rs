@@ -33,26 +33,12 @@ pub(crate) struct NewVolume {
     prefix: &'static str,
 }
 
-/// What is at the start of a volume.
-#[derive(Debug)]
-pub(crate) struct Made {
-    /// The header, which has one key slot.
-    pub(crate) header: Header1,
-    /// Its bytes and the slot's, with zeroes between them.
-    pub(crate) bytes: Secret,
-    /// The key.
-    pub(crate) key: Secret,
-}
-
 impl NewVolume {
     /// What options say, which `value` has the text of; their names begin with `prefix`.
     ///
     /// # Errors
     /// Values that there are not, or that do not go together.
-    pub(crate) fn parse(
-        prefix: &'static str,
-        value: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, CreateError> {
+    pub(crate) fn parse(prefix: &'static str, value: impl Fn(&str) -> Option<String>) -> Result<Self, CreateError> {
         let text = |name: &str| value(&format!("{prefix}{name}"));
         let cipher = choice("cipher-alg", text("cipher-alg"), &OTHER_CIPHERS, Cipher::by_name)?;
         let mode = choice("cipher-mode", text("cipher-mode"), &[], CipherMode::by_name)?;
@@ -69,7 +55,8 @@ impl NewVolume {
         };
         let (cipher, mode) = (cipher.unwrap_or(Cipher::Aes256), mode.unwrap_or(CipherMode::Xts));
         let spec = CipherSpec { cipher, mode, iv: Some(iv) };
-        spec.check(spec.key_len()).map_err(LuksError::from)?;
+        // Whether they go together does not depend on the key.
+        SectorCipher::portable(spec, Secret::zeroed(spec.key_len()).expose()).map_err(LuksError::from)?;
         // Numbers below zero are large ones, as in C.
         let time = text("iter-time").and_then(|time| time.parse::<i128>().ok()).map(|time| time as u64);
         let iter_time = Duration::from_millis(time.unwrap_or(ITER_TIME));
@@ -81,7 +68,8 @@ impl NewVolume {
     /// # Errors
     /// None is named, or there is none of that name.
     pub(crate) fn password(&self, gs: &GlobalState) -> Result<Secret, CreateError> {
-        let name = self.secret.as_deref().ok_or_else(|| CreateError::NoKeySecret(format!("{}key-secret", self.prefix)))?;
+        let name =
+            self.secret.as_deref().ok_or_else(|| CreateError::NoKeySecret(format!("{}key-secret", self.prefix)))?;
         Ok(gs.secret(name)?)
     }
 
@@ -90,7 +78,8 @@ impl NewVolume {
     /// # Errors
     /// None: such a header can always be made.
     pub(crate) fn header_len(&self) -> Result<u64, CreateError> {
-        let header = self.shape(1, String::new()).header(&Secret::zeroed(self.spec.key_len()), |_| Ok::<_, LuksError>(()))?;
+        let header =
+            self.shape(1, String::new()).header(&Secret::zeroed(self.spec.key_len()), |_| Ok::<_, LuksError>(()))?;
         Ok(header.payload_offset())
     }
 
@@ -98,7 +87,8 @@ impl NewVolume {
         NewHeader1 { spec: self.spec, hash: self.hash, uuid, digest_iterations, is_detached: false }
     }
 
-    /// Make the volume's start, with a key that nobody knows, which `password` opens. This takes about as long as the options say.
+    /// Make the bytes that the volume begins with: a header, and one key slot, with a key that nobody knows and `password` opens. This takes about as long as
+    /// the options say.
     ///
     /// # Errors
     /// More time than anybody would wait, or the host has no random numbers.
@@ -107,12 +97,12 @@ impl NewVolume {
         gs: &GlobalState,
         password: Secret,
         is_detached: bool,
-    ) -> Result<Made, CreateError> {
+    ) -> Result<Vec<u8>, CreateError> {
         let made = gs.pool().run(move || self.make_now(&password, is_detached));
         made.await.unwrap_or(Err(CreateError::Graph(block_gs::GraphError::ShuttingDown)))
     }
 
-    fn make_now(&self, password: &Secret, is_detached: bool) -> Result<Made, CreateError> {
+    fn make_now(&self, password: &Secret, is_detached: bool) -> Result<Vec<u8>, CreateError> {
         let mut key = Secret::zeroed(self.spec.key_len());
         random(key.expose_mut())?;
         let slot_iterations = iterations(self.hash, self.spec.key_len(), self.iter_time)?;
@@ -123,20 +113,10 @@ impl NewVolume {
         let sealed = header.seal(0, password.expose(), &key, slot_iterations, random)?;
         header.slots[0].state = sealed.state;
         let place = header.material(0);
-        let mut bytes = Secret::zeroed(place.end as usize);
-        bytes.expose_mut()[..Header1::LEN].copy_from_slice(&header.bytes());
-        bytes.expose_mut()[place.start as usize..].copy_from_slice(sealed.material.expose());
-        Ok(Made { header, bytes, key })
-    }
-}
-
-impl Made {
-    /// What encrypts and decrypts the data.
-    ///
-    /// # Errors
-    /// None: the key was made for it.
-    pub(crate) fn cipher(&self) -> Result<SectorCipher, CreateError> {
-        Ok(SectorCipher::new(self.header.spec, self.key.expose()).map_err(LuksError::from)?)
+        let mut bytes = vec![0; place.end as usize];
+        bytes[..Header1::LEN].copy_from_slice(&header.bytes());
+        bytes[place.start as usize..].copy_from_slice(sealed.material.expose());
+        Ok(bytes)
     }
 }
 

@@ -6,8 +6,6 @@
 use crate::create::CreateError;
 use crate::crypt::new::{iterations, random};
 use crate::crypt::{LuksHeader, Volume, refused};
-use block_common::IoResult;
-use block_crypt::Secret;
 use block_gs::{GlobalState, GraphError, GraphResult};
 use block_luks_format::{Header1, Sealed, SlotState};
 use std::time::Duration;
@@ -130,7 +128,11 @@ impl<F: HeaderFile> Slots<'_, F> {
         let slot = change.check()?;
         // What stands there now: another process may have changed it since the image was opened.
         let volume = self.volume().await?;
-        if change.active { self.add(volume, change, slot, force).await } else { self.erase(volume, change, slot, force).await }
+        if change.active {
+            self.add(volume, change, slot, force).await
+        } else {
+            self.erase(volume, change, slot, force).await
+        }
     }
 
     async fn volume(&self) -> Result<Volume, SlotError> {
@@ -171,6 +173,7 @@ impl<F: HeaderFile> Slots<'_, F> {
         };
         let (volume, key) = volume.unlock(self.gs, old).await?;
         let LuksHeader::V1(mut header) = volume.header;
+        let was_enabled = header.slots[slot].is_enabled();
         let time = Duration::from_millis(change.iter_time.unwrap_or(ITER_TIME));
         let (sealed, mut header) = self
             .in_pool(move || {
@@ -181,7 +184,9 @@ impl<F: HeaderFile> Slots<'_, F> {
                 Ok((sealed, header))
             })
             .await?;
-        self.write_header(&header).await?;
+        if was_enabled {
+            self.write_header(&header).await?;
+        }
         self.file.write(header.material(slot).start, sealed.material.expose().to_vec()).await?;
         header.slots[slot].state = sealed.state;
         self.write_header(&header).await?;
