@@ -8,7 +8,7 @@ mod tree;
 
 use crate::args::{OpenArgs, OutputArgs, OutputFormat, one_image};
 use crate::cli::{Command, Failure};
-use crate::image::with_block_layer;
+use crate::layer::BlockLayer;
 use crate::print;
 use block_common::Options;
 use block_common::options::{Dialect, Dict, Value};
@@ -43,17 +43,21 @@ pub(crate) struct Args {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.open.object.texts()
+    }
+
     /// Print what the image is.
     ///
     /// # Errors
     /// The image cannot be opened.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let output = self.output.format("info")?;
         let name = one_image(&self.names, "info")?;
         self.open.check()?;
         let mut image = self.open.image(name);
         image.how.no_io = true;
-        with_block_layer(|gs| async move {
+        layer.run(|gs| async move {
             let chain = qcow2::chain(&gs, image, self.backing_chain).await?;
             print(&match output {
                 OutputFormat::Human => chain.iter().map(Node::to_text).collect::<Vec<_>>().join("\n"),

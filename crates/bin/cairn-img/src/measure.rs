@@ -3,7 +3,8 @@
 use crate::args::{OpenArgs, OutputArgs, OutputFormat, option_list};
 use crate::cli::{Command, Failure};
 use crate::convert::show_snapshot;
-use crate::image::{on_io_thread, with_block_layer};
+use crate::image::on_io_thread;
+use crate::layer::BlockLayer;
 use crate::{number, say};
 use block_backend::Backend;
 use block_common::{BlockStatus, LENGTH_MAX};
@@ -51,11 +52,15 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.open.object.texts()
+    }
+
     /// Print the sizes.
     ///
     /// # Errors
     /// What is wrong with the options, or a source that cannot be opened.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let output = self.output.format("measure")?;
         let options = option_list(&self.options)?;
         let name = match self.names.as_slice() {
@@ -75,7 +80,7 @@ impl Command for Args {
         match (name, self.size) {
             (Some(name), _) => {
                 let image = self.open.image(name);
-                with_block_layer(|gs| async move {
+                layer.run(|gs| async move {
                     let (backend, padded) = image.open_padded(&gs).await?;
                     let padded = match &self.snapshot {
                         Some(snapshot) => show_snapshot(&gs, &backend, snapshot).await?,
@@ -98,7 +103,7 @@ impl Command for Args {
             }
             (None, size) => {
                 let size = size.unwrap_or(0);
-                with_block_layer(|gs| async move {
+                layer.run(|gs| async move {
                     let measured = match self.measuring(&gs, &options)? {
                         MeasuringOf::Content(before) => content(before, size),
                         MeasuringOf::Clusters(measuring) => measuring.finish(size, false).map_err(Failure::message)?,
