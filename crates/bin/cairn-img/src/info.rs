@@ -111,6 +111,7 @@ pub(crate) fn file_name(gs: &GlobalState, node: &NodeRef) -> Result<String, Fail
     let plain = match (info.driver, own.as_slice()) {
         ("file" | "host_device", [(_, Value::Str(path))]) => Some(path.clone()),
         ("null-co" | "null-aio", []) => Some(format!("{}://", info.driver)),
+        ("luks", []) if info.children.len() == 1 => plain_child(gs, &info)?.map(|(_, name)| name),
         ("raw", []) => plain_child(gs, &info)?.filter(|(child, _)| child.driver != "raw").map(|(_, name)| name),
         ("blkdebug", []) => plain_child(gs, &info)?.map(|(_, name)| format!("blkdebug::{name}")),
         ("blkdebug", [("config", Value::Str(config))]) => {

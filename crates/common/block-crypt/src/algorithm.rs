@@ -216,6 +216,9 @@ impl IvGen {
             None if name == "plain" => Ok(Self::Plain),
             None if name == "plain64" => Ok(Self::Plain64),
             Some(("essiv", hash)) => Ok(Self::Essiv(Hash::by_name(hash)?)),
+            // QEMU writes a hash also where none is used.
+            Some(("plain", hash)) => Hash::by_name(hash).map(|_| Self::Plain),
+            Some(("plain64", hash)) => Hash::by_name(hash).map(|_| Self::Plain64),
             _ => Err(unknown("initialisation vectors", name)),
         }
     }

@@ -123,7 +123,7 @@ pub async fn open_temporary(gs: &GlobalState, below: NodeRef, read_only: bool) -
 
 /// The options with a driver for each child that is only given by the name of a file.
 fn with_file_drivers(mut options: Dict) -> GraphResult<Dict> {
-    for key in ["file", "image"] {
+    for key in ["file", "header", "image"] {
         let Some(Value::Dict(file)) = options.lookup_mut(key) else { continue };
         let mut file = with_file_drivers(std::mem::take(file))?;
         if !file.contains_key("driver")

@@ -86,7 +86,7 @@ impl DriverType for LuksType {
         let gs = context.global();
         let (volume, crypt) = match &secret {
             Some(secret) if !is_locked => {
-                let (volume, key) = volume.unlock(gs, gs.secret(secret)?).await?;
+                let (volume, key) = volume.unlock(gs, gs.secret_text(secret)?).await?;
                 let cipher = volume.cipher(&key)?;
                 let crypt = Crypt::new(cipher, volume.header.sector() as usize, gs.pool().clone());
                 (volume, Some(crypt))

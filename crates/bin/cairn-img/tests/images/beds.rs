@@ -16,6 +16,11 @@ impl Beds {
         beds
     }
 
+    /// The folders.
+    pub(crate) fn folders(&self) -> [&Path; 2] {
+        [self.0[0].path(), self.0[1].path()]
+    }
+
     /// Let QEMU's programs do the same in both.
     pub(crate) fn theirs(&self, line: &str) {
         let (program, line) = line.split_once(' ').expect("a program and its words");

@@ -16,6 +16,7 @@ mod create;
 mod dd;
 mod faults;
 mod info;
+mod luks;
 mod map;
 mod measure;
 mod memory;

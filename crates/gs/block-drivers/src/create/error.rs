@@ -147,6 +147,9 @@ pub enum CreateError {
     /// The host's file system has no such large files.
     #[error("Could not resize file: {0}")]
     Resize(block_common::Errno),
+    /// The host's file system has no files as long as the image with its header.
+    #[error("The requested file size is too large")]
+    FileLength,
     /// The file is open as a node of this block layer: creating it would empty what is being used.
     #[error("Failed to get \"write\" lock\nIs another process using the image [{}]?", .0.display())]
     InUse(PathBuf),

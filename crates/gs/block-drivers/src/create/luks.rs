@@ -55,13 +55,13 @@ impl NewImage {
         let mode = self.options.lookup("preallocation").map(text).unwrap_or_else(|| "off".into());
         let mode = match mode.parse() {
             Ok(mode) => mode,
-            Err(_) => return Err(CreateError::BadChoice { name: "preallocation", value: mode }),
+            Err(_) => return Err(CreateError::BadMode(mode)),
         };
         self.refuse_unbuilt()?;
         let header = volume.header_len()?;
         let length = header + if is_detached { 0 } else { size };
         if length > LENGTH_MAX {
-            return Err(CreateError::Resize(Errno::EFBIG));
+            return Err(CreateError::FileLength);
         }
         let start = volume.make(gs, password, is_detached).await?;
         if self.kind == HostKind::Device {
@@ -89,7 +89,10 @@ impl NewImage {
             let mode = if mode == Preallocation::Metadata { Preallocation::Off } else { mode };
             if self.kind == HostKind::File {
                 let resized = root.truncate(length, mode).await;
-                resized.map_err(|error| CreateError::Resize(error.errno()))?;
+                resized.map_err(|error| match error.errno() {
+                    Errno::EFBIG => CreateError::FileLength,
+                    errno => CreateError::Resize(errno),
+                })?;
             }
             let mut buf = AlignedBuf::zeroed(start.len(), 4096);
             buf.copy_from_slice(start);

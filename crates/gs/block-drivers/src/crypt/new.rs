@@ -70,7 +70,7 @@ impl NewVolume {
     pub(crate) fn password(&self, gs: &GlobalState) -> Result<Secret, CreateError> {
         let name =
             self.secret.as_deref().ok_or_else(|| CreateError::NoKeySecret(format!("{}key-secret", self.prefix)))?;
-        Ok(gs.secret(name)?)
+        Ok(gs.secret_text(name)?)
     }
 
     /// Bytes before the data.

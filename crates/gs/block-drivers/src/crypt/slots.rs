@@ -20,7 +20,7 @@ pub struct SlotChange {
     pub active: bool,
     /// The password to be added.
     pub new_secret: Option<String>,
-    /// The password to be erased; when one is added, another one that opens the image than that which it was opened with.
+    /// The password to be erased.
     pub old_secret: Option<String>,
     /// The slot. Without it the first free one, or those that the password to be erased opens.
     pub keyslot: Option<u64>,
@@ -43,6 +43,9 @@ pub enum SlotError {
     /// An option that means nothing when slots are erased.
     #[error("'{0}' must not be given when erasing keyslots")]
     NotWhenErasing(&'static str),
+    /// An option that means nothing when a slot gets a password.
+    #[error("'{0}' must not be given when activating keyslots")]
+    NotWhenActivating(&'static str),
     /// There is no such slot.
     #[error("Invalid keyslot {0} specified, must be between 0 and {max}", max = Header1::SLOTS - 1)]
     NoSlot(u32),
@@ -100,6 +103,8 @@ impl SlotChange {
             }
         } else if self.new_secret.is_none() {
             return Err(SlotError::NoNewSecret);
+        } else if self.old_secret.is_some() {
+            return Err(SlotError::NotWhenActivating("old-secret"));
         }
         let Some(slot) = self.keyslot else { return Ok(None) };
         match usize::try_from(slot) {
@@ -161,10 +166,9 @@ impl<F: HeaderFile> Slots<'_, F> {
         slot: Option<usize>,
         force: bool,
     ) -> Result<LuksHeader, SlotError> {
-        let new = self.gs.secret(change.new_secret.as_deref().ok_or(SlotError::NoNewSecret)?)?;
-        let old = change.old_secret.as_deref().or(self.secret);
-        let old = old.ok_or_else(|| GraphError::Open("Parameter 'key-secret' is required for cipher".into()))?;
-        let old = self.gs.secret(old)?;
+        let new = self.gs.secret_text(change.new_secret.as_deref().ok_or(SlotError::NoNewSecret)?)?;
+        let old = self.secret.ok_or_else(|| GraphError::Open("Parameter 'key-secret' is required for cipher".into()))?;
+        let old = self.gs.secret_text(old)?;
         let LuksHeader::V1(header) = &volume.header;
         let slot = match slot {
             Some(slot) if header.slots[slot].is_enabled() && !force => return Err(SlotError::Active(slot)),
@@ -202,7 +206,7 @@ impl<F: HeaderFile> Slots<'_, F> {
     ) -> Result<LuksHeader, SlotError> {
         let LuksHeader::V1(header) = &volume.header;
         let enabled = header.slots.iter().filter(|slot| slot.is_enabled()).count();
-        let old = change.old_secret.as_deref().map(|name| self.gs.secret(name)).transpose()?;
+        let old = change.old_secret.as_deref().map(|name| self.gs.secret_text(name)).transpose()?;
         if let Some(slot) = slot.filter(|slot| !header.slots[*slot].is_enabled()) {
             return Err(SlotError::Inactive(slot));
         }
