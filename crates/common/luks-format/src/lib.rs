@@ -10,6 +10,7 @@
 
 mod error;
 mod header1;
+mod material;
 
 pub use error::LuksError;
 pub use header1::{Header1, NewHeader1, Sealed, Slot1, SlotState};
