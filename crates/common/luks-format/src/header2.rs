@@ -211,6 +211,11 @@ impl Header2 {
         self.digest.hash
     }
 
+    /// How often that is computed to know a key: iterations of PBKDF2.
+    pub fn digest_iterations(&self) -> u32 {
+        self.digest.iterations
+    }
+
     /// The slots that have keys, by their numbers.
     pub fn slots(&self) -> &BTreeMap<u32, Slot2> {
         &self.slots
