@@ -131,24 +131,31 @@ impl Header2 {
         let keyslots_len = check_config(&Node::root(&json, "config")?, fields.size)?;
         let keyslots_start = 2 * fields.size as u64;
         let keyslots_end = keyslots_start + keyslots_len;
-        // Tokens are kept, whatever they are.
-        Node::root(&json, "tokens")?.numbered(Self::SLOTS)?;
-        let segment_node = single_segment(&Node::root(&json, "segments")?)?;
-        let (digest_name, digest_node) = digest_of_segment(&Node::root(&json, "digests")?)?;
-        let slots_for_disk = names(&digest_node.member("keyslots")?)?;
+        let slot_nodes = Node::root(&json, "keyslots")?.numbered(Self::SLOTS)?;
+        let segment_nodes = Node::root(&json, "segments")?.numbered(u32::MAX)?;
+        // A disk that is being encrypted anew has more segments.
+        let [(0, segment_node)] = segment_nodes.as_slice() else {
+            return Err(LuksError::Metadata("segments".to_owned()));
+        };
+        // Tokens are kept, whatever they are, but they are for slots that are there.
+        for (_, token) in Node::root(&json, "tokens")?.numbered(Self::SLOTS)? {
+            token.member("keyslots")?.names_of(&slot_nodes)?;
+        }
+        let digests_node = Node::root(&json, "digests")?;
+        let (digest_name, digest_node, slots_for_disk) = find_digest(&digests_node, &slot_nodes, &segment_nodes)?;
         let mut slots = BTreeMap::new();
-        for (number, node) in Node::root(&json, "keyslots")?.numbered(Self::SLOTS)? {
-            let slot = Slot2::parse(&node, slots_for_disk.contains(&number))?;
+        for (number, node) in &slot_nodes {
+            let slot = Slot2::parse(node, slots_for_disk.contains(number))?;
             if slot.is_for_disk {
                 // The disk's cipher takes such keys.
-                encryption(&segment_node, slot.key_len)?;
+                encryption(segment_node, slot.key_len)?;
             }
-            slots.insert(number, slot);
+            slots.insert(*number, slot);
         }
         check_areas(&slots, keyslots_start..keyslots_end)?;
         if !slots.values().any(|slot| slot.is_for_disk) {
             // Nobody says how long the key is, so the cipher has to have keys of some length.
-            let tried = [16, 24, 32, 48, 64].map(|len| encryption(&segment_node, len));
+            let tried = [16, 24, 32, 48, 64].map(|len| encryption(segment_node, len));
             let [.., last] = &tried;
             tried.iter().find(|spec| spec.is_ok()).unwrap_or(last).clone()?;
         }
@@ -157,7 +164,7 @@ impl Header2 {
         if let Some(other) = lengths.find(|len| Some(*len) != first) {
             return Err(LuksError::KeyLength(other));
         }
-        let segment = Segment2::parse(&segment_node)?;
+        let segment = Segment2::parse(segment_node)?;
         if !is_detached && segment.offset < keyslots_end {
             return Err(LuksError::Range { field: "payload offset", value: segment.offset });
         }
@@ -371,7 +378,7 @@ impl Header2 {
         if start + len <= self.keyslots_end { Ok(start..start + len) } else { Err(LuksError::SlotRoom) }
     }
 
-    /// The copy that is broken or old, so that it is to be written even if nothing was changed.
+    /// The copy that was broken or old when the header was read, so that it is to be written even if nothing was changed.
     pub fn stale(&self) -> Option<HeaderCopy> {
         self.stale
     }
@@ -438,28 +445,30 @@ fn check_config(config: &Node<'_>, size: usize) -> Result<u64, LuksError> {
     Ok(keyslots_len)
 }
 
-/// The only segment that there is: a disk that is being encrypted anew has more.
-fn single_segment<'a>(segments: &Node<'a>) -> Result<Node<'a>, LuksError> {
-    match segments.numbered(u32::MAX)?.as_slice() {
-        [(0, segment)] => Ok(segment.clone()),
-        _ => Err(segments.malformed()),
-    }
-}
-
-/// The only digest that is for the segment, with its name.
-fn digest_of_segment<'a>(digests: &Node<'a>) -> Result<(String, Node<'a>), LuksError> {
-    let mut found = None;
+/// The only digest that is for the segment, with its name and slots. Each slot is for one digest, whether that is it or not.
+fn find_digest<'a>(
+    digests: &Node<'a>,
+    slots: &[(u32, Node<'a>)],
+    segments: &[(u32, Node<'a>)],
+) -> Result<(String, Node<'a>, Vec<u32>), LuksError> {
+    let (mut found, mut seen) = (None, BTreeMap::new());
     for (number, digest) in digests.numbered(Header2::SLOTS)? {
-        if names(&digest.member("segments")?)?.contains(&0) && found.replace((number.to_string(), digest)).is_some() {
+        let keyslots = digest.member("keyslots")?;
+        let names = keyslots.names_of(slots)?;
+        for name in &names {
+            if seen.insert(*name, number).is_some_and(|other| other != number) {
+                return Err(keyslots.malformed());
+            }
+        }
+        let is_for_segment = !digest.member("segments")?.names_of(segments)?.is_empty();
+        if is_for_segment && found.replace((number.to_string(), digest, names)).is_some() {
             return Err(digests.malformed());
         }
     }
-    found.ok_or_else(|| digests.malformed())
-}
-
-/// The numbers in an array of names.
-fn names(node: &Node<'_>) -> Result<Vec<u32>, LuksError> {
-    node.items()?.map(|item| item.word()?.parse().map_err(|_| item.malformed())).collect()
+    match found {
+        Some(found) if seen.len() == slots.len() => Ok(found),
+        _ => Err(digests.malformed()),
+    }
 }
 
 /// Whether all keys lie apart, and where they should.
@@ -499,6 +508,7 @@ impl Segment2 {
         let offset = whole_sectors(&offset_node, offset_node.long()?)?;
         let len = match size.word()? {
             "dynamic" => None,
+            "0" => return Err(size.out_of_range(0)),
             _ => Some(whole_sectors(&size, size.long()?)?),
         };
         // Nothing ends beyond what files have.

@@ -85,12 +85,18 @@ impl<'a> Node<'a> {
 
     /// Members whose names are numbers below `end`, written as numbers are.
     pub(super) fn numbered(&self, end: u32) -> Result<Vec<(u32, Self)>, LuksError> {
-        let number = |name: &str| name.parse().ok().filter(|number: &u32| *number < end && number.to_string() == name);
         let members = self.object()?.iter().map(|(name, value)| {
-            let number = number(name).ok_or_else(|| self.malformed())?;
+            let number = number(name).filter(|number| *number < end).ok_or_else(|| self.malformed())?;
             Ok((number, Self { value, path: format!("{}.{number}", self.path) }))
         });
         members.collect()
+    }
+
+    /// The numbers that are names in this array, each of which is the name of one of `known`.
+    pub(super) fn names_of(&self, known: &[(u32, Self)]) -> Result<Vec<u32>, LuksError> {
+        let is_known = |name: &u32| known.iter().any(|(number, _)| number == name);
+        let name = |item: Self| number(item.word()?).filter(is_known).ok_or_else(|| item.malformed());
+        self.items()?.map(name).collect()
     }
 
     pub(super) fn items(&self) -> Result<impl Iterator<Item = Self>, LuksError> {
@@ -144,6 +150,11 @@ impl<'a> Node<'a> {
     pub(super) fn hash(&self) -> Result<Hash, LuksError> {
         Ok(Hash::by_name(self.word()?)?)
     }
+}
+
+/// A number as names have it: in one way only.
+fn number(name: &str) -> Option<u32> {
+    name.parse().ok().filter(|number: &u32| number.to_string() == name)
 }
 
 /// Bytes as they stand in metadata.
