@@ -269,6 +269,38 @@ fn the_newer_good_copy_counts_and_the_other_is_written_first() {
     assert_eq!(parse(&mended), Ok(new));
 }
 
+/// The power fails while a copy is written, whatever the copies were before: there is always a good one, with what was true before or what is now.
+#[test]
+fn a_power_cut_leaves_a_readable_header() {
+    let old = with_slot();
+    let earlier = area(&made(USUAL).0);
+    let (good, half) = (area(old), NEW_SIZE);
+    let broken = vec![0xff; half];
+    for start in [
+        good.clone(),
+        [&good[..half], &earlier[half..]].concat(),
+        [&earlier[..half], &good[half..]].concat(),
+        [&good[..half], &broken].concat(),
+        [&broken, &good[half..]].concat(),
+    ] {
+        let mut disk = start;
+        let new = parse(&disk).expect("one is good").remove(2).expect("it is there");
+        for copy in new.order() {
+            let bytes = new.bytes(copy, random(11)).expect("it has room");
+            let at = new.place(copy).start as usize;
+            for written in (0..half).step_by(512).chain([1, 20, 450, 460, 4097]) {
+                let mut torn = disk.clone();
+                torn[at..at + written].copy_from_slice(&bytes[..written]);
+                let slots = parse(&torn).expect("one is good").slots;
+                assert!(slots == old.slots || slots.is_empty(), "{copy:?} up to {written}");
+            }
+            disk[at..at + half].copy_from_slice(&bytes);
+            assert!(parse(&disk).expect("one is good").slots.is_empty(), "what is written counts");
+        }
+        assert_eq!(parse(&disk).map(|header| (header.stale(), header.seqid())), Ok((None, 3)));
+    }
+}
+
 #[test]
 fn as_much_is_wanted_as_there_can_be() {
     let good = area(with_slot());
