@@ -39,7 +39,7 @@ pub enum HeaderCopy {
     Secondary,
 }
 
-/// The disk's data, section 3.3 of the specification.
+/// The disk's data, the specification's "Segments Object".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment2 {
     /// Where it begins: bytes from the start of the header, or of the file that has none.
@@ -54,7 +54,7 @@ pub struct Segment2 {
     pub encryption: String,
 }
 
-/// How a key is known to be the right one, section 3.4 of the specification.
+/// How a key is known to be the right one, the specification's "Digests Object".
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Digest2 {
     hash: Hash,
@@ -87,6 +87,8 @@ pub struct Header2 {
     digest_name: String,
     digest: Digest2,
     keyslots_end: u64,
+    /// Where slots were that are not there any more, since the header was read: a copy on the disk may still speak of them.
+    given_up: Vec<Range<u64>>,
 }
 
 /// What is written to put a key into a slot.
@@ -169,8 +171,8 @@ impl Header2 {
             return Err(LuksError::Range { field: "payload offset", value: segment.offset });
         }
         let digest = Digest2::parse(&digest_node)?;
-        let header = Self { fields, is_detached, stale, slots, segment, digest_name, digest, keyslots_end, json };
-        Ok(header)
+        let given_up = Vec::new();
+        Ok(Self { fields, is_detached, stale, json, slots, segment, digest_name, digest, keyslots_end, given_up })
     }
 
     /// The disk's name.
@@ -281,7 +283,8 @@ impl Header2 {
         Ok(pbkdf2(*hash, key.expose(), salt, *iterations, digest.len())? == Secret::new(digest.clone()))
     }
 
-    /// The header with one more slot, by which `password` leads to `key`, and what lies at its place, which is the first where there is room. Whether it is the disk's key is not computed.
+    /// The header with one more slot, by which `password` leads to `key`, and what lies at its place. That is the first where there is room, and where no slot was when the header was
+    /// read: so the copies on the disk stay true until they are written, whatever was removed and sealed in between. Whether it is the disk's key is not computed.
     ///
     /// # Errors
     /// The slot is in use, or there is none of that number; there is no room for it; the key has another length than the disk's; the cost is out of range, or there is not so much memory; or
@@ -332,11 +335,9 @@ impl Header2 {
     /// # Errors
     /// There is no such slot.
     pub fn remove(&self, slot: u32) -> Result<Self, LuksError> {
-        if !self.slots.contains_key(&slot) {
-            return Err(LuksError::SlotNumber(slot));
-        }
+        let gone = self.slots.get(&slot).ok_or(LuksError::SlotNumber(slot))?.area.clone();
         let name = slot.to_string();
-        self.changed(|json| {
+        let mut header = self.changed(|json| {
             let objects = |value: &mut Value| value.as_object_mut().map(std::mem::take).unwrap_or_default();
             let mut slots = objects(&mut json["keyslots"]);
             slots.shift_remove(&name);
@@ -350,7 +351,9 @@ impl Header2 {
             let mut digests = objects(&mut json["digests"]);
             digests.retain(|_, digest| digest["keyslots"] != json!([]) || digest["segments"] != json!([]));
             json["digests"] = digests.into();
-        })
+        })?;
+        header.given_up.push(gone);
+        Ok(header)
     }
 
     /// The header after a change, which is checked as one that is read.
@@ -359,21 +362,22 @@ impl Header2 {
         let seqid = fields.seqid.checked_add(1);
         fields.seqid = seqid.ok_or(LuksError::Range { field: "sequence number", value: fields.seqid })?;
         change(&mut json);
-        let changed = Self::read(fields, json, self.is_detached, self.stale)?;
-        changed.text()?;
-        Ok(changed)
+        let read = Self::read(fields, json, self.is_detached, self.stale)?;
+        read.text()?;
+        Ok(Self { given_up: self.given_up.clone(), ..read })
     }
 
-    /// The first place of so many bytes that no slot has.
+    /// The first place of so many bytes that no slot has, or had.
     fn free_area(&self, len: u64) -> Result<Range<u64>, LuksError> {
-        let mut taken: Vec<_> = self.slots.values().map(|slot| slot.area.clone()).collect();
+        let slots = self.slots.values().map(|slot| &slot.area);
+        let mut taken: Vec<_> = slots.chain(&self.given_up).cloned().collect();
         taken.sort_by_key(|area| area.start);
         let mut start = 2 * self.fields.size as u64;
         for area in taken {
             if start + len <= area.start {
                 break;
             }
-            start = area.end.next_multiple_of(AREA_ALIGNMENT);
+            start = start.max(area.end.next_multiple_of(AREA_ALIGNMENT));
         }
         if start + len <= self.keyslots_end { Ok(start..start + len) } else { Err(LuksError::SlotRoom) }
     }
@@ -429,7 +433,7 @@ impl fmt::Debug for Header2 {
     }
 }
 
-/// Section 3.6: the bytes of the keyslots area. What else is in it is kept, but for what has to be understood.
+/// The bytes of the keyslots area, the specification's "Config Object". What else is in it is kept, but for what has to be understood.
 fn check_config(config: &Node<'_>, size: usize) -> Result<u64, LuksError> {
     let (json_size, keyslots_size) = (config.member("json_size")?, config.member("keyslots_size")?);
     let (json_len, keyslots_len) = (json_size.long()?, keyslots_size.long()?);

@@ -1,4 +1,4 @@
-//! The two copies of a LUKS2 header as bytes, section 2 of the specification: which of them is good, and what its fields say.
+//! The two copies of a LUKS2 header as bytes, the specification's "Binary Header": which of them is good, and what its fields say.
 
 use super::HeaderCopy;
 use crate::error::LuksError;
@@ -7,7 +7,7 @@ use block_crypt::{CryptError, Hash};
 
 /// Bytes of the binary part: metadata is behind it.
 pub(super) const LEN: usize = 4096;
-/// Section 2.1: where fields are, and how long texts are.
+/// Where fields are, and how long texts are.
 const VERSION_AT: usize = 6;
 const SIZE_AT: usize = 8;
 const SEQID_AT: usize = 16;
@@ -187,7 +187,7 @@ impl Fields {
     }
 }
 
-/// Section 2.2: of all the copy's bytes, with zeroes where itself may be.
+/// Of all the copy's bytes, with zeroes where itself may be.
 fn checksum(bytes: &[u8]) -> Vec<u8> {
     let (before, behind) = (&bytes[..CHECKSUM_AT], &bytes[CHECKSUM_AT + CHECKSUM_LEN..]);
     CHECKSUM.digest(&[before, &[0; CHECKSUM_LEN], behind])

@@ -1,4 +1,4 @@
-//! Key slots of LUKS2, section 3.2 of the specification.
+//! Key slots of LUKS2, the specification's "Keyslots Object".
 
 use super::json::{Node, base64};
 use crate::error::LuksError;
@@ -96,7 +96,7 @@ impl Kdf {
         })
     }
 
-    /// Section 3.2.3 of the specification.
+    /// What the member `kdf` of a slot says.
     fn parse(node: &Node<'_>) -> Result<Self, LuksError> {
         let kind = node.member("type")?;
         let argon2 = |kind| {
@@ -136,7 +136,7 @@ impl Kdf {
 }
 
 impl Slot2 {
-    /// Section 3.2: what a member of `keyslots` says.
+    /// What a member of `keyslots` says.
     pub(super) fn parse(node: &Node<'_>, is_for_disk: bool) -> Result<Self, LuksError> {
         node.member("type")?.is_one_of(&["luks2"])?;
         let key_len = node.member("key_size")?.number(1..=KEY_LEN_MAX)? as usize;

@@ -169,6 +169,10 @@ fn slots_come_and_go() {
     let less = full.remove(7).expect("it is there");
     assert_eq!((less.free_slot(), less.material(7), less.seqid()), (Some(7), None, 34));
     assert_eq!(less.remove(7), Err(LuksError::SlotNumber(7)));
+    let moved = seal(&less, 7).expect("there is room").header;
+    let last = full.material(31).expect("it is there").start;
+    assert!(moved.material(7).expect("it is there").start > last, "a copy on the disk may speak of the place it had");
+    let less = parse(&area(&less)).expect("now none does");
     let again = seal(&less, 7).expect("there is room").header;
     assert_eq!(again.material(7), full.material(7), "the first place that is free is its own");
     assert_eq!(parse(&area(&again)), Ok(again));
