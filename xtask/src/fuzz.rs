@@ -16,6 +16,7 @@ use crate::shell;
 enum Target {
     IoCommand,
     LuksHeader,
+    Luks2Header,
     Options,
     Qcow2,
 }
@@ -25,6 +26,7 @@ impl Target {
         match self {
             Self::IoCommand => "io_command",
             Self::LuksHeader => "luks_header",
+            Self::Luks2Header => "luks2_header",
             Self::Options => "options",
             Self::Qcow2 => "qcow2",
         }

@@ -40,12 +40,14 @@ const MKE2FS: Tool = Tool { program: "mke2fs", package: "e2fsprogs", need: Need:
 const QEMU_IMG: Tool =
     Tool { program: "qemu-img", package: "qemu-utils", need: Need::Optional, origin: Origin::Backports };
 const FIO: Tool = Tool { program: "fio", package: "fio", need: Need::Optional, origin: Origin::Release };
+const CRYPTSETUP: Tool =
+    Tool { program: "cryptsetup", package: "cryptsetup-bin", need: Need::Optional, origin: Origin::Release };
 const OPENSSL: Tool = Tool { program: "openssl", package: "openssl", need: Need::Optional, origin: Origin::Release };
 
 /// Everything, for `setup`.
-pub(crate) const ALL: &[Tool] = &[MKE2FS, QEMU_IMG, FIO, OPENSSL];
-/// For the tests: interop tests skip themselves without qemu-img.
-pub(crate) const FOR_TESTS: &[Tool] = &[MKE2FS, QEMU_IMG];
+pub(crate) const ALL: &[Tool] = &[MKE2FS, QEMU_IMG, CRYPTSETUP, FIO, OPENSSL];
+/// For the tests: interop tests skip themselves without qemu-img, or cryptsetup.
+pub(crate) const FOR_TESTS: &[Tool] = &[MKE2FS, QEMU_IMG, CRYPTSETUP];
 /// For the demo, which compares nothing without qemu-img.
 pub(crate) const FOR_DEMO: &[Tool] = &[MKE2FS, QEMU_IMG];
 /// For the comparison, which is nothing without its peers.
@@ -256,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_missing_mandatory_package_is_an_error_that_names_it() {
-        assert_eq!(missing(ALL, |program| ["fio", "openssl"].contains(&program)), [MKE2FS, QEMU_IMG]);
+        assert_eq!(missing(ALL, |program| ["fio", "openssl"].contains(&program)), [MKE2FS, QEMU_IMG, CRYPTSETUP]);
         let error = report(&[MKE2FS, QEMU_IMG]).unwrap_err().to_string();
         assert!(error.starts_with("missing: mke2fs (package e2fsprogs);"), "{error}");
         assert!(report(&[QEMU_IMG, FIO]).is_ok());

@@ -132,7 +132,7 @@ impl Command for Args {
                 OutputFormat::Json => {
                     walk(&gs, padded, start, end, move |entry, is_last| {
                         let open = if entry.start == start { "[" } else { "" };
-                        format!("{open}{}{}\n", entry.json(), if is_last { "]" } else { "," })
+                        Ok(format!("{open}{}{}\n", entry.json(), if is_last { "]" } else { "," }))
                     })
                     .await
                 }
@@ -142,10 +142,18 @@ impl Command for Args {
 }
 
 /// A line of the table, for what holds data.
-fn human(entry: &Entry, files: &[String]) -> String {
+///
+/// # Errors
+/// The data lies in no file as it is: the table has no words for that.
+fn human(entry: &Entry, files: &[String]) -> Result<String, Failure> {
     let file = files.get(entry.depth).map_or("", String::as_str);
-    let Some(offset) = entry.offset.filter(|_| entry.data && !entry.zero) else { return String::new() };
-    format!("{:<16}{:<16}{:<16}{file}\n", hex(entry.start), hex(entry.len), hex(offset))
+    match entry.offset {
+        None if entry.data => Err(Failure::message("File contains external, encrypted or compressed clusters.")),
+        Some(offset) if entry.data && !entry.zero => {
+            Ok(format!("{:<16}{:<16}{:<16}{file}\n", hex(entry.start), hex(entry.len), hex(offset)))
+        }
+        _ => Ok(String::new()),
+    }
 }
 
 /// C's `%#x`: zero has no prefix.
@@ -188,7 +196,7 @@ async fn walk(
     padded: Padded,
     start: u64,
     end: u64,
-    text: impl Fn(&Entry, bool) -> String + Send + 'static,
+    text: impl Fn(&Entry, bool) -> Result<String, Failure> + Send + 'static,
 ) -> Result<(), Failure> {
     on_io_thread(gs, async move {
         let mut current = Entry { start, ..Entry::default() };
@@ -205,13 +213,16 @@ async fn walk(
                     continue;
                 }
                 if current.len > 0 {
-                    lines += &text(&current, false);
+                    match text(&current, false) {
+                        Ok(line) => lines += &line,
+                        Err(error) => return print(&lines).and(Err(error)),
+                    }
                 }
                 current = next;
             }
             print(&lines)?;
         }
-        print(&text(&current, true))
+        print(&text(&current, true)?)
     })
     .await
 }

@@ -38,6 +38,9 @@ pub enum CryptError {
     /// A derivation of keys was asked for with numbers that it does not take.
     #[error("The parameters of {0} are out of range")]
     Parameters(&'static str),
+    /// A derivation of keys needs more memory than there is: KiB.
+    #[error("There are no {0} KiB of memory to derive a key")]
+    Memory(u32),
 }
 
 /// A block cipher with a length of keys.

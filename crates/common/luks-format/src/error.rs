@@ -56,6 +56,59 @@ pub enum LuksError {
     /// A slot's bytes are not as many as its key needs.
     #[error("Keyslot {0} key material has a wrong length")]
     Material(usize),
+    /// A copy of a LUKS2 header is not as it was written.
+    #[error("LUKS2 header has a wrong checksum")]
+    Checksum,
+    /// A member of LUKS2's metadata is missing, or is not what it should be: where it stands.
+    #[error("LUKS2 metadata '{0}' is missing or malformed")]
+    Metadata(String),
+    /// A number in LUKS2's metadata that makes no sense, or would cost too much.
+    #[error("LUKS2 metadata '{path}' is out of range: {value}")]
+    MetadataRange {
+        /// Where it stands.
+        path: String,
+        /// What it is.
+        value: u64,
+    },
+    /// LUKS2's metadata names something that this build does not have.
+    #[error("LUKS2 metadata '{path}' is '{name}', which is not supported")]
+    Unsupported {
+        /// Where it stands.
+        path: String,
+        /// What it is called.
+        name: String,
+    },
+    /// LUKS2's metadata has more values than anyone needs, or they lie too deep.
+    #[error("LUKS2 metadata has too many values, or they are nested too deeply")]
+    MetadataSize,
+    /// LUKS2's metadata has no room in the header.
+    #[error("LUKS2 metadata does not fit in the header")]
+    MetadataRoom,
+    /// A slot's key lies where LUKS2 has no keys.
+    #[error("Keyslot {0} is outside of the keyslots area")]
+    SlotOutside(usize),
+    /// There is no slot with that number, and can be none.
+    #[error("There is no keyslot {0}")]
+    SlotNumber(u32),
+    /// The slot has a key.
+    #[error("Keyslot {0} is in use")]
+    SlotInUse(u32),
+    /// There is no place for another slot's key.
+    #[error("The keyslots area has no room for another keyslot")]
+    SlotRoom,
+    /// It takes more memory than the caller has to find out whether a password is right: KiB.
+    #[error("Keyslot {slot} needs {memory} KiB of memory to be unlocked, and {limit} KiB are allowed")]
+    SlotMemory {
+        /// The slot.
+        slot: u32,
+        /// What it needs.
+        memory: u32,
+        /// What the caller allows.
+        limit: u32,
+    },
+    /// The key is not of the length of the disk's.
+    #[error("The key has {0} bytes, which is not the length of the disk's")]
+    KeyLength(usize),
     /// An algorithm that is not known here, or one that does not go with another.
     #[error(transparent)]
     Crypt(#[from] CryptError),

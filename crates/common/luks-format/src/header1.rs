@@ -1,7 +1,8 @@
 //! LUKS1.
 
 use crate::error::LuksError;
-use block_crypt::{CipherSpec, Hash, Secret, SectorCipher, af_merge, af_split, pbkdf2};
+use crate::material::{self, SECTOR, STRIPES};
+use block_crypt::{CipherSpec, Hash, Secret, pbkdf2};
 use std::ops::Range;
 
 /// Section 4.1, figure 1: where fields are, and how long texts are.
@@ -23,8 +24,6 @@ const SLOT_LEN: usize = 48;
 
 const DIGEST_LEN: usize = 20;
 const SALT_LEN: usize = 32;
-/// Offsets in a header count these.
-const SECTOR: u64 = 512;
 /// Whether a slot has a key, section 4.1, figure 2.
 const ENABLED: u32 = 0x00ac_71f3;
 const DISABLED: u32 = 0x0000_dead;
@@ -40,8 +39,6 @@ pub struct Slot1 {
     pub state: SlotState,
     /// Where its key material lies: 512-byte sectors from the start of the header.
     pub offset: u32,
-    /// How many times as long as the key its material is.
-    pub stripes: u32,
 }
 
 /// Whether a slot has a key.
@@ -100,8 +97,6 @@ impl Header1 {
     pub const LEN: usize = SLOTS_AT + Self::SLOTS * SLOT_LEN;
     /// Key slots of a header.
     pub const SLOTS: usize = 8;
-    /// How many times as long as a key its material is in all headers that are made today.
-    pub const STRIPES: u32 = 4000;
     /// So many iterations are computed at most for one password: more would take hours.
     pub const ITERATIONS_MAX: u32 = 1 << 30;
 
@@ -134,7 +129,7 @@ impl Header1 {
         if !(1..=Self::ITERATIONS_MAX).contains(&digest_iterations) {
             return Err(LuksError::Range { field: "master key iterations", value: digest_iterations.into() });
         }
-        let mut slots = [const { Slot1 { state: SlotState::Disabled, offset: 0, stripes: 0 } }; Self::SLOTS];
+        let mut slots = [const { Slot1 { state: SlotState::Disabled, offset: 0 } }; Self::SLOTS];
         for (index, slot) in slots.iter_mut().enumerate() {
             *slot = parse_slot(bytes, index)?;
         }
@@ -179,7 +174,7 @@ impl Header1 {
                 }
             }
             put(at + 40, &slot.offset.to_be_bytes());
-            put(at + 44, &slot.stripes.to_be_bytes());
+            put(at + 44, &STRIPES.to_be_bytes());
         }
         bytes
     }
@@ -189,9 +184,8 @@ impl Header1 {
     /// # Panics
     /// There is no such slot: that is the caller's bug.
     pub fn material(&self, slot: usize) -> Range<u64> {
-        let slot = &self.slots[slot];
-        let start = u64::from(slot.offset) * SECTOR;
-        start..start + material_len(&self.spec, slot.stripes)
+        let start = u64::from(self.slots[slot].offset) * SECTOR;
+        start..start + material::len(self.spec.key_len())
     }
 
     /// Where the disk's data begins: bytes.
@@ -210,14 +204,11 @@ impl Header1 {
     pub fn unlock(&self, slot: usize, password: &[u8], material: &[u8]) -> Result<Option<Secret>, LuksError> {
         let SlotState::Enabled { iterations, salt } = &self.slots[slot].state else { return Ok(None) };
         let len = self.spec.key_len();
-        let split_len = len * self.slots[slot].stripes as usize;
-        if material.len() as u64 != material_len(&self.spec, self.slots[slot].stripes) {
+        if material.len() as u64 != material::len(len) {
             return Err(LuksError::Material(slot));
         }
-        let key = pbkdf2(self.hash, password, salt, *iterations, len)?;
-        let mut split = Secret::new(material.to_vec());
-        SectorCipher::new(self.spec, key.expose())?.decrypt(0, SectorCipher::UNIT, split.expose_mut());
-        let key = af_merge(self.hash, &split.expose()[..split_len], len);
+        let derived = pbkdf2(self.hash, password, salt, *iterations, len)?;
+        let key = material::open(self.spec, &derived, self.hash, material, len)?;
         Ok(self.is_key(&key)?.then_some(key))
     }
 
@@ -232,7 +223,7 @@ impl Header1 {
     /// What is to be written so that `password` leads to `key` through the slot.
     ///
     /// # Errors
-    /// There are no random numbers: what `random`, which fills what it is given, says.
+    /// The key has another length than the disk's, or there are no random numbers: what `random`, which fills what it is given, says.
     ///
     /// # Panics
     /// As [`Header1::material`].
@@ -244,17 +235,14 @@ impl Header1 {
         iterations: u32,
         mut random: impl FnMut(&mut [u8]) -> Result<(), E>,
     ) -> Result<Sealed, E> {
+        assert!(slot < Self::SLOTS, "there is no slot {slot}");
+        if key.expose().len() != self.spec.key_len() {
+            return Err(LuksError::Material(slot).into());
+        }
         let mut salt = [0; SALT_LEN];
         random(&mut salt)?;
-        let (spec, stripes) = (self.spec, self.slots[slot].stripes);
-        let derived = pbkdf2(self.hash, password, &salt, iterations, spec.key_len()).map_err(LuksError::from)?;
-        let split = af_split(self.hash, key.expose(), stripes as usize, &mut random)?;
-        let mut material = Secret::zeroed(material_len(&spec, stripes) as usize);
-        let (data, rest) = material.expose_mut().split_at_mut(split.expose().len());
-        data.copy_from_slice(split.expose());
-        random(rest)?;
-        let cipher = SectorCipher::new(spec, derived.expose()).map_err(LuksError::from)?;
-        cipher.encrypt(0, SectorCipher::UNIT, material.expose_mut());
+        let derived = pbkdf2(self.hash, password, &salt, iterations, self.spec.key_len()).map_err(LuksError::from)?;
+        let material = material::seal(self.spec, &derived, self.hash, key, &mut random)?;
         Ok(Sealed { state: SlotState::Enabled { iterations, salt }, material })
     }
 
@@ -312,10 +300,9 @@ impl NewHeader1 {
         if self.uuid.len() >= UUID_LEN {
             return Err(LuksError::Text("uuid").into());
         }
-        let stripes = Header1::STRIPES;
-        let each = material_len(&self.spec, stripes).next_multiple_of(SLOT_ALIGNMENT);
+        let each = material::len(self.spec.key_len()).next_multiple_of(SLOT_ALIGNMENT);
         let place = |slot: usize| ((SLOT_ALIGNMENT + slot as u64 * each) / SECTOR) as u32;
-        let slots = std::array::from_fn(|slot| Slot1 { state: SlotState::Disabled, offset: place(slot), stripes });
+        let slots = std::array::from_fn(|slot| Slot1 { state: SlotState::Disabled, offset: place(slot) });
         let mut digest_salt = [0; SALT_LEN];
         random(&mut digest_salt)?;
         let of_key = digest(self.hash, key, &digest_salt, self.digest_iterations)?;
@@ -336,17 +323,12 @@ fn digest(hash: Hash, key: &Secret, salt: &[u8], iterations: u32) -> Result<Secr
     Ok(pbkdf2(hash, key.expose(), salt, iterations, DIGEST_LEN)?)
 }
 
-/// Bytes of a slot's key material: whole sectors.
-fn material_len(spec: &CipherSpec, stripes: u32) -> u64 {
-    (spec.key_len() as u64 * u64::from(stripes)).next_multiple_of(SECTOR)
-}
-
 fn parse_slot(bytes: &[u8; Header1::LEN], slot: usize) -> Result<Slot1, LuksError> {
     let at = SLOTS_AT + slot * SLOT_LEN;
     let (offset, stripes) = (number(bytes, at + 40), number(bytes, at + 44));
     let range = |field, value: u32| LuksError::SlotRange { slot, field, value: value.into() };
     // All headers that are made have as many; others could ask for gigabytes.
-    if stripes != Header1::STRIPES {
+    if stripes != STRIPES {
         return Err(range("stripes", stripes));
     }
     let state = match number(bytes, at) {
@@ -360,7 +342,7 @@ fn parse_slot(bytes: &[u8; Header1::LEN], slot: usize) -> Result<Slot1, LuksErro
         }
         value => return Err(LuksError::SlotState { slot, value }),
     };
-    Ok(Slot1 { state, offset, stripes })
+    Ok(Slot1 { state, offset })
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
