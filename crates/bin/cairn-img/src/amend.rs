@@ -109,7 +109,9 @@ impl Command for Args {
         let image =
             Image { name: name.clone(), image_opts: self.image_opts, resize: true, still: false, stored: false, how };
         layer.run(|gs| async move {
-            let Some((header, wanted)) = image.look(&gs, &options, wants_help, self.force).await? else { return Ok(()) };
+            let Some((header, wanted)) = image.look(&gs, &options, wants_help, self.force).await? else {
+                return Ok(());
+            };
             let Amend { change, size, .. } = wanted;
             change.check(&header).map_err(Failure::message)?;
             let is_down = change.version == Some(Version::V2) && header.version > Version::V2;

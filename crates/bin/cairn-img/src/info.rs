@@ -81,6 +81,11 @@ fn node(gs: &GlobalState, node_ref: NodeRef) -> Pin<Box<dyn Future<Output = Resu
         let disk_size = match children.first() {
             // It stands for any disk, whose size is not told.
             Some(_) if info.driver == "blkdebug" => None,
+            Some(_) if info.driver == "luks" => {
+                // The data's, and the header's where that is a file of its own.
+                let sizes = children.iter().map(|(_, child)| child.disk_size);
+                sizes.reduce(|all, size| Some(all? + size?)).flatten()
+            }
             Some((_, file)) => file.disk_size,
             // Where nobody can tell, nothing is.
             None => Some(gs.allocated_size(&node_ref).await.unwrap_or(0)),
@@ -170,6 +175,7 @@ const ORDER: [&str; 36] = [
     "inject-error.0.once",
     "max-write-zero",
     "image",
+    "header",
     "max-transfer",
     "set-state.1.new_state",
     "offset",
@@ -193,7 +199,6 @@ const ORDER: [&str; 36] = [
     "size",
     "filename",
     "file",
-    "header",
     "key-secret",
 ];
 

@@ -6,51 +6,57 @@ pub(crate) mod new;
 pub(crate) mod slots;
 
 use block_common::IoResult;
-use block_crypt::{Hash, Secret, SectorCipher};
+use block_crypt::{CipherSpec, Hash, Secret, SectorCipher};
 use block_gs::{GlobalState, GraphError, GraphResult};
-use block_luks_format::{Header1, LuksError, SlotState};
+use block_luks_format::{Header1, Header2, KdfCost, LuksError, Slot2, SlotState};
+use std::ops::Range;
 
-/// What the options of an encrypted volume say of it, and its header.
+/// Bytes that every header begins with.
+const HEAD: usize = 4096;
+
+/// What the header of an encrypted volume says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LuksHeader {
     /// LUKS1.
     V1(Header1),
+    /// LUKS2.
+    V2(Header2),
 }
 
 /// What is known of a key slot from outside.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SlotInfo {
-    /// Whether a password leads to the key through it.
+    /// Whether a password leads to a key through it.
     pub active: bool,
     /// How often its password is hashed, if it is active.
     pub iterations: Option<u32>,
-    /// Where its key material lies in the header, in bytes.
-    pub key_offset: u64,
-    /// How many times as long as the key the material is, if it is active.
-    pub stripes: Option<u32>,
+    /// Where its key material lies in the header, in bytes, if it has a place.
+    pub key_offset: Option<u64>,
+    /// How a key is derived from its password, if it is active.
+    pub kdf: Option<&'static str>,
+    /// The memory that this takes, in KiB, if it takes much.
+    pub memory: Option<u32>,
 }
 
 /// What is known of a volume from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeInfo {
-    /// The cipher with its length of keys: `aes-256`.
-    pub cipher: &'static str,
-    /// Its mode.
-    pub mode: &'static str,
-    /// Where initialisation vectors come from, if there are any.
-    pub iv: Option<&'static str>,
-    /// The hash that they take.
-    pub iv_hash: Option<&'static str>,
-    /// The hash of passwords.
-    pub hash: &'static str,
+    /// Of LUKS.
+    pub version: u32,
+    /// How its data is encrypted, if that can be told.
+    pub spec: Option<CipherSpec>,
+    /// The hash of passwords, and of the key.
+    pub hash: Hash,
     /// The volume's name.
     pub uuid: String,
     /// Where the data begins, in bytes.
     pub payload_offset: u64,
+    /// Bytes of a sector.
+    pub sector: u32,
     /// How often the key is hashed for its digest.
     pub key_iterations: u32,
-    /// The key slots.
+    /// The key slots, by their numbers.
     pub slots: Vec<SlotInfo>,
 }
 
@@ -64,55 +70,120 @@ pub(crate) struct Volume {
 impl LuksHeader {
     /// What is to be told of it.
     pub fn info(&self) -> VolumeInfo {
-        let Self::V1(header) = self;
-        let spec = header.spec;
-        let slots = header.slots.iter().enumerate().map(|(index, slot)| {
-            let iterations = match slot.state {
-                SlotState::Enabled { iterations, .. } => Some(iterations),
-                SlotState::Disabled => None,
-            };
-            let key_offset = header.material(index).start;
-            let stripes = iterations.map(|_| Header1::STRIPES);
-            SlotInfo { active: slot.is_enabled(), iterations, key_offset, stripes }
-        });
-        VolumeInfo {
-            cipher: spec.cipher.name(),
-            mode: spec.mode.name(),
-            iv: spec.iv.map(|iv| iv.name()),
-            iv_hash: match spec.iv {
-                Some(block_crypt::IvGen::Essiv(hash)) => Some(Hash::name(hash)),
-                _ => None,
+        match self {
+            Self::V1(header) => VolumeInfo {
+                version: 1,
+                spec: Some(header.spec),
+                hash: header.hash,
+                uuid: header.uuid.clone(),
+                payload_offset: header.payload_offset(),
+                sector: self.sector(),
+                key_iterations: header.digest_iterations,
+                slots: (0..Header1::SLOTS).map(|slot| SlotInfo::of_header1(header, slot)).collect(),
             },
-            hash: header.hash.name(),
-            uuid: header.uuid.clone(),
-            payload_offset: header.payload_offset(),
-            key_iterations: header.digest_iterations,
-            slots: slots.collect(),
+            Self::V2(header) => VolumeInfo {
+                version: 2,
+                spec: header.spec(),
+                hash: header.hash(),
+                uuid: header.uuid().to_owned(),
+                payload_offset: header.segment().offset,
+                sector: self.sector(),
+                key_iterations: header.digest_iterations(),
+                slots: (0..=header.slots().keys().last().copied().unwrap_or(0))
+                    .map(|slot| header.slots().get(&slot).map(SlotInfo::of_slot2).unwrap_or_default())
+                    .collect(),
+            },
+        }
+    }
+
+    /// How many slots there may be.
+    pub(crate) fn slot_count(&self) -> usize {
+        match self {
+            Self::V1(_) => Header1::SLOTS,
+            Self::V2(_) => Header2::SLOTS as usize,
+        }
+    }
+
+    /// The slots that a password may open.
+    pub(crate) fn enabled(&self) -> Vec<usize> {
+        match self {
+            Self::V1(header) => (0..Header1::SLOTS).filter(|slot| header.slots[*slot].is_enabled()).collect(),
+            Self::V2(header) => {
+                let of_disk = header.slots().iter().filter(|(_, slot)| slot.is_for_disk);
+                of_disk.map(|(number, _)| *number as usize).collect()
+            }
+        }
+    }
+
+    /// The first slot that has nothing.
+    pub(crate) fn free_slot(&self) -> Option<usize> {
+        match self {
+            Self::V1(header) => header.slots.iter().position(|slot| !slot.is_enabled()),
+            Self::V2(header) => header.free_slot().map(|slot| slot as usize),
         }
     }
 
     /// Where the data begins: bytes from the start of the file.
     pub(crate) fn payload(&self) -> u64 {
-        let Self::V1(header) = self;
-        header.payload_offset()
+        match self {
+            Self::V1(header) => header.payload_offset(),
+            Self::V2(header) => header.segment().offset,
+        }
     }
 
     /// Bytes of the data, if they do not end with the file.
     pub(crate) fn size(&self) -> Option<u64> {
-        let Self::V1(_) = self;
-        None
+        match self {
+            Self::V1(_) => None,
+            Self::V2(header) => header.segment().len,
+        }
     }
 
     /// Bytes of a sector.
     pub(crate) fn sector(&self) -> u32 {
-        let Self::V1(_) = self;
-        SectorCipher::UNIT as u32
+        match self {
+            Self::V1(_) => SectorCipher::UNIT as u32,
+            Self::V2(header) => header.segment().sector as u32,
+        }
     }
 
     /// The number of the first sector.
     pub(crate) fn first_sector(&self) -> u64 {
-        let Self::V1(_) = self;
-        0
+        match self {
+            Self::V1(_) => 0,
+            Self::V2(header) => header.segment().first,
+        }
+    }
+
+    /// Slots in the order in which they are tried, and where their key material lies.
+    fn to_try(&self) -> Vec<(usize, Range<u64>)> {
+        match self {
+            Self::V1(header) => self.enabled().into_iter().map(|slot| (slot, header.material(slot))).collect(),
+            Self::V2(header) => {
+                let all = header.order_to_try().into_iter();
+                all.filter_map(|slot| Some((slot as usize, header.material(slot)?))).collect()
+            }
+        }
+    }
+}
+
+impl SlotInfo {
+    fn of_header1(header: &Header1, index: usize) -> Self {
+        let iterations = match header.slots[index].state {
+            SlotState::Enabled { iterations, .. } => Some(iterations),
+            SlotState::Disabled => None,
+        };
+        let (kdf, key_offset) = (iterations.map(|_| "pbkdf2"), Some(header.material(index).start));
+        Self { active: iterations.is_some(), iterations, key_offset, kdf, memory: None }
+    }
+
+    fn of_slot2(slot: &Slot2) -> Self {
+        let (kdf, iterations, memory) = match slot.kdf.cost {
+            KdfCost::Pbkdf2 { iterations, .. } => ("pbkdf2", iterations, None),
+            KdfCost::Argon2 { kind, cost } => (kind.name(), cost.time, Some(cost.memory)),
+        };
+        let key_offset = Some(slot.area.start);
+        Self { active: true, iterations: Some(iterations), key_offset, kdf: Some(kdf), memory }
     }
 }
 
@@ -126,27 +197,45 @@ impl Volume {
         is_detached: bool,
         to_unlock: bool,
     ) -> IoResult<Result<Self, LuksError>> {
-        let header = match Header1::parse(&read(0, Header1::LEN).await?, is_detached) {
+        let mut area = read(0, HEAD).await?;
+        let header = if Header1::probe(&area) == Some(1) {
+            Header1::parse(&area, is_detached).map(LuksHeader::V1)
+        } else {
+            // A second copy may be good where the first is none.
+            while let Some(len) = Header2::wanted(&area).filter(|len| *len > area.len()) {
+                let more = read(0, len).await?;
+                let is_all = more.len() < len;
+                area = more;
+                if is_all {
+                    break;
+                }
+            }
+            Header2::parse(&area, is_detached).map(LuksHeader::V2)
+        };
+        let header = match header {
             Ok(header) => header,
             Err(error) => return Ok(Err(error)),
         };
         let mut materials = Vec::new();
-        for slot in (0..Header1::SLOTS).filter(|slot| to_unlock && header.slots[*slot].is_enabled()) {
-            let place = header.material(slot);
+        for (slot, place) in header.to_try().into_iter().filter(|_| to_unlock) {
             materials.push((slot, read(place.start, (place.end - place.start) as usize).await?));
         }
-        Ok(Ok(Self { header: LuksHeader::V1(header), materials }))
+        Ok(Ok(Self { header, materials }))
     }
 
     /// The slots that `password` opens, the first of them or all, and the key. This computes for long.
     ///
     /// # Errors
-    /// A slot's material is cut off by the file's end.
+    /// A slot's material is cut off by the file's end, or there is not as much memory as a slot needs.
     fn try_slots(&self, password: &Secret, all: bool) -> Result<(Vec<usize>, Option<Secret>), LuksError> {
-        let LuksHeader::V1(header) = &self.header;
         let (mut slots, mut found) = (Vec::new(), None);
         for (slot, material) in &self.materials {
-            if let Some(key) = header.unlock(*slot, password.expose(), material)? {
+            let password = password.expose();
+            let key = match &self.header {
+                LuksHeader::V1(header) => header.unlock(*slot, password, material)?,
+                LuksHeader::V2(header) => header.unlock(*slot as u32, password, material, u32::MAX)?,
+            };
+            if let Some(key) = key {
                 slots.push(*slot);
                 found = Some(key);
                 if !all {
@@ -169,7 +258,11 @@ impl Volume {
         }
     }
 
-    async fn try_in_pool(
+    /// What `password` opens, the first slot or all, and the key.
+    ///
+    /// # Errors
+    /// As [`Volume::try_slots`].
+    pub(crate) async fn try_in_pool(
         self,
         gs: &GlobalState,
         password: Secret,
@@ -188,8 +281,11 @@ impl Volume {
     /// # Errors
     /// The key has a length that does not fit, which is no key that was unlocked.
     pub(crate) fn cipher(&self, key: &Secret) -> GraphResult<SectorCipher> {
-        let LuksHeader::V1(header) = &self.header;
-        SectorCipher::new(header.spec, key.expose()).map_err(|error| refused(error.into()))
+        let spec = match &self.header {
+            LuksHeader::V1(header) => header.spec,
+            LuksHeader::V2(header) => header.spec_for(key.expose().len()).map_err(refused)?,
+        };
+        SectorCipher::new(spec, key.expose()).map_err(|error| refused(error.into()))
     }
 }
 

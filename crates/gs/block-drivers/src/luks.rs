@@ -67,11 +67,11 @@ impl DriverType for LuksType {
         };
         let is_detached = header.is_some();
         let role = if is_detached { ChildRole::DATA | ChildRole::PRIMARY } else { ChildRole::IMAGE };
-        let file = context.require_child(options, ChildName::FILE, role).await?;
         let header = match header {
             Some(spec) => Some(context.open_child(HEADER, ChildRole::METADATA, spec).await?),
             None => None,
         };
+        let file = context.require_child(options, ChildName::FILE, role).await?;
         let is_locked = context.common().no_io;
         if secret.is_none() && !is_locked {
             return Err(GraphError::Open("Parameter 'key-secret' is required for cipher".into()));

@@ -173,7 +173,10 @@ pub fn file_of(gs: &GlobalState, node: &str) -> Option<PathBuf> {
         if let Some(Value::Str(path)) = info.options.lookup("filename") {
             return Some(path.into());
         }
-        name = info.children.into_iter().next()?.1?;
+        let mut children = info.children.into_iter();
+        let is_file = |(edge, ..): &(String, _, _)| edge == ChildName::FILE.as_str();
+        let file = children.clone().find(is_file).or_else(|| children.next());
+        name = file?.1?;
     }
     None
 }

@@ -142,8 +142,7 @@ fn what_either_makes_the_other_opens() {
             assert!(output.status.success(), "{output:?}");
             good(program(), folder, &format!("convert {SECRET} {OPEN}{image} -O raw read"));
             good("qemu-img", folder, &format!("convert {SECRET} {OPEN}{image} -O raw expected"));
-            let [read, expected] =
-                ["read", "expected"].map(|name| std::fs::read(folder.join(name)).expect("an image"));
+            let [read, expected] = ["read", "expected"].map(|name| std::fs::read(folder.join(name)).expect("an image"));
             assert!(read == expected && read != data, "{image}: {algorithms}");
         }
         let same = format!("compare {SECRET} {OPEN}{mine} driver=luks,key-secret=s,file.filename={yours}");
@@ -213,7 +212,8 @@ fn images_are_used_alike() {
 
 /// The slots of the image in each folder that have a key.
 fn slots(folder: &Path, image: &str) -> Vec<usize> {
-    let json: Value = serde_json::from_str(&good("qemu-img", folder, &format!("info --output=json {image}"))).expect("JSON");
+    let json: Value =
+        serde_json::from_str(&good("qemu-img", folder, &format!("info --output=json {image}"))).expect("JSON");
     let slots = json["format-specific"]["data"]["slots"].as_array().expect("slots").clone();
     slots.iter().enumerate().filter(|(_, slot)| slot["active"] == true).map(|(at, _)| at).collect()
 }
@@ -299,7 +299,11 @@ fn a_detached_header_belongs_to_another_file() {
     // A password is added to the header; the data stays as it is.
     let before = std::fs::read(folder.join("data")).expect("a file");
     let new = "--object secret,id=n,data=new";
-    good(program(), folder, &format!("amend {SECRET} {new} -o state=active,new-secret=n,iter-time=10 --image-opts {image}"));
+    good(
+        program(),
+        folder,
+        &format!("amend {SECRET} {new} -o state=active,new-secret=n,iter-time=10 --image-opts {image}"),
+    );
     good(program(), folder, &format!("amend {SECRET} {new} -o state=inactive,keyslot=0 --image-opts {image}"));
     let image = image.replace("key-secret=s", "key-secret=n");
     let compare = format!("compare {new} --image-opts {image} driver=raw,file.filename=plain");

@@ -99,11 +99,11 @@ fn check_version(area: &[u8]) -> Result<(), LuksError> {
 
 /// The first field that is to be known: bytes of the copy at the start of `bytes`.
 fn size(bytes: &[u8], copy: HeaderCopy) -> Result<usize, LuksError> {
-    if bytes.len() < LEN {
-        return Err(LuksError::Short(bytes.len()));
-    }
     if !bytes.starts_with(&magic(copy)) {
         return Err(LuksError::Magic);
+    }
+    if bytes.len() < LEN {
+        return Err(LuksError::Short(bytes.len()));
     }
     let version = u16::from_be_bytes(array(bytes, VERSION_AT));
     if version != VERSION {

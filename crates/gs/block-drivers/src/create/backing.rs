@@ -79,7 +79,7 @@ async fn look_at(gs: &GlobalState, name: &str, format: Option<String>) -> Result
     {
         return Err(CreateError::BackingOpen(format!("Image format '{format}' is not supported")));
     }
-    let how = ImageOptions { format, read_only: true, ..ImageOptions::default() };
+    let how = ImageOptions { format, read_only: true, no_io: true, ..ImageOptions::default() };
     let node = open_image(gs, name, &how).await.map_err(|error| CreateError::BackingOpen(error.report()))?;
     let found = (node.io().driver().map(str::to_owned), node.io().length());
     gs.close(node).await?;

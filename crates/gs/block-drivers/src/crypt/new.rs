@@ -141,7 +141,7 @@ pub(crate) fn iterations(hash: Hash, len: usize, time: Duration) -> Result<u32, 
 }
 
 /// The processor time that this thread has taken.
-fn spent() -> Duration {
+pub(crate) fn spent() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }

@@ -4,10 +4,12 @@
 //! header says that an erased slot is free before its material is overwritten. A slot that is replaced is erased first, so the volume needs another one that opens, or the force of its user.
 
 use crate::create::CreateError;
-use crate::crypt::new::{iterations, random};
+use crate::crypt::new::{iterations, random, spent};
 use crate::crypt::{LuksHeader, Volume, refused};
+use block_crypt::{Secret, argon2_cost};
 use block_gs::{GlobalState, GraphError, GraphResult};
-use block_luks_format::{Header1, Sealed, SlotState};
+use block_luks_format::{Header1, Header2, KdfCost, Sealed, Sealed2, SlotState};
+use std::ops::Range;
 use std::time::Duration;
 
 /// Milliseconds that the hashing of a password takes, unless the user says otherwise.
@@ -47,8 +49,8 @@ pub enum SlotError {
     #[error("'{0}' must not be given when activating keyslots")]
     NotWhenActivating(&'static str),
     /// There is no such slot.
-    #[error("Invalid keyslot {0} specified, must be between 0 and {max}", max = Header1::SLOTS - 1)]
-    NoSlot(u32),
+    #[error("Invalid keyslot {0} specified, must be between 0 and {1}")]
+    NoSlot(u32, usize),
     /// All have a key.
     #[error("Can't add a keyslot - all keyslots are in use")]
     Full,
@@ -95,7 +97,7 @@ pub(crate) trait HeaderFile {
 
 impl SlotChange {
     /// Check what can be checked without the image.
-    fn check(&self) -> Result<Option<usize>, SlotError> {
+    fn check(&self) -> Result<(), SlotError> {
         if !self.active {
             let extra = [("new-secret", self.new_secret.is_some()), ("iter-time", self.iter_time.is_some())];
             if let Some((name, _)) = extra.into_iter().find(|(_, given)| *given) {
@@ -106,11 +108,16 @@ impl SlotChange {
         } else if self.old_secret.is_some() {
             return Err(SlotError::NotWhenActivating("old-secret"));
         }
+        Ok(())
+    }
+
+    /// The slot, if one is named, which is one of so many.
+    fn slot(&self, count: usize) -> Result<Option<usize>, SlotError> {
         let Some(slot) = self.keyslot else { return Ok(None) };
         match usize::try_from(slot) {
-            Ok(slot) if slot < Header1::SLOTS => Ok(Some(slot)),
+            Ok(slot) if slot < count => Ok(Some(slot)),
             // As the field's tools show it.
-            _ => Err(SlotError::NoSlot(slot as u32)),
+            _ => Err(SlotError::NoSlot(slot as u32, count - 1)),
         }
     }
 }
@@ -130,9 +137,10 @@ impl<F: HeaderFile> Slots<'_, F> {
     /// # Errors
     /// Nothing was changed, unless the file refused to be written.
     pub(crate) async fn change(&self, change: &SlotChange, force: bool) -> Result<LuksHeader, SlotError> {
-        let slot = change.check()?;
+        change.check()?;
         // What stands there now: another process may have changed it since the image was opened.
         let volume = self.volume().await?;
+        let slot = change.slot(volume.header.slot_count())?;
         if change.active {
             self.add(volume, change, slot, force).await
         } else {
@@ -167,34 +175,82 @@ impl<F: HeaderFile> Slots<'_, F> {
         force: bool,
     ) -> Result<LuksHeader, SlotError> {
         let new = self.gs.secret_text(change.new_secret.as_deref().ok_or(SlotError::NoNewSecret)?)?;
-        let old = self.secret.ok_or_else(|| GraphError::Open("Parameter 'key-secret' is required for cipher".into()))?;
+        let old =
+            self.secret.ok_or_else(|| GraphError::Open("Parameter 'key-secret' is required for cipher".into()))?;
         let old = self.gs.secret_text(old)?;
-        let LuksHeader::V1(header) = &volume.header;
+        let enabled = volume.header.enabled();
         let slot = match slot {
-            Some(slot) if header.slots[slot].is_enabled() && !force => return Err(SlotError::Active(slot)),
+            Some(slot) if enabled.contains(&slot) && !force => return Err(SlotError::Active(slot)),
             Some(slot) => slot,
-            None => header.slots.iter().position(|slot| !slot.is_enabled()).ok_or(SlotError::Full)?,
+            None => volume.header.free_slot().ok_or(SlotError::Full)?,
         };
-        let (volume, key) = volume.unlock(self.gs, old).await?;
-        let LuksHeader::V1(mut header) = volume.header;
-        let was_enabled = header.slots[slot].is_enabled();
         let time = Duration::from_millis(change.iter_time.unwrap_or(ITER_TIME));
-        let (sealed, mut header) = self
-            .in_pool(move || {
-                let iterations = iterations(header.hash, header.spec.key_len(), time)?;
-                let sealed: Sealed = header.seal(slot, new.expose(), &key, iterations, random)?;
-                // A slot that is replaced is free meanwhile.
-                header.slots[slot].state = SlotState::Disabled;
-                Ok((sealed, header))
-            })
-            .await?;
+        let (volume, (opened, key)) = volume.try_in_pool(self.gs, old, false).await?;
+        let (Some(opened), Some(key)) = (opened.first().copied(), key) else {
+            return Err(GraphError::Open("Invalid password, cannot unlock any keyslot".into()).into());
+        };
+        match volume.header {
+            LuksHeader::V1(header) => self.add_1(header, slot, (new, key, time)).await?,
+            LuksHeader::V2(header) => self.add_2(header, (slot, opened), (new, key, time)).await?,
+        }
+        Ok(self.volume().await?.header)
+    }
+
+    async fn add_1(
+        &self,
+        mut header: Header1,
+        slot: usize,
+        (new, key, time): (Secret, Secret, Duration),
+    ) -> Result<(), SlotError> {
+        let was_enabled = header.slots[slot].is_enabled();
+        let made = self.in_pool(move || {
+            let iterations = iterations(header.hash, header.spec.key_len(), time)?;
+            let sealed: Sealed = header.seal(slot, new.expose(), &key, iterations, random)?;
+            // A slot that is replaced is free meanwhile.
+            header.slots[slot].state = SlotState::Disabled;
+            Ok((sealed, header))
+        });
+        let (sealed, mut header) = made.await?;
         if was_enabled {
-            self.write_header(&header).await?;
+            self.write_1(&header).await?;
         }
         self.file.write(header.material(slot).start, sealed.material.expose().to_vec()).await?;
         header.slots[slot].state = sealed.state;
-        self.write_header(&header).await?;
-        Ok(LuksHeader::V1(header))
+        Ok(self.write_1(&header).await?)
+    }
+
+    async fn add_2(
+        &self,
+        header: Header2,
+        (slot, opened): (usize, usize),
+        (new, key, time): (Secret, Secret, Duration),
+    ) -> Result<(), SlotError> {
+        let (slot, opened) = (slot as u32, opened as u32);
+        // What is replaced is overwritten when no copy of the header speaks of it any more.
+        let replaced = header.slots().get(&slot).map(|slot| slot.area.clone());
+        let sealed = self.in_pool(move || {
+            // As the slot that was opened, for who made that has chosen.
+            let cost = header.slots().get(&opened).map(|slot| slot.kdf.cost);
+            let cost = match cost {
+                Some(KdfCost::Argon2 { kind, .. }) => {
+                    KdfCost::Argon2 { kind, cost: argon2_cost(kind, time, memory_max(), threads(), spent) }
+                }
+                _ => {
+                    let hash = header.hash();
+                    KdfCost::Pbkdf2 { hash, iterations: iterations(hash, key.expose().len(), time)? }
+                }
+            };
+            let header = if header.slots().contains_key(&slot) { header.remove(slot)? } else { header };
+            header.seal(slot, new.expose(), &key, cost, random)
+        });
+        let Sealed2 { header, material } = sealed.await?;
+        let place = header.material(slot).map_or(0, |place| place.start);
+        self.file.write(place, material.expose().to_vec()).await?;
+        self.write_2(&header).await?;
+        match replaced {
+            Some(area) => self.overwrite(area).await,
+            None => Ok(()),
+        }
     }
 
     async fn erase(
@@ -204,10 +260,9 @@ impl<F: HeaderFile> Slots<'_, F> {
         slot: Option<usize>,
         force: bool,
     ) -> Result<LuksHeader, SlotError> {
-        let LuksHeader::V1(header) = &volume.header;
-        let enabled = header.slots.iter().filter(|slot| slot.is_enabled()).count();
+        let enabled = volume.header.enabled();
         let old = change.old_secret.as_deref().map(|name| self.gs.secret_text(name)).transpose()?;
-        if let Some(slot) = slot.filter(|slot| !header.slots[*slot].is_enabled()) {
+        if let Some(slot) = slot.filter(|slot| !enabled.contains(slot)) {
             return Err(SlotError::Inactive(slot));
         }
         let (volume, matching) = match old {
@@ -220,28 +275,52 @@ impl<F: HeaderFile> Slots<'_, F> {
         let slots = match (slot, matching) {
             (None, None) => return Err(SlotError::NothingToErase),
             (Some(slot), Some(matching)) if !matching.contains(&slot) => return Err(SlotError::OtherPassword(slot)),
-            (Some(slot), _) if enabled == 1 && !force => return Err(SlotError::Last(slot)),
+            (Some(slot), _) if enabled.len() == 1 && !force => return Err(SlotError::Last(slot)),
             (Some(slot), _) => vec![slot],
             (None, Some(matching)) if matching.is_empty() => return Err(SlotError::NoMatch),
-            (None, Some(matching)) if matching.len() == enabled && !force => return Err(SlotError::AllMatch),
+            (None, Some(matching)) if matching.len() == enabled.len() && !force => return Err(SlotError::AllMatch),
             (None, Some(matching)) => matching,
         };
-        let LuksHeader::V1(mut header) = volume.header;
-        for slot in &slots {
-            header.slots[*slot].state = SlotState::Disabled;
+        let areas: Vec<_> = match volume.header {
+            LuksHeader::V1(mut header) => {
+                slots.iter().for_each(|slot| header.slots[*slot].state = SlotState::Disabled);
+                self.write_1(&header).await?;
+                slots.into_iter().map(|slot| header.material(slot)).collect()
+            }
+            LuksHeader::V2(mut header) => {
+                let mut areas = Vec::new();
+                for slot in slots {
+                    areas.extend(header.slots().get(&(slot as u32)).map(|slot| slot.area.clone()));
+                    header = header.remove(slot as u32).map_err(refused)?;
+                }
+                self.write_2(&header).await?;
+                areas
+            }
+        };
+        for area in areas {
+            self.overwrite(area).await?;
         }
-        self.write_header(&header).await?;
-        for slot in slots {
-            let place = header.material(slot);
-            let mut noise = vec![0; (place.end - place.start) as usize];
-            random(&mut noise)?;
-            self.file.write(place.start, noise).await?;
-        }
-        Ok(LuksHeader::V1(header))
+        Ok(self.volume().await?.header)
     }
 
-    async fn write_header(&self, header: &Header1) -> GraphResult<()> {
+    /// Nobody shall find out what was there.
+    async fn overwrite(&self, area: Range<u64>) -> Result<(), SlotError> {
+        let mut noise = vec![0; (area.end - area.start) as usize];
+        random(&mut noise)?;
+        Ok(self.file.write(area.start, noise).await?)
+    }
+
+    async fn write_1(&self, header: &Header1) -> GraphResult<()> {
         self.file.write(0, header.bytes().to_vec()).await
+    }
+
+    /// One copy after the other: at each moment one of them can be read.
+    async fn write_2(&self, header: &Header2) -> Result<(), SlotError> {
+        for copy in header.order() {
+            let bytes: Result<_, CreateError> = header.bytes(copy, random);
+            self.file.write(header.place(copy).start, bytes?).await?;
+        }
+        Ok(())
     }
 
     async fn in_pool<T: Send + 'static>(
@@ -251,4 +330,15 @@ impl<F: HeaderFile> Slots<'_, F> {
         let done = self.gs.pool().run(work).await.ok_or(GraphError::ShuttingDown)?;
         Ok(done?)
     }
+}
+
+/// The memory that a password's hashing may take, in KiB: half of what the host has.
+fn memory_max() -> u32 {
+    let info = rustix::system::sysinfo();
+    let bytes = info.totalram.saturating_mul(info.mem_unit.into());
+    u32::try_from(bytes / 2 / 1024).unwrap_or(u32::MAX)
+}
+
+fn threads() -> u32 {
+    std::thread::available_parallelism().map_or(1, |threads| threads.get() as u32)
 }

@@ -171,7 +171,11 @@ impl Driver for Luks {
     }
 
     async fn allocated_size(&self, req: &Req) -> IoResult<u64> {
-        self.0.file.allocated_size(req).await
+        let data = self.0.file.allocated_size(req).await?;
+        match &self.0.header {
+            Some(header) => Ok(data + header.allocated_size(req).await?),
+            None => Ok(data),
+        }
     }
 
     async fn read(&self, req: &Req, offset: GuestOffset, buf: &IoBuf) -> IoResult<()> {
