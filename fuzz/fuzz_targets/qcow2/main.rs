@@ -96,7 +96,7 @@ fn with_image(bed: &Bed, storage: &MemStorage, work: Work) -> bool {
     let open = |req| async move {
         let opened = async {
             let header = Qcow2::read_header(&req, &file).await?;
-            let children = Qcow2Children { file, data: None, backing: None };
+            let children = Qcow2Children { file, data: None, backing: None, cipher: None };
             let options = Qcow2Options { l2_cache_size: Some(8192), ..Qcow2Options::default() };
             Qcow2::open(&req, children, header, options, read_only, pool).await
         };

@@ -4,6 +4,7 @@ use block_common::{AlignedBuf, ChildRole, IoBuf, IoError, Perm, RequestFlags};
 use block_io::{IoThread, Req, Root, StaticGraph, StaticNode, ThreadPool};
 use block_qcow2::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Options};
 use block_testkit::bed::block_on;
+use block_testkit::qcow2::cipher;
 use block_testkit::{MemOptions, MemStorage};
 use std::future::Future;
 
@@ -49,7 +50,7 @@ pub(crate) fn open_for(
     let open = |req| async move {
         let opened = async {
             let header = Qcow2::read_header(&req, &file).await?;
-            let children = Qcow2Children { file, data: None, backing };
+            let children = Qcow2Children { file, data: None, backing, cipher: cipher(&header) };
             Qcow2::open(&req, children, header, options, read_only, ThreadPool::new(2)).await
         };
         Ok(opened.await)
@@ -83,7 +84,7 @@ pub(crate) fn alone_with<T: Send + 'static, F: Future<Output = T> + Send>(
     let file = shell.child(ChildRole::IMAGE, Perm::all(), &file);
     let open = |req: Req| async move {
         let header = Qcow2::read_header(&req, &file).await.expect("a header");
-        let children = Qcow2Children { file, data: None, backing: None };
+        let children = Qcow2Children { file, data: None, backing: None, cipher: cipher(&header) };
         let opened = Qcow2::open(&req, children, header, options, false, ThreadPool::new(2)).await;
         let (engine, control) = opened.expect("opens");
         Ok((engine, work(req, control).await))
