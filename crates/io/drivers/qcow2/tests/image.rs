@@ -24,6 +24,9 @@ mod discards;
 #[path = "image/empty.rs"]
 mod empty;
 
+#[path = "image/encryption.rs"]
+mod encryption;
+
 #[path = "image/faults.rs"]
 mod faults;
 
