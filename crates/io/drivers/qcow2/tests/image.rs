@@ -30,6 +30,9 @@ mod encryption;
 #[path = "image/faults.rs"]
 mod faults;
 
+#[path = "image/field.rs"]
+mod field;
+
 #[path = "image/overlaps.rs"]
 mod overlaps;
 
