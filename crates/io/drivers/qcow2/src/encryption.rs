@@ -77,7 +77,8 @@ impl Shared {
             None => meta::read_padded(req, self.data_edge(), host, buf).await,
             Some(encryption) => {
                 let (crypt, number) = encryption.at(guest, host)?;
-                crypt.read(req, self.data_edge(), HostOffset(host), number, buf).await
+                // Boxed, so that requests of images that are not encrypted stay small.
+                Box::pin(crypt.read(req, self.data_edge(), HostOffset(host), number, buf)).await
             }
         }
     }
@@ -88,7 +89,8 @@ impl Shared {
             None => self.data_edge().write(req, HostOffset(host), buf, RequestFlags::empty()).await,
             Some(encryption) => {
                 let (crypt, number) = encryption.at(guest, host)?;
-                crypt.write(req, self.data_edge(), HostOffset(host), number, buf, RequestFlags::empty()).await
+                let edge = self.data_edge();
+                Box::pin(crypt.write(req, edge, HostOffset(host), number, buf, RequestFlags::empty())).await
             }
         }
     }

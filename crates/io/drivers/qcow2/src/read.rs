@@ -19,7 +19,7 @@ impl Shared {
     pub(crate) async fn read(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
         match self.sectors_around(offset, buf.len()) {
             None => self.read_sectors(req, offset, buf).await,
-            Some(all) => self.read_parts(req, all, offset, buf).await,
+            Some(all) => Box::pin(self.read_parts(req, all, offset, buf)).await,
         }
     }
 

@@ -30,7 +30,7 @@ impl Shared {
     pub(crate) async fn write(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
         match self.sectors_around(offset, buf.len()) {
             None => self.write_sectors(req, offset, buf).await,
-            Some(all) => self.write_parts(req, all, offset, buf).await,
+            Some(all) => Box::pin(self.write_parts(req, all, offset, buf)).await,
         }
     }
 

@@ -150,16 +150,37 @@ fn put(root: &Root, model: &mut [u8], at: usize, len: usize, byte: u8) {
     model[at..at + len].fill(byte);
 }
 
-/// An image that `qemu-img` makes with these options is written to by `qemu-io`, then here, and read by both.
-fn check(thread: &IoThread, options: &str) {
+/// Who makes an image.
+enum Maker<'a> {
+    /// `qemu-img`, with these options.
+    Field(&'a str),
+    /// This project, for that takes no seconds.
+    Here(NewImage),
+}
+
+/// An image is written to by `qemu-io`, then here, and read by both.
+fn check(thread: &IoThread, maker: Maker<'_>) {
     let field = Field::new();
-    let (has_data, has_backing) = (options.contains("data_file"), options.contains("backing_file"));
+    let (options, has_data, has_backing) = match &maker {
+        Maker::Field(options) => (options.to_string(), options.contains("data_file"), options.contains("backing_file")),
+        Maker::Here(image) => (format!("{image:?}"), image.data_file.is_some(), image.backing_file.is_some()),
+    };
     let mut model = vec![0; DISK];
     if has_backing {
         model[..DISK / 2].fill(0xbb);
         write(&field.path("below"), &model[..DISK / 2]);
     }
-    field.run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, "i", "1M"]);
+    match maker {
+        Maker::Field(options) => {
+            field.run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, "i", "1M"]);
+        }
+        Maker::Here(image) => {
+            write(&field.path("i"), &made(image));
+            if has_data {
+                write(&field.path("data"), &vec![0; DISK]);
+            }
+        }
+    }
     field.io(&["write -P 1 0 70k", "write -P 2 200k 3k", "write -P 3 900k 64k"]);
     for (at, len, byte) in [(0, 70, 1), (200, 3, 2), (900, 64, 3)] {
         model[at << 10..(at + len) << 10].fill(byte);
@@ -211,33 +232,44 @@ fn encrypted_images_of_others_are_read_and_written() {
     if !has_tools() {
         return;
     }
-    let thread = io_thread(true);
-    for more in [
-        "",
-        ",cluster_size=512",
-        ",cluster_size=16k,extended_l2=on",
-        ",compat=0.10,cluster_size=4k",
-        ",encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha256",
-        ",encrypt.cipher-alg=serpent-256,encrypt.ivgen-alg=plain",
-        ",backing_file=below,backing_fmt=raw",
-        ",backing_file=below,backing_fmt=raw,cluster_size=32k,extended_l2=on",
-        ",data_file=data",
-    ] {
-        check(&thread, &format!("{LUKS}{more}"));
-    }
+    let (thread, mut rng) = (io_thread(true), Rng::new(6));
+    check(&thread, Maker::Field(LUKS));
     for more in ["", ",compat=0.10,backing_file=below,backing_fmt=raw", ",data_file=data,cluster_size=4k"] {
-        check(&thread, &format!("{AES}{more}"));
+        check(&thread, Maker::Field(&format!("{AES}{more}")));
+    }
+    let image = NewImage { size: DISK as u64, ..NewImage::default() };
+    let backed =
+        NewImage { backing_file: Some(b"below".to_vec()), backing_format: Some(b"raw".to_vec()), ..image.clone() };
+    let xts = CipherMode::Xts;
+    for (image, cipher, mode, iv) in [
+        (NewImage { cluster_size: 512, ..backed.clone() }, Cipher::Aes128, xts, IvGen::Plain64),
+        (
+            NewImage { cluster_size: 16 << 10, extended_l2: true, ..image.clone() },
+            Cipher::Serpent256,
+            xts,
+            IvGen::Plain,
+        ),
+        (NewImage { cluster_size: 32 << 10, extended_l2: true, ..backed }, Cipher::Aes256, xts, IvGen::Plain64),
+        (
+            NewImage { version: Version::V2, cluster_size: 4096, ..image.clone() },
+            Cipher::Aes256,
+            CipherMode::Cbc,
+            IvGen::Essiv(Hash::Sha256),
+        ),
+        (NewImage { data_file: Some(b"data".to_vec()), ..image }, Cipher::Twofish256, xts, IvGen::Plain64),
+    ] {
+        let encryption = Some(new_header(CipherSpec { cipher, mode, iv: Some(iv) }, &mut rng));
+        check(&thread, Maker::Here(NewImage { encryption, ..image }));
     }
 }
 
 /// A LUKS header with that password, and how long it is.
-fn new_header(rng: &mut Rng) -> Encryption {
+fn new_header(spec: CipherSpec, rng: &mut Rng) -> Encryption {
     let mut random = |bytes: &mut [u8]| {
         bytes.iter_mut().for_each(|byte| *byte = rng.below(0..256) as u8);
         Ok::<_, LuksError>(())
     };
-    let spec = CipherSpec { cipher: Cipher::Aes256, mode: CipherMode::Xts, iv: Some(IvGen::Plain64) };
-    let mut key = Secret::zeroed(64);
+    let mut key = Secret::zeroed(spec.key_len());
     random(key.expose_mut()).expect("numbers");
     let uuid = "5f0c7a4e-8c1f-4d5b-9e4f-0d3c2b1a0f9e".into();
     let new = NewHeader1 { spec, hash: Hash::Sha256, uuid, digest_iterations: 1000, is_detached: false };
@@ -271,17 +303,18 @@ fn encrypted_images_that_are_made_here_are_those_of_others() {
     }
     let (thread, mut rng) = (io_thread(true), Rng::new(7));
     let image = NewImage { size: DISK as u64, ..NewImage::default() };
+    let spec = CipherSpec { cipher: Cipher::Aes256, mode: CipherMode::Xts, iv: Some(IvGen::Plain64) };
+    let tables = NewImage { cluster_size: 512, allocate: Allocate::Tables, ..image.clone() };
+    let full = NewImage { version: Version::V2, cluster_size: 4096, allocate: Allocate::Space, ..image.clone() };
+    // It takes qemu-img seconds to make a LUKS header, whatever it is told.
     let kinds = [
-        ("", image.clone()),
-        (",cluster_size=512", NewImage { cluster_size: 512, ..image.clone() }),
-        (",compat=0.10", NewImage { version: Version::V2, ..image.clone() }),
-        (",preallocation=metadata", NewImage { allocate: Allocate::Tables, ..image.clone() }),
-        (",preallocation=full,cluster_size=4k", {
-            NewImage { allocate: Allocate::Space, cluster_size: 4096, ..image.clone() }
-        }),
+        ("", image, true),
+        (",cluster_size=512,preallocation=metadata", tables, true),
+        (",compat=0.10,cluster_size=4k,preallocation=full", full, false),
     ];
-    for (more, image) in kinds {
-        for (method, encryption) in [(LUKS, new_header(&mut rng)), (AES, Encryption::Aes)] {
+    for (more, image, with_luks) in kinds {
+        let luks = with_luks.then(|| (LUKS, new_header(spec, &mut rng)));
+        for (method, encryption) in luks.into_iter().chain([(AES, Encryption::Aes)]) {
             let field = Field::new();
             let ours = made(NewImage { encryption: Some(encryption), ..image.clone() });
             field.run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &format!("{method}{more}"), "i", "1M"]);
