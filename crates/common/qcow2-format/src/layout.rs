@@ -245,6 +245,12 @@ impl Layout {
         }
     }
 
+    /// Whether the disk reads as zeroes where nothing is below it. Data that is allocated and encrypted reads as what zeroes decrypt to; a subcluster that nobody wrote to is not
+    /// there.
+    pub fn is_zero(&self) -> bool {
+        self.image.encryption.is_none() || !self.has_tables() || self.geometry.is_extended()
+    }
+
     /// What is to be done, in an order in which the file is not an image until the last write.
     pub fn steps(&self) -> Steps<'_> {
         Steps { layout: self, walk: Walk::new(self), stage: Stage::Start, ready: VecDeque::new() }
