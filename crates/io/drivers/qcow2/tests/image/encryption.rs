@@ -63,6 +63,8 @@ fn nothing_of_a_guest_is_seen_in_the_file() {
         let (file, below) = (storage(format.bytes()), storage(words(DISK as usize / 2)));
         let write = |at: u64, len: usize| {
             let image = open(&thread, &file, Some(&below), Qcow2Options::default()).expect("opens");
+            // The second time in place.
+            image.write(at, &words(len));
             image.write(at, &words(len));
             let read = image.read(0, DISK as usize);
             let half = DISK as usize / 2;
