@@ -2,8 +2,11 @@
 
 use anyhow::{Context, Result};
 use block_common::{AlignedBuf, ChildRole, HostOffset, Perm, RequestFlags};
+use block_crypt::{Cipher, CipherMode, CipherSpec, IvGen, SectorCipher};
+use block_crypt_io::Crypt;
 use block_file_posix::{FileAccess, FilePosix, FilePosixOptions};
 use block_io::{Driver, FileEngine, IoThread, IoThreadOptions, Root, StaticGraph, StaticNode, ThreadPool};
+use block_luks::{Luks, LuksOptions};
 use block_null::{Null, NullOptions};
 use block_qcow2::{Qcow2, Qcow2Children, Qcow2Options};
 use block_qcow2_format::{Layout, NewImage, Step};
@@ -136,6 +139,26 @@ impl Stack {
             });
             let (engine, _control) = opened.await.context("toy image")?;
             Ok::<_, anyhow::Error>(shell.install(engine, false).await?)
+        })?;
+        Ok(())
+    }
+
+    /// Put an encrypted disk on top, which begins `payload` bytes behind the start: AES-256 in XTS, 512-byte sectors.
+    ///
+    /// # Errors
+    /// The child does not tell its length.
+    pub fn luks(&mut self, payload: u64) -> Result<()> {
+        let spec = CipherSpec { cipher: Cipher::Aes256, mode: CipherMode::Xts, iv: Some(IvGen::Plain64) };
+        let key: Vec<u8> = (0..spec.key_len()).map(|i| i as u8).collect();
+        let crypt = Crypt::new(SectorCipher::new(spec, &key)?, SectorCipher::UNIT, self.pool.clone());
+        let sector = SectorCipher::UNIT as u32;
+        let options = LuksOptions { payload, size: None, first: 0, crypt: Some(crypt), sector };
+        let mut shell = self.graph.node("luks");
+        let edge = shell.child(ROLE, Perm::CONSISTENT_READ | Perm::WRITE, &self.top);
+        self.top = block_on(async {
+            let opened = shell.run(|req| async move { Luks::open(&req, edge, None, options).await });
+            let (engine, _control) = opened.await?;
+            shell.install(engine, false).await
         })?;
         Ok(())
     }

@@ -1,13 +1,13 @@
 //! The cases: who runs against whom, and the bar. The bars are the project's own; see its first issue, "Speed".
 
-use crate::inside::{Encryption, NewImage, NullBackend, layers};
+use crate::inside::{Encryption, NewImage, NullBackend, Threads, layers};
 use crate::programs::{Bench, CP, FIO, Fio, Fresh, OPENSSL, OpensslSpeed, Peer, QEMU_IMG, Tools};
 use crate::report::{Bar, Row};
 use crate::rounds::{Contender, alternate};
 use crate::stats::median;
 use crate::whole::{Whole, sparse_file, text_file};
 use anyhow::{Context, Result};
-use cairn_benches::{DataFile, Driver, FileMode, Stack, warm};
+use cairn_benches::{DataFile, Driver, FileMode, Shape, Stack, warm};
 use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -45,6 +45,8 @@ enum Kind {
     Qcow2Commit,
     Qcow2TwoThreads { size: usize },
     Encryption,
+    LuksConvert { into: bool },
+    LuksTwoThreads { size: usize },
 }
 
 /// Into what image allocating writes go.
@@ -81,6 +83,8 @@ enum Layer {
     Format,
     /// Above the file, against raw above the file.
     Qcow2,
+    /// Above the file, against raw above the file, less what openssl takes to encrypt as much.
+    Luks,
 }
 
 const fn null(name: &'static str, depth: usize) -> Case {
@@ -173,6 +177,23 @@ const fn qcow2_threads(name: &'static str, size: usize) -> Case {
     Case { name, what, peers: &[], ring: true, kind: Kind::Qcow2TwoThreads { size } }
 }
 
+const fn luks_convert(name: &'static str, into: bool) -> Case {
+    let what =
+        "an encrypted image to nowhere, or a raw image to an encrypted one: cairn-img convert against qemu-img convert";
+    Case { name, what, peers: &[QEMU_IMG], ring: false, kind: Kind::LuksConvert { into } }
+}
+
+const fn luks_threads(name: &'static str, size: usize) -> Case {
+    let what = "reads of an encrypted disk in the page cache, 8 at once: two I/O threads against one";
+    Case { name, what, peers: &[], ring: true, kind: Kind::LuksTwoThreads { size } }
+}
+
+const fn luks_layer(name: &'static str, depth: usize) -> Case {
+    let what =
+        "4 KiB reads of a file in the page cache: what decryption adds, against what openssl speed takes for 4 KiB";
+    Case { name, what, peers: &[OPENSSL], ring: true, kind: Kind::Layer { layer: Layer::Luks, depth } }
+}
+
 const ENCRYPTION: Case = Case {
     name: "crypt-xts",
     what: "AES-256-XTS in memory, 16 KiB at a time: 512-byte sectors here, one piece in openssl speed",
@@ -182,7 +203,7 @@ const ENCRYPTION: Case = Case {
 };
 
 /// All of them.
-pub(crate) const CASES: [Case; 41] = [
+pub(crate) const CASES: [Case; 47] = [
     null("null-d1", 1),
     null("null-d32", 32),
     threads("null-2threads-d1", 1),
@@ -224,6 +245,12 @@ pub(crate) const CASES: [Case; 41] = [
     qcow2_threads("qcow2-2threads-4k", 4 << 10),
     qcow2_threads("qcow2-2threads-64k", 64 << 10),
     ENCRYPTION,
+    luks_layer("luks-d1", 1),
+    luks_layer("luks-d32", 32),
+    luks_convert("luks-convert-from", false),
+    luks_convert("luks-convert-to", true),
+    luks_threads("luks-2threads-4k", 4 << 10),
+    luks_threads("luks-2threads-1m", 1 << 20),
 ];
 
 /// What all cases share: programs, patience, and files, which are made when they are first needed.
@@ -334,6 +361,8 @@ impl Case {
             Kind::Qcow2Commit => self.qcow2_commit(place),
             Kind::Qcow2TwoThreads { size } => self.qcow2_two_threads(place, size),
             Kind::Encryption => self.encryption(place),
+            Kind::LuksConvert { into } => self.luks_convert(place, into),
+            Kind::LuksTwoThreads { size } => self.luks_two_threads(place, size),
         }
     }
 
@@ -445,6 +474,55 @@ impl Case {
         let mut ours = Encryption::new(PIECE)?;
         let mut theirs = OpensslSpeed::new("aes-256-xts", PIECE);
         self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(0.8))])
+    }
+
+    fn luks_two_threads(&self, place: &Place, size: usize) -> Result<Vec<Row>> {
+        let data = place.data()?;
+        warm(&data.path)?;
+        let mut stack = Stack::file(&data.path, FileMode::CACHED)?;
+        stack.luks(0)?;
+        let root = stack.root();
+        let shape = Shape { size, step: size as u64, ..Shape::reads(8) };
+        let (mut two, mut one) = (Threads::new(&root, 2, shape), Threads::new(&root, 1, shape));
+        let rows = self.against(place, &mut two, &mut [(&mut one, Bar::TimesFaster(1.0))]);
+        drop((two, one, root));
+        stack.close()?;
+        rows
+    }
+
+    fn luks_convert(&self, place: &Place, into: bool) -> Result<Vec<Row>> {
+        const SECRET: &str = "secret,id=s,data=password";
+        let raw = place.data()?.path.clone();
+        warm(&raw)?;
+        let to = place.dir.path().join("converted");
+        let encrypted = place.dir.path().join("encrypted");
+        let options = "key-secret=s,iter-time=10";
+        if !into && !encrypted.exists() {
+            let mut command = std::process::Command::new(QEMU_IMG.program);
+            command.args(["convert", "--object", SECRET, "-f", "raw", "-O", "luks", "-o", options]);
+            crate::programs::output(command.arg(&raw).arg(&encrypted))?;
+        }
+        if !into {
+            warm(&encrypted)?;
+        }
+        let source = format!("driver=luks,key-secret=s,file.filename={}", encrypted.display());
+        let nowhere = format!("driver=null-co,size={}", place.file_len);
+        let tool = |name: &str, program: &Path| match into {
+            true => Whole::new(
+                name,
+                program,
+                &[&"convert", &"--object", &SECRET, &"-f", &"raw", &"-O", &"luks", &"-o", &options, &raw, &to],
+            )
+            .making(&to),
+            false => Whole::new(
+                name,
+                program,
+                &[&"convert", &"--object", &SECRET, &"-n", &"--image-opts", &"--target-image-opts", &source, &nowhere],
+            ),
+        };
+        let mut ours = tool("cairn-img", &place.tools.cairn_img);
+        let mut theirs = tool("qemu-img", Path::new(QEMU_IMG.program));
+        self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(6.0))])
     }
 
     fn info(&self, place: &Place) -> Result<Vec<Row>> {
@@ -584,7 +662,7 @@ impl Case {
     fn layer(&self, place: &Place, layer: Layer, depth: usize) -> Result<Vec<Row>> {
         let data = place.data()?;
         let mut below = Stack::file(&data.path, FileMode::CACHED)?;
-        if let Layer::Qcow2 = layer {
+        if let Layer::Qcow2 | Layer::Luks = layer {
             below.raw()?;
         }
         let without = below.root();
@@ -599,6 +677,11 @@ impl Case {
             }
             Layer::Format => ("toy format", 100.0, Some(toy_image(place, data.len)?)),
             Layer::Qcow2 => ("qcow2", 150.0, Some(qcow2_image(place, data.len)?)),
+            Layer::Luks => {
+                let mut above = Stack::file(&data.path, FileMode::CACHED)?;
+                above.luks(0)?;
+                ("luks", openssl_ns(4096)? + 200.0, Some(above))
+            }
         };
         let mut above = above;
         let with = above.as_mut().unwrap_or(&mut below).root();
@@ -629,6 +712,13 @@ fn qcow2_image(place: &Place, len: u64) -> Result<Stack> {
     stack.qcow2(len, false)?;
     Driver::write_all(&stack.root())?;
     Ok(stack)
+}
+
+/// The nanoseconds that openssl takes to encrypt so many bytes with AES-256-XTS, at the rate that it has with 16 KiB.
+fn openssl_ns(bytes: usize) -> Result<f64> {
+    const PIECE: usize = 16 << 10;
+    let took = OpensslSpeed::new("aes-256-xts", PIECE).run(1000)?;
+    Ok(took.as_nanos() as f64 / 1000.0 * bytes as f64 / PIECE as f64)
 }
 
 /// The fastest of `contenders`, judged by three short runs of each.

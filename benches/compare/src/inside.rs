@@ -82,8 +82,7 @@ impl NullBackend {
 
     /// Some threads that send requests to it.
     pub(crate) fn threads(&self, threads: usize, depth: usize) -> Threads {
-        let name = format!("{threads} thread{}", if threads == 1 { "" } else { "s" });
-        Threads { name, root: self.backend.io().root().clone(), threads, depth }
+        Threads::new(self.backend.io().root(), threads, Shape::reads(depth))
     }
 
     /// Close everything.
@@ -101,7 +100,15 @@ pub(crate) struct Threads {
     name: String,
     root: Root,
     threads: usize,
-    depth: usize,
+    shape: Shape,
+}
+
+impl Threads {
+    /// So many threads, each of which makes such requests of `root`.
+    pub(crate) fn new(root: &Root, threads: usize, shape: Shape) -> Self {
+        let name = format!("{threads} thread{}", if threads == 1 { "" } else { "s" });
+        Self { name, root: root.clone(), threads, shape }
+    }
 }
 
 impl Contender for Threads {
@@ -114,8 +121,8 @@ impl Contender for Threads {
         together(
             self.threads,
             |_| {
-                let mut driver = Driver::new(Shape::reads(self.depth))?;
-                driver.run(&self.root, 1000)?;
+                let mut driver = Driver::new(self.shape)?;
+                driver.run(&self.root, if self.shape.size > 4096 { 10 } else { 1000 })?;
                 Ok(driver)
             },
             |driver| driver.run(&self.root, count / self.threads as u64),

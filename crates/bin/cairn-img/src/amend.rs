@@ -6,16 +6,16 @@
 use crate::args::{ObjectArgs, asks_for_help, cache, exclusive, option_list};
 use crate::cli::{Command, Failure};
 use crate::create::say_options;
-use crate::image::{Image, node_of, on_io_thread, with_block_layer};
+use crate::image::{Image, node_of, on_io_thread};
+use crate::layer::BlockLayer;
 use crate::progress::ProgressArgs;
 use crate::{PROGRAM, print};
 use block_common::{Errno, Preallocation};
-use block_drivers::{Amend, CreateError, ImageOptions, Qcow2Control, amend_options};
-use block_gs::BitmapError;
+use block_drivers::{Amend, CreateError, ImageOptions, Qcow2Control, amend_options, change_slots};
+use block_gs::{BitmapError, GlobalState};
 use block_qcow2::check::{Amendment, Storage, Watch, amend};
 use block_qcow2::{Header, Version};
 use clap::Parser;
-use std::cell::RefCell;
 use std::fmt;
 
 /// Change options of an image's format.
@@ -49,7 +49,7 @@ pub(crate) struct Args {
         allow_hyphen_values = true
     )]
     cache: String,
-    /// Allow what may make the image unreadable (no option of this build does)
+    /// Allow what may make the image unreadable: to erase the last key slot, to overwrite one
     #[arg(long)]
     force: bool,
     /// The options: -o help lists them
@@ -83,11 +83,15 @@ fn list(format: &str) -> Result<(), Failure> {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.object.texts()
+    }
+
     /// Amend the image.
     ///
     /// # Errors
     /// Options that make no sense or that the image cannot have, or what the host said.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         if self.options.is_empty() {
             return Err(Failure::usage(Some("amend"), "Must specify options (-o)"));
         }
@@ -104,82 +108,97 @@ impl Command for Args {
         let how = ImageOptions { format: self.format.clone(), cache, ..ImageOptions::default() };
         let image =
             Image { name: name.clone(), image_opts: self.image_opts, resize: true, still: false, stored: false, how };
-        let Some((header, wanted)) = image.look(&options, wants_help)? else { return Ok(()) };
-        let Amend { change, size } = wanted;
-        change.check(&header).map_err(Failure::message)?;
-        let is_down = change.version == Some(Version::V2) && header.version > Version::V2;
-        let first = Amendment { version: change.version.filter(|_| !is_down), ..change };
-        if first != Amendment::default() {
-            image.amend(first)?;
-        }
-        if let Some(size) = size {
-            image.set_size(size)?;
-        }
-        if is_down {
-            image.expand_zeroes()?;
-            image.amend(Amendment { version: Some(Version::V2), ..Amendment::default() })?;
-        }
-        progress.finish();
-        Ok(())
+        layer.run(|gs| async move {
+            let Some((header, wanted)) = image.look(&gs, &options, wants_help, self.force).await? else { return Ok(()) };
+            let Amend { change, size, .. } = wanted;
+            change.check(&header).map_err(Failure::message)?;
+            let is_down = change.version == Some(Version::V2) && header.version > Version::V2;
+            let first = Amendment { version: change.version.filter(|_| !is_down), ..change };
+            if first != Amendment::default() {
+                image.amend(&gs, first).await?;
+            }
+            if let Some(size) = size {
+                image.set_size(&gs, size).await?;
+            }
+            if is_down {
+                image.expand_zeroes(&gs).await?;
+                image.amend(&gs, Amendment { version: Some(Version::V2), ..Amendment::default() }).await?;
+            }
+            progress.finish();
+            Ok(())
+        })
     }
 }
 
+/// Each of these opens the image, and waits until it is closed again.
 impl Image {
-    /// The image's header, and what the options ask for; nothing when the user only wants to know which there are.
-    fn look(&self, options: &str, wants_help: bool) -> Result<Option<(Header, Amend)>, Failure> {
-        let found = RefCell::new(None);
-        let to = &found;
-        with_block_layer(|gs| async move {
-            let backend = self.open(&gs).await?;
-            let node = node_of(&backend)?;
-            let driver = node.io().driver().unwrap_or("none");
-            if wants_help {
-                return list(driver);
-            }
-            let wanted = Amend::parse(driver, options).map_err(refused)?;
-            let header = gs.with_control(&node, |control: &mut Qcow2Control| control.header());
-            let bitmaps = gs.bitmaps(&node).map_err(Failure::message)?;
-            let stale = bitmaps.into_iter().find(|bitmap| bitmap.inconsistent && wanted.size.is_some());
-            if let Some(stale) = stale {
-                return Err(Failure::message(BitmapError::Inconsistent(stale.name)));
-            }
-            *to.borrow_mut() = Some((header.map_err(Failure::message)?, wanted));
-            Ok(())
+    /// The image's header, and what the options ask for; nothing when the user only wants to know which there are, or when it is done already.
+    async fn look(
+        &self,
+        gs: &GlobalState,
+        options: &str,
+        wants_help: bool,
+        force: bool,
+    ) -> Result<Option<(Header, Amend)>, Failure> {
+        let backend = self.open(gs).await?;
+        let node = node_of(&backend)?;
+        let driver = node.io().driver().unwrap_or("none");
+        if wants_help {
+            return list(driver).map(|()| None);
+        }
+        let wanted = Amend::parse(driver, options).map_err(refused)?;
+        if let Some(slots) = &wanted.slots {
+            return change_slots(gs, &node, slots, force).await.map(|()| None).map_err(Failure::message);
+        }
+        let header = gs.with_control(&node, |control: &mut Qcow2Control| control.header());
+        let header = header.map_err(Failure::message)?;
+        let bitmaps = gs.bitmaps(&node).map_err(Failure::message)?;
+        let stale = bitmaps.into_iter().find(|bitmap| bitmap.inconsistent && wanted.size.is_some());
+        if let Some(stale) = stale {
+            return Err(Failure::message(BitmapError::Inconsistent(stale.name)));
+        }
+        drop((backend, node));
+        closed(gs).await?;
+        Ok(Some((header, wanted)))
+    }
+
+    async fn amend(&self, gs: &GlobalState, change: Amendment) -> Result<(), Failure> {
+        let (backend, _) = self.open_under_format(gs).await?;
+        let root = backend.io().root().clone();
+        on_io_thread(
+            gs,
+            async move { amend(Storage::Root(&root), &change, &mut Silent).await.map_err(Failure::message) },
+        )
+        .await?;
+        drop(backend);
+        closed(gs).await
+    }
+
+    async fn set_size(&self, gs: &GlobalState, size: u64) -> Result<(), Failure> {
+        let backend = self.open(gs).await?;
+        let resized = backend.io().root().truncate(size, Preallocation::Off).await;
+        resized.map_err(|error| match error.errno() {
+            Errno::EFBIG => Failure::message(format!("Failed to grow the L1 table: {error}")),
+            _ => Failure::message(format!("Could not resize image: {error}")),
         })?;
-        Ok(found.into_inner())
+        drop(backend);
+        closed(gs).await
     }
 
-    fn amend(&self, change: Amendment) -> Result<(), Failure> {
-        with_block_layer(|gs| async move {
-            let (backend, _) = self.open_under_format(&gs).await?;
-            let root = backend.io().root().clone();
-            on_io_thread(&gs, async move {
-                amend(Storage::Root(&root), &change, &mut Silent).await.map_err(Failure::message)
-            })
-            .await
-        })
+    async fn expand_zeroes(&self, gs: &GlobalState) -> Result<(), Failure> {
+        let backend = self.open(gs).await?;
+        let node = node_of(&backend)?;
+        let control = gs.with_control(&node, |control: &mut Qcow2Control| control.clone());
+        let control = control.map_err(Failure::message)?;
+        let expand = |req| async move { control.expand_zeroes(&req).await };
+        let what = "Failed to turn zero into data clusters";
+        gs.run_drained(&node, what, expand).await.map_err(Failure::message)?;
+        drop((backend, node));
+        closed(gs).await
     }
+}
 
-    fn set_size(&self, size: u64) -> Result<(), Failure> {
-        with_block_layer(|gs| async move {
-            let backend = self.open(&gs).await?;
-            let resized = backend.io().root().truncate(size, Preallocation::Off).await;
-            resized.map_err(|error| match error.errno() {
-                Errno::EFBIG => Failure::message(format!("Failed to grow the L1 table: {error}")),
-                _ => Failure::message(format!("Could not resize image: {error}")),
-            })
-        })
-    }
-
-    fn expand_zeroes(&self) -> Result<(), Failure> {
-        with_block_layer(|gs| async move {
-            let backend = self.open(&gs).await?;
-            let node = node_of(&backend)?;
-            let control = gs.with_control(&node, |control: &mut Qcow2Control| control.clone());
-            let control = control.map_err(Failure::message)?;
-            let expand = |req| async move { control.expand_zeroes(&req).await };
-            let what = "Failed to turn zero into data clusters";
-            gs.run_drained(&node, what, expand).await.map_err(Failure::message)
-        })
-    }
+/// Nobody refers to the image any more: wait until it is closed.
+async fn closed(gs: &GlobalState) -> Result<(), Failure> {
+    gs.settle().await.map_err(Failure::message)
 }

@@ -5,6 +5,7 @@ use crate::image::Image;
 use block_common::{CacheFlags, CacheMode};
 use block_drivers::ImageOptions;
 use clap::Args;
+use std::fmt;
 
 /// How to open an image that is read.
 #[derive(Debug, Args)]
@@ -19,18 +20,29 @@ pub(crate) struct OpenArgs {
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
     #[command(flatten)]
-    object: ObjectArgs,
+    pub(crate) object: ObjectArgs,
 }
 
-/// Objects of QEMU's, which this build does not have.
-#[derive(Debug, Args)]
+/// Objects that images may refer to.
+#[derive(Args)]
 pub(crate) struct ObjectArgs {
-    #[arg(long, value_name = "OBJDEF", hide = true, value_parser = refused_object, allow_hyphen_values = true)]
+    /// Make an object that images refer to: a password, for example (--object help lists the types)
+    #[arg(long, value_name = "OBJDEF", allow_hyphen_values = true)]
     object: Vec<String>,
 }
 
-fn refused_object(_: &str) -> Result<String, String> {
-    Err("option '--object' is not built yet".into())
+impl ObjectArgs {
+    /// What describes them, in the order of the command line.
+    pub(crate) fn texts(&self) -> &[String] {
+        &self.object
+    }
+}
+
+/// There may be passwords in them.
+impl fmt::Debug for ObjectArgs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ObjectArgs({} objects)", self.object.len())
+    }
 }
 
 /// How results are printed.

@@ -6,7 +6,8 @@ mod load;
 
 use crate::args::cache;
 use crate::cli::{Command, Failure};
-use crate::image::{Image, with_block_layer};
+use crate::image::Image;
+use crate::layer::BlockLayer;
 use crate::{number, say};
 use block_common::{AioMode, CacheFlags, LENGTH_MAX};
 use block_drivers::ImageOptions;
@@ -121,11 +122,11 @@ impl Command for Args {
     ///
     /// # Errors
     /// The options contradict each other, the image cannot be opened, a request failed, or closing did.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let name = self.check()?;
         let image = self.image(name);
         let load = self.load();
-        with_block_layer(|gs| async move {
+        layer.run(|gs| async move {
             let backend = image.open(&gs).await?;
             self.announce()?;
             let outcome = load.run(backend.io()).await.map_err(failed)?;

@@ -2,7 +2,8 @@
 
 use crate::args::{ObjectArgs, exclusive};
 use crate::cli::{Command, Failure};
-use crate::image::{Image, node_of, with_block_layer};
+use crate::image::{Image, node_of};
+use crate::layer::BlockLayer;
 use crate::number;
 use block_common::LENGTH_MAX;
 use block_drivers::ImageOptions;
@@ -113,11 +114,15 @@ impl clap::FromArgMatches for Acts {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.object.texts()
+    }
+
     /// Carry it out, one act after the other.
     ///
     /// # Errors
     /// The act that cannot be done; those before it are. An image that cannot be opened, or what the host said.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let refuse = |text: &str| Err(Failure::message(text));
         let Acts(acts) = self.acts;
         if acts.is_empty() {
@@ -146,7 +151,7 @@ impl Command for Args {
             persistent: true,
             ..BitmapOptions::new(bitmap)
         };
-        with_block_layer(|gs| async move {
+        layer.run(|gs| async move {
             let backend = image.open(&gs).await?;
             let node = node_of(&backend)?;
             let other = match source {

@@ -5,8 +5,9 @@
 
 use crate::args::{OpenArgs, OutputArgs, OutputFormat, one_image, source_cache};
 use crate::cli::{Command, Failure};
-use crate::image::{Image, on_io_thread, with_block_layer};
+use crate::image::{Image, on_io_thread};
 use crate::info::write_json;
+use crate::layer::BlockLayer;
 use crate::progress::{Progress, ProgressArgs};
 use crate::{PROGRAM, print};
 use block_common::IoError;
@@ -64,11 +65,15 @@ pub(crate) struct Args {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.open.object.texts()
+    }
+
     /// Check the image.
     ///
     /// # Errors
     /// Status 1 when it cannot be checked, others when something is wrong with it.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let output = self.output.format("check")?;
         let repair = self.repair()?;
         let name = one_image(&self.names, "check")?;
@@ -79,7 +84,7 @@ impl Command for Args {
         image.resize = repair.writes();
         image.still = !image.how.force_share;
         let progress = self.progress.start(self.quiet, 1.0)?;
-        with_block_layer(|gs| async move {
+        layer.run(|gs| async move {
             let (backend, format) = image.open_under_format(&gs).await?;
             let root = backend.io().root().clone();
             on_io_thread(&gs, async move {

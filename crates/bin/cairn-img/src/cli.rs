@@ -3,6 +3,7 @@
 //! What single commands take is in their modules.
 
 use crate::PROGRAM;
+use crate::layer::BlockLayer;
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::borrow::Cow;
@@ -52,11 +53,19 @@ pub(crate) trait Command: Parser {
         words
     }
 
-    /// Carry it out.
+    /// The exit status when an object cannot be made.
+    const REFUSED_OBJECT: u8 = 1;
+
+    /// The texts that describe objects. They are made before anything else is done.
+    fn objects(&self) -> &[String] {
+        &[]
+    }
+
+    /// Carry it out on `layer`, which has the objects.
     ///
     /// # Errors
     /// What the user is told, and the exit status.
-    fn run(self) -> Result<(), Failure>;
+    fn run(self, layer: BlockLayer) -> Result<(), Failure>;
 }
 
 /// Why the program fails. Displays everything that goes to stderr, line ends included.

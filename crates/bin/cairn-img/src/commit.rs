@@ -3,10 +3,11 @@
 use crate::args::{ObjectArgs, cache, exclusive};
 use crate::chain::Alone;
 use crate::cli::{Command, Failure};
-use crate::image::{Image, on_io_thread, with_block_layer};
+use crate::image::{Image, on_io_thread};
+use crate::layer::BlockLayer;
 use crate::progress::{Progress, ProgressArgs};
 use crate::{number, say};
-use block_common::{LENGTH_MAX, Preallocation, RequestFlags};
+use block_common::{LENGTH_MAX, RequestFlags};
 use block_copy::{LayerOptions, SparseNote, commit};
 use block_drivers::ImageOptions;
 use block_gs::GlobalState;
@@ -65,11 +66,15 @@ fn rate(text: &str) -> Result<u64, String> {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.object.texts()
+    }
+
     /// Commit the image.
     ///
     /// # Errors
     /// An image without a backing file, or what the images answered.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let name = match self.names.as_slice() {
             [name] => name.clone(),
             _ => return Err(Failure::usage(Some("commit"), "Expecting one image file name")),
@@ -81,7 +86,7 @@ impl Command for Args {
         let how = ImageOptions { format: self.format.clone(), cache, unmap: true, ..ImageOptions::default() };
         let image = Image { name, image_opts: self.image_opts, resize: true, still: false, stored: false, how };
         let progress = self.progress.start(self.quiet, 1.0)?;
-        with_block_layer(|gs| async move { self.commit(&gs, &image, progress).await })
+        layer.run(|gs| async move { self.commit(&gs, &image, progress).await })
     }
 }
 
@@ -113,7 +118,7 @@ impl Args {
         let total = top.padded.len();
         let into = padded.root().clone();
         if padded.len() < total {
-            let grown = into.truncate(total, Preallocation::Off).await;
+            let grown = into.grow_zeroed(total).await;
             grown.map_err(|error| Failure::message(format!("Could not resize '{base_name}': {error}")))?;
         }
         let roots: Vec<_> = std::iter::once(top.padded.root().clone())

@@ -2,7 +2,8 @@
 
 use crate::args::{ObjectArgs, exclusive, source_cache};
 use crate::cli::{Command, Failure};
-use crate::image::{Image, on_io_thread, with_block_layer};
+use crate::image::{Image, on_io_thread};
+use crate::layer::BlockLayer;
 use crate::progress::{Progress, ProgressArgs};
 use crate::say;
 use block_common::CacheFlags;
@@ -65,11 +66,17 @@ pub(crate) struct Args {
 }
 
 impl Command for Args {
+    const REFUSED_OBJECT: u8 = NOT_OPENED;
+
+    fn objects(&self) -> &[String] {
+        self.object.texts()
+    }
+
     /// Compare the images.
     ///
     /// # Errors
     /// Status 1 when they differ, 2 and more when they cannot be compared.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let [first, second] = self.names.as_slice() else {
             return Err(Failure::usage(Some("compare"), "Expecting two image file names"));
         };
@@ -79,7 +86,7 @@ impl Command for Args {
         let progress = self.progress.start(self.quiet, 2.0)?;
         let cache = source_cache(&self.cache).map_err(|text| not_opened(Failure::message(text)))?;
         let (a, b) = (self.image(first, &self.a_format, cache), self.image(second, &self.b_format, cache));
-        with_block_layer(|gs| async move {
+        layer.run(|gs| async move {
             let (_a, a_data) = a.open_padded(&gs).await.map_err(not_opened)?;
             let (_b, b_data) = b.open_padded(&gs).await.map_err(not_opened)?;
             let names = [a.name, b.name];

@@ -9,7 +9,8 @@ use crate::PROGRAM;
 use crate::args::{asks_for_help, option_list};
 use crate::cli::{Command, Failure};
 use crate::create::{list_options, unopenable};
-use crate::image::{Image, node_of, on_io_thread, with_block_layer};
+use crate::image::{Image, node_of, on_io_thread};
+use crate::layer::BlockLayer;
 use crate::progress::Progress;
 use block_backend::Backend;
 use block_common::{CacheFlags, Preallocation, RequestFlags};
@@ -26,17 +27,21 @@ pub(crate) use args::Args;
 const LAYERS_MAX: usize = 1000;
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.object.texts()
+    }
+
     /// Copy the images.
     ///
     /// # Errors
     /// What is wrong with the options, or what the images answered. A target that was created stays as far as it was written.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let this = &self;
         let options = option_list(&this.target_options)?;
         if asks_for_help(&options) {
             let target = this.names.last().filter(|_| this.names.len() > 1);
             let format = this.target_format.as_deref().unwrap_or("raw");
-            return with_block_layer(|gs| async move { list_options(&gs, format, target.map(String::as_str)).await });
+            return layer.run(|gs| async move { list_options(&gs, format, target.map(String::as_str)).await });
         }
         this.check()?;
         let [sources @ .., target] = this.names.as_slice() else {
@@ -47,7 +52,7 @@ impl Command for Args {
         }
         let progress = this.progress.start(this.quiet, 1.0)?;
         let source_cache = crate::args::source_cache(&this.source_cache).map_err(Failure::message)?;
-        with_block_layer(|gs| async move {
+        layer.run(|gs| async move {
             let (backends, parts) = this.open_sources(&gs, sources, source_cache).await?;
             let bitmaps = if this.bitmaps { this.bitmaps_of(&gs, &backends)? } else { Vec::new() };
             let total = parts.iter().try_fold(0u64, |sum, part| sum.checked_add(part.len()));
@@ -74,7 +79,8 @@ impl Command for Args {
                 created
                     .map_err(|error| Failure::message(format!("{target}: error while converting {format}: {error}")))?;
             }
-            let target = this.open_target(&gs, target, cache, total).await?;
+            let own = new.as_ref().map(NewImage::open_options).unwrap_or_default();
+            let target = this.open_target(&gs, target, (cache, own), total).await?;
             let is_zero = new.map_or(this.target_is_zero, |new| new.is_zero());
             if this.bitmaps && !gs.keeps_bitmaps(&node_of(&target)?).map_err(Failure::message)? {
                 let format = target.node().and_then(|node| node.io().driver()).unwrap_or("none");
@@ -192,12 +198,13 @@ impl Args {
         &self,
         gs: &GlobalState,
         name: &str,
-        cache: CacheFlags,
+        (cache, own): (CacheFlags, Vec<(&'static str, String)>),
         total: u64,
     ) -> Result<Backend, Failure> {
         let how = ImageOptions {
             format: (!self.target_image_opts).then(|| self.format().to_owned()),
             cache,
+            own,
             unmap: self.sparse() > 0,
             ..ImageOptions::default()
         };

@@ -2,7 +2,7 @@
 
 use crate::args::{ObjectArgs, asks_for_help, option_list};
 use crate::cli::{Command, Failure};
-use crate::image::with_block_layer;
+use crate::layer::BlockLayer;
 use crate::{number, print, say};
 use block_common::LENGTH_MAX;
 use block_drivers::{CreateError, CreateOption, CreateOptionKind, NewImage, check_format, creation_options};
@@ -45,16 +45,20 @@ pub(crate) struct Args {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.object.texts()
+    }
+
     /// Create the image.
     ///
     /// # Errors
     /// What is wrong with the options, or what the host said.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let options = option_list(&self.options)?;
         let mut names = self.names.iter().map(String::as_str);
         let name = names.next();
         if asks_for_help(&options) {
-            return with_block_layer(|gs| async move { list_options(&gs, &self.format, name).await });
+            return layer.run(|gs| async move { list_options(&gs, &self.format, name).await });
         }
         let Some(name) = name else {
             return Err(Failure::usage(Some("create"), "Expecting image file name"));
@@ -66,7 +70,7 @@ impl Command for Args {
         }
         let failed = |error: &dyn std::fmt::Display| Failure::message(format!("{name}: {error}"));
         let this = &self;
-        with_block_layer(|gs| async move {
+        layer.run(|gs| async move {
             let image = this.image(&gs, name, &options, size).await.map_err(|text| failed(&text))?;
             if !this.quiet {
                 say(&format!("Formatting '{name}', fmt={} {image}", this.format))?;

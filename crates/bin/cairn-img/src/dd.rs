@@ -3,7 +3,8 @@
 use crate::args::OpenArgs;
 use crate::cli::{Command, Failure};
 use crate::create::unopenable;
-use crate::image::{Image, on_io_thread, with_block_layer};
+use crate::image::{Image, on_io_thread};
+use crate::layer::BlockLayer;
 use crate::number;
 use block_common::{AlignedBuf, LENGTH_MAX, RequestFlags};
 use block_copy::Padded;
@@ -76,11 +77,15 @@ impl Operands {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.open.object.texts()
+    }
+
     /// Copy the blocks.
     ///
     /// # Errors
     /// What is wrong with the operands, or what the images answered.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let operands = &Operands::parse(&self.operands)?;
         let format = &self.output_format;
         let (Some(input), Some(output)) = (&operands.input, &operands.output) else {
@@ -88,7 +93,7 @@ impl Command for Args {
         };
         self.open.check()?;
         let source = self.open.image(input);
-        with_block_layer(|gs| async move {
+        layer.run(|gs| async move {
             let (_input, data) = source.open_padded(&gs).await?;
             let mut image = NewImage::parse(&gs, format, output, "").await.map_err(|error| match error {
                 CreateError::UnknownFormat(_) => Failure::message("Unknown file format"),
@@ -107,7 +112,8 @@ impl Command for Args {
             let created = image.create(&gs).await;
             created
                 .map_err(|error| Failure::message(format!("{output}: error while creating output image: {error}")))?;
-            let how = ImageOptions { format: Some(format.clone()), ..ImageOptions::default() };
+            let how =
+                ImageOptions { format: Some(format.clone()), own: image.open_options(), ..ImageOptions::default() };
             let target =
                 Image { name: output.clone(), image_opts: false, resize: false, still: false, stored: false, how };
             let target = target.open(&gs).await?;

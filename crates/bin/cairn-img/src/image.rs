@@ -8,8 +8,8 @@ use block_backend_io::BackendSettings;
 use block_common::options::{OptionsError, Value};
 use block_common::{AlignedBuf, FileName, IoError, Options, PROBE_BYTES, Perm, PermPair, probe_format};
 use block_copy::Padded;
-use block_drivers::{ImageOptions, open_image, open_options, register_all};
-use block_gs::{GlobalOptions, GlobalState, MainLoop, NodeRef};
+use block_drivers::{ImageOptions, open_image, open_options};
+use block_gs::{GlobalState, NodeRef};
 use block_io::Root;
 use std::future::Future;
 
@@ -40,30 +40,6 @@ pub(crate) async fn on_io_thread<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let ended = || Err(Failure::message("the I/O thread has ended"));
     gs.main_io().run(work).await.unwrap_or_else(ended)
-}
-
-/// Set up a block layer, let `work` use it, close everything that is still open.
-///
-/// # Errors
-/// What `work` returns, and what closing answered: a flush that failed means that data is lost.
-pub(crate) fn with_block_layer<F: Future<Output = Result<(), Failure>>>(
-    work: impl FnOnce(GlobalState) -> F,
-) -> Result<(), Failure> {
-    let refused = |error| Failure::message(format!("Could not set up the block layer: {error}"));
-    let main = MainLoop::new().map_err(refused)?;
-    let gs = GlobalState::new(&main, GlobalOptions::default()).map_err(refused)?;
-    register_all(&gs);
-    let done = main.run(async {
-        let worked = work(gs.clone()).await;
-        let closed = gs.close_all().await.map_err(Failure::message);
-        match (worked, closed) {
-            (Err(first), Err(second)) => Err(first.and(second)),
-            (worked, closed) => worked.and(closed),
-        }
-    });
-    // Nothing is left open, and the process is about to end: nobody waits for the threads to end before it.
-    std::mem::forget((gs, main));
-    done
 }
 
 /// The node that a backend leads to.

@@ -2,12 +2,13 @@
 //!
 //! This file asks; `info/qcow2.rs` does where an image has a structure of its own; `info/tree.rs` prints.
 
+mod luks;
 mod qcow2;
 mod tree;
 
 use crate::args::{OpenArgs, OutputArgs, OutputFormat, one_image};
 use crate::cli::{Command, Failure};
-use crate::image::with_block_layer;
+use crate::layer::BlockLayer;
 use crate::print;
 use block_common::Options;
 use block_common::options::{Dialect, Dict, Value};
@@ -42,16 +43,21 @@ pub(crate) struct Args {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.open.object.texts()
+    }
+
     /// Print what the image is.
     ///
     /// # Errors
     /// The image cannot be opened.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let output = self.output.format("info")?;
         let name = one_image(&self.names, "info")?;
         self.open.check()?;
-        let image = self.open.image(name);
-        with_block_layer(|gs| async move {
+        let mut image = self.open.image(name);
+        image.how.no_io = true;
+        layer.run(|gs| async move {
             let chain = qcow2::chain(&gs, image, self.backing_chain).await?;
             print(&match output {
                 OutputFormat::Human => chain.iter().map(Node::to_text).collect::<Vec<_>>().join("\n"),
@@ -90,7 +96,7 @@ fn node(gs: &GlobalState, node_ref: NodeRef) -> Pin<Box<dyn Future<Output = Resu
                 None => matches!(info.driver, "file" | "host_device"),
             },
             children,
-            image: None,
+            image: luks::structure(gs, &node_ref),
         })
     })
 }
@@ -151,7 +157,7 @@ fn own_options(info: &NodeInfo) -> Vec<(&str, &Value)> {
 }
 
 /// Keys in the order in which qemu-img 10.0.2 was seen to print them. Others come last.
-const ORDER: [&str; 34] = [
+const ORDER: [&str; 36] = [
     "set-state.1.event",
     "inject-error.1.state",
     "inject-error.0.state",
@@ -186,6 +192,8 @@ const ORDER: [&str; 34] = [
     "size",
     "filename",
     "file",
+    "header",
+    "key-secret",
 ];
 
 /// The options of a node and of those below it, as JSON: a dictionary for each node, dotted keys for what is in it.

@@ -28,11 +28,13 @@ mod resize;
 mod snapshot;
 
 mod image;
+mod layer;
 mod number;
 mod progress;
 mod trace;
 
 use cli::Failure;
+use layer::BlockLayer;
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
@@ -81,7 +83,10 @@ fn run() -> Result<(), Failure> {
 
 /// Parse the words of the command called `name`, and carry it out.
 fn run_command<T: cli::Command>(name: &str, words: Vec<OsString>) -> Result<(), Failure> {
-    cli::parse::<T>(Some(name), T::prepare(words))?.map_or(Ok(()), T::run)
+    let Some(command) = cli::parse::<T>(Some(name), T::prepare(words))? else { return Ok(()) };
+    let layer = BlockLayer::with_objects(command.objects());
+    let layer = layer.map_err(|failure| failure.with_status(T::REFUSED_OBJECT))?;
+    layer.map_or(Ok(()), |layer| command.run(layer))
 }
 
 fn unknown(name: &str) -> Failure {

@@ -2,7 +2,8 @@
 
 use crate::args::{OpenArgs, OutputArgs, OutputFormat, one_image};
 use crate::cli::{Command, Failure};
-use crate::image::{on_io_thread, with_block_layer};
+use crate::image::on_io_thread;
+use crate::layer::BlockLayer;
 use crate::{info, number, print};
 use block_common::{BlockStatus, IoResult, LENGTH_MAX, StatusExtent};
 use block_copy::Padded;
@@ -105,17 +106,21 @@ impl Entry {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.open.object.texts()
+    }
+
     /// Print the map.
     ///
     /// # Errors
     /// The image cannot be opened, or does not tell what it holds.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let output = self.output.format("map")?;
         let name = one_image(&self.names, "map")?;
         self.open.check()?;
         let image = self.open.image(name);
         let (start, max) = (self.start_offset, self.max_length);
-        with_block_layer(|gs| async move {
+        layer.run(|gs| async move {
             let (backend, padded) = image.open_padded(&gs).await?;
             let end = max.map_or(padded.len(), |max| padded.len().min(start.saturating_add(max)));
             match output {

@@ -3,12 +3,13 @@
 use crate::args::{OpenArgs, OutputArgs, OutputFormat, option_list};
 use crate::cli::{Command, Failure};
 use crate::convert::show_snapshot;
-use crate::image::{on_io_thread, with_block_layer};
+use crate::image::on_io_thread;
+use crate::layer::BlockLayer;
 use crate::{number, say};
 use block_backend::Backend;
 use block_common::{BlockStatus, LENGTH_MAX};
 use block_copy::Padded;
-use block_drivers::{Measured, Measuring, NewImage, check_format};
+use block_drivers::{Measured, Measuring, MeasuringOf, NewImage, check_format};
 use block_gs::GlobalState;
 use clap::Parser;
 
@@ -51,11 +52,15 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.open.object.texts()
+    }
+
     /// Print the sizes.
     ///
     /// # Errors
     /// What is wrong with the options, or a source that cannot be opened.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let output = self.output.format("measure")?;
         let options = option_list(&self.options)?;
         let name = match self.names.as_slice() {
@@ -75,7 +80,7 @@ impl Command for Args {
         match (name, self.size) {
             (Some(name), _) => {
                 let image = self.open.image(name);
-                with_block_layer(|gs| async move {
+                layer.run(|gs| async move {
                     let (backend, padded) = image.open_padded(&gs).await?;
                     let padded = match &self.snapshot {
                         Some(snapshot) => show_snapshot(&gs, &backend, snapshot).await?,
@@ -83,9 +88,9 @@ impl Command for Args {
                     };
                     let size = padded.len();
                     let mut bitmaps = None;
-                    let measured = match self.measuring(&options)? {
-                        None => raw(size),
-                        Some(measuring) => {
+                    let measured = match self.measuring(&gs, &options)? {
+                        MeasuringOf::Content(before) => content(before, size),
+                        MeasuringOf::Clusters(measuring) => {
                             if measuring.has_bitmaps() {
                                 bitmaps = bitmaps_of(&gs, &backend, &measuring, size)?;
                             }
@@ -98,34 +103,36 @@ impl Command for Args {
             }
             (None, size) => {
                 let size = size.unwrap_or(0);
-                let measured = match self.measuring(&options)? {
-                    None => raw(size),
-                    Some(measuring) => measuring.finish(size, false).map_err(Failure::message)?,
-                };
-                tell(measured, None, output)
+                layer.run(|gs| async move {
+                    let measured = match self.measuring(&gs, &options)? {
+                        MeasuringOf::Content(before) => content(before, size),
+                        MeasuringOf::Clusters(measuring) => measuring.finish(size, false).map_err(Failure::message)?,
+                    };
+                    tell(measured, None, output)
+                })
             }
         }
     }
 }
 
 impl Args {
-    /// What measures such an image, if its file holds more than its content.
-    fn measuring(&self, options: &str) -> Result<Option<Measuring>, Failure> {
+    /// What measures such an image.
+    fn measuring(&self, gs: &GlobalState, options: &str) -> Result<MeasuringOf, Failure> {
         let format = &self.target_format;
         check_format(format).map_err(Failure::message)?;
-        if format != "raw" && format != "qcow2" {
+        if !["raw", "qcow2", "luks"].contains(&format.as_str()) {
             return Err(Failure::message(format!("Block driver '{format}' does not support size measurement")));
         }
         let image = NewImage::imagine(format, options).map_err(|error| {
             Failure::message(error).and(Failure::message(format!("Invalid options for file format '{format}'")))
         })?;
-        image.measuring().map_err(Failure::message)
+        image.measuring(gs).map_err(Failure::message)
     }
 }
 
-/// A raw image is as long as its content, in whole sectors, and may be allocated in full.
-fn raw(size: u64) -> Measured {
-    let bytes = size.next_multiple_of(Padded::SECTOR);
+/// An image that is as long as its content, with so many bytes before that, and may be allocated in full. Without any, it has whole sectors.
+fn content(before: u64, size: u64) -> Measured {
+    let bytes = if before == 0 { size.next_multiple_of(Padded::SECTOR) } else { before.saturating_add(size) };
     Measured { required: bytes, fully_allocated: bytes }
 }
 

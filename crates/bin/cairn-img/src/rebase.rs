@@ -6,7 +6,8 @@
 use crate::args::{ObjectArgs, cache, exclusive, source_cache};
 use crate::chain::Alone;
 use crate::cli::{Command, Failure};
-use crate::image::{Image, on_io_thread, with_block_layer};
+use crate::image::{Image, on_io_thread};
+use crate::layer::BlockLayer;
 use crate::progress::{Progress, ProgressArgs};
 use block_backend::Backend;
 use block_common::{CacheFlags, Errno, RequestFlags};
@@ -79,11 +80,15 @@ pub(crate) struct Args {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.object.texts()
+    }
+
     /// Rebase the image.
     ///
     /// # Errors
     /// What is wrong with the options, images that cannot be opened, or what they answered.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let name = match self.names.as_slice() {
             [name] => name.clone(),
             _ => return Err(Failure::usage(Some("rebase"), "Expecting one image file name")),
@@ -99,7 +104,7 @@ impl Command for Args {
         let how = ImageOptions { format: self.format.clone(), cache, unmap: true, ..ImageOptions::default() };
         let image = Image { name, image_opts: self.image_opts, resize: true, still: false, stored: false, how };
         let progress = self.progress.start(self.quiet, 1.0)?;
-        with_block_layer(|gs| async move { self.rebase(&gs, &image, below, progress).await })
+        layer.run(|gs| async move { self.rebase(&gs, &image, below, progress).await })
     }
 }
 

@@ -2,7 +2,8 @@
 
 use crate::args::{ObjectArgs, exclusive};
 use crate::cli::{Command, Failure};
-use crate::image::{Image, with_block_layer};
+use crate::image::Image;
+use crate::layer::BlockLayer;
 use crate::say;
 use block_common::{Errno, IoError, IoErrorKind, LENGTH_MAX, Preallocation};
 use block_drivers::{ImageOptions, NewImage, refuse_length, resize_failure};
@@ -90,11 +91,15 @@ impl Command for Args {
         words
     }
 
+    fn objects(&self) -> &[String] {
+        self.object.texts()
+    }
+
     /// Resize the image.
     ///
     /// # Errors
     /// A size that makes no sense, an image that cannot have it, or what the host said.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let (name, size) = match self.names.as_slice() {
             [] | [_] => return Err(Failure::usage(Some("resize"), "Expecting image file name and size")),
             [name, size] => (name, size),
@@ -105,7 +110,7 @@ impl Command for Args {
         let how = ImageOptions { format: self.format.clone(), ..ImageOptions::default() };
         let image =
             Image { name: name.clone(), image_opts: self.image_opts, resize: true, still: false, stored: false, how };
-        with_block_layer(|gs| async move {
+        layer.run(|gs| async move {
             let (backend, padded) = image.open_padded(&gs).await?;
             let old = padded.len();
             let new = size.applied(old).ok_or_else(|| Failure::message("New image size must be positive"))?;

@@ -2,8 +2,9 @@
 
 use crate::args::{ObjectArgs, exclusive};
 use crate::cli::{Command, Failure};
-use crate::image::{Image, node_of, with_block_layer};
+use crate::image::{Image, node_of};
 use crate::info::local_time;
+use crate::layer::BlockLayer;
 use crate::print;
 use block_backend::Backend;
 use block_drivers::{ImageOptions, Qcow2Control};
@@ -64,11 +65,15 @@ enum Act {
 }
 
 impl Command for Args {
+    fn objects(&self) -> &[String] {
+        self.object.texts()
+    }
+
     /// Carry it out.
     ///
     /// # Errors
     /// An image that cannot be opened or has no snapshots, one that is not there, or what the host said.
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, layer: BlockLayer) -> Result<(), Failure> {
         let name = match self.names.as_slice() {
             [name] => name.clone(),
             _ => return Err(Failure::usage(Some("snapshot"), "Expecting one image file name")),
@@ -94,7 +99,7 @@ impl Command for Args {
             ..ImageOptions::default()
         };
         let image = Image { name, image_opts: self.image_opts, resize: !read_only, still: false, stored: false, how };
-        with_block_layer(|gs| async move {
+        layer.run(|gs| async move {
             let backend = image.open(&gs).await?;
             act.carry_out(&gs, &backend).await
         })

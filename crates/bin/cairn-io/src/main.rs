@@ -19,8 +19,8 @@ mod trace;
 use block_common::Options;
 use block_common::options::Dialect;
 use block_drivers::register_all;
-use block_gs::{GlobalOptions, GlobalState, MainLoop};
-use cairn_io::program::{Program, Work, parse, usage};
+use block_gs::{GlobalOptions, GlobalState, MainLoop, ObjectText};
+use cairn_io::program::{BadLine, Program, Work, parse, usage};
 use image::{Image, parse_options, text};
 use input::Input;
 use output::Output;
@@ -35,7 +35,25 @@ fn main() -> ExitCode {
     let name = called.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
     let out = Output::new(String::from_utf8_lossy(name).into_owned());
     let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-    let done = match parse(&called, &args) {
+    let line = parse(&called, &args);
+    let done = match make_objects(&line.objects) {
+        Ok(Made::Objects(layer)) => then(line.then, layer, &out),
+        Ok(Made::Help(help)) => {
+            out.print(help);
+            Ok(())
+        }
+        Err(message) => {
+            out.fail(message);
+            Err(Failed)
+        }
+    };
+    out.flush();
+    if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What is done when the objects are there; they are in `layer`.
+fn then(program: Result<Program, BadLine>, layer: Option<Layer>, out: &Output) -> Outcome {
+    match program {
         Ok(Program::Help) => {
             out.print(usage(out.name()));
             Ok(())
@@ -44,7 +62,7 @@ fn main() -> ExitCode {
             out.print(format!("{} version {}\n", out.name(), env!("CARGO_PKG_VERSION")));
             Ok(())
         }
-        Ok(Program::Work(work)) => run(work, &out),
+        Ok(Program::Work(work)) => run(work, layer, out),
         Err(bad) => {
             bad.line.iter().for_each(|line| out.tell(line));
             if bad.usage {
@@ -52,45 +70,64 @@ fn main() -> ExitCode {
             }
             Err(Failed)
         }
-    };
-    out.flush();
-    if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
 }
 
-fn run(work: Work, out: &Output) -> Outcome {
+/// The block layer, and the loop that it runs on. The loop goes last.
+struct Layer {
+    gs: GlobalState,
+    main: MainLoop,
+}
+
+impl Layer {
+    fn new() -> Result<Self, String> {
+        let refused = |error| format!("could not set up the block layer: {error}");
+        let main = MainLoop::new().map_err(refused)?;
+        let gs = GlobalState::new(&main, GlobalOptions::default()).map_err(refused)?;
+        register_all(&gs);
+        Ok(Self { gs, main })
+    }
+}
+
+/// What texts that describe objects come to.
+enum Made {
+    /// A block layer with the objects, if there are any.
+    Objects(Option<Layer>),
+    /// What the user wants to be told instead.
+    Help(String),
+}
+
+/// Make the objects, one after the other.
+fn make_objects(texts: &[Vec<u8>]) -> Result<Made, String> {
+    if texts.is_empty() {
+        return Ok(Made::Objects(None));
+    }
+    let layer = Layer::new()?;
+    for described in texts {
+        // What it is stays untold.
+        let described = std::str::from_utf8(described).map_err(|_| "an object's description is not valid UTF-8")?;
+        match ObjectText::parse(described).map_err(|error| error.report())? {
+            ObjectText::Help(help) => return Ok(Made::Help(help)),
+            ObjectText::Make(options) => {
+                layer.main.run(layer.gs.add_object(options)).map_err(|error| error.report())?;
+            }
+        }
+    }
+    Ok(Made::Objects(Some(layer)))
+}
+
+fn run(work: Work, layer: Option<Layer>, out: &Output) -> Outcome {
     let fail = |message: String| {
         out.fail(message);
         Failed
     };
     trace::start(&work.traces, out).map_err(fail)?;
-    refuse_objects(&work.objects, out).map_err(fail)?;
-    let set_up = |error| fail(format!("could not set up the block layer: {error}"));
-    let main = MainLoop::new().map_err(set_up)?;
-    let gs = GlobalState::new(&main, GlobalOptions::default()).map_err(set_up)?;
-    register_all(&gs);
+    let Layer { gs, main } = &layer.map_or_else(Layer::new, Ok).map_err(fail)?;
     main.run(async {
-        let worked = carry_out(work, &gs, out).await;
+        let worked = carry_out(work, gs, out).await;
         let closed = gs.close_all().await.map_err(|error| fail(error.to_string()));
         worked.and(closed)
     })
-}
-
-/// There are no objects yet that an image could refer to.
-fn refuse_objects(texts: &[Vec<u8>], out: &Output) -> Result<(), String> {
-    let Some(described) = texts.first() else { return Ok(()) };
-    let described = text(described)?;
-    let options = Options::parse_keyval(&described, Some("qom-type")).map_err(|error| error.to_string())?;
-    let Some(kind) = options.lookup("qom-type") else { return Err("Parameter 'qom-type' is missing".into()) };
-    if options.lookup("id").is_none() {
-        return Err("Parameter 'id' is missing".into());
-    }
-    let kind = format!("{kind}");
-    let kind = kind.trim_matches('"');
-    if !["secret", "secret_keyring", "throttle-group", "iothread"].contains(&kind) && !kind.starts_with("tls-creds-") {
-        return Err(format!("Parameter 'qom-type' does not accept value '{kind}'"));
-    }
-    out.flush();
-    Err(format!("objects of type '{kind}' are not supported yet"))
 }
 
 /// Open the image, if there is one, and carry out all commands. A failure of one does not keep the next ones from being

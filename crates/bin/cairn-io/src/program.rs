@@ -1,10 +1,12 @@
 //! The command line of the program: what it asks for, and what is said about one that makes no sense.
 //!
-//! It is read from left to right; the first mistake, and the first `-h` or `-V`, is the last thing that is looked at.
+//! It is read from left to right; the first mistake, and the first `-h` or `-V`, is the last thing that is looked at. Objects that come before
+//! it are made all the same.
 
 use crate::command::Open;
 use crate::getopt::{Getopt, Known, Long};
 use crate::parse::Line;
+use std::fmt;
 
 const fn long(name: &'static str, takes_value: bool, letter: u8) -> Long {
     Long { name, takes_value, letter }
@@ -37,6 +39,22 @@ const KNOWN: Known = Known {
     ],
 };
 
+/// What a command line asks for.
+#[derive(Clone)]
+pub struct CommandLine {
+    /// Texts that describe objects: these are made first.
+    pub objects: Vec<Vec<u8>>,
+    /// What is done then.
+    pub then: Result<Program, BadLine>,
+}
+
+/// There may be passwords among the objects.
+impl fmt::Debug for CommandLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CommandLine({} objects, then {:?})", self.objects.len(), self.then)
+    }
+}
+
 /// What the program is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Program {
@@ -61,8 +79,6 @@ pub struct Work {
     pub misalign: bool,
     /// Commands; if there are none, they are asked for.
     pub commands: Vec<Vec<u8>>,
-    /// Texts that describe objects.
-    pub objects: Vec<Vec<u8>>,
     /// Texts that say what is to be logged.
     pub traces: Vec<Vec<u8>>,
 }
@@ -77,10 +93,13 @@ pub struct BadLine {
 }
 
 /// Read the command line: `program` is how it was called, `args` is what follows.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn parse(program: &[u8], args: &[&[u8]]) -> Result<Program, BadLine> {
+pub fn parse(program: &[u8], args: &[&[u8]]) -> CommandLine {
+    let mut objects = Vec::new();
+    let then = read(program, args, &mut objects);
+    CommandLine { objects, then }
+}
+
+fn read(program: &[u8], args: &[&[u8]], objects: &mut Vec<Vec<u8>>) -> Result<Program, BadLine> {
     let mut work = Work::default();
     let mut walk = Getopt::new(KNOWN, args.iter().copied());
     for found in walk.by_ref() {
@@ -95,7 +114,7 @@ pub fn parse(program: &[u8], args: &[&[u8]]) -> Result<Program, BadLine> {
             b'f' => work.format = Some(found.value.into()),
             b'm' => work.misalign = true,
             b'T' => work.traces.push(found.value.into()),
-            OBJECT => work.objects.push(found.value.into()),
+            OBJECT => objects.push(found.value.into()),
             IMAGE_OPTS => work.image_opts = true,
             letter => work.open.option(letter, found.value).map_err(message)?,
         }
@@ -155,7 +174,7 @@ mod tests {
 
     fn read(args: &str) -> Result<Program, BadLine> {
         let words: Vec<&[u8]> = args.split(' ').filter(|word| !word.is_empty()).map(str::as_bytes).collect();
-        parse(b"/x/cairn-io", &words)
+        parse(b"/x/cairn-io", &words).then
     }
 
     fn work(args: &str) -> Work {
@@ -173,6 +192,20 @@ mod tests {
         assert!(this.open.read_only && this.open.force_share && this.open.aio == Some(AioMode::Native));
         assert_eq!(read("-rV -t bogus"), Ok(Program::Version));
         assert_eq!(read("--he"), Ok(Program::Help));
+    }
+
+    #[test]
+    fn objects_are_those_before_the_first_mistake() {
+        let check = |args: &str, expected: &[&[u8]]| {
+            let words: Vec<&[u8]> = args.split(' ').map(str::as_bytes).collect();
+            let line = parse(b"cairn-io", &words);
+            assert_eq!(line.objects, expected, "{args}");
+            assert!(!format!("{line:?}").contains("hunter2"), "{args}");
+        };
+        check("--object secret,data=hunter2 --object b t.raw", &[b"secret,data=hunter2", b"b"]);
+        check("t.raw --object a -z --object b", &[b"a"]);
+        check("--object=a -V --object b", &[b"a"]);
+        check("--object a b c --object d", &[b"a", b"d"]);
     }
 
     #[test]

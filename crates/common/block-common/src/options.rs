@@ -110,6 +110,16 @@ impl Options {
         Self::unflatten(Dialect::Keyval, pairs)
     }
 
+    /// As [`Options::parse_keyval`], for what can be asked for help: `help` and `?` without a value are left out, and whether one of them was
+    /// there comes second.
+    ///
+    /// # Errors
+    /// As [`Options::parse_keyval`].
+    pub fn parse_keyval_or_help(text: &str, implied_key: Option<&str>) -> Result<(Self, bool), OptionsError> {
+        let (pairs, asks) = keyval::parse_or_help(text, implied_key)?;
+        Ok((Self::unflatten(Dialect::Keyval, pairs)?, asks))
+    }
+
     /// What follows `--image-opts`, in the [`Dialect::Legacy`]: as [`Options::parse_keyval`], but `key` alone is `key=on` and
     /// `nokey` is `key=off`. Each such use is reported, for the tools warn about them.
     ///

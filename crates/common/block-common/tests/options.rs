@@ -475,6 +475,26 @@ fn json_file_names_are_read_and_refused_as_the_tools_do() {
 }
 
 #[test]
+fn help_stands_among_the_keys_as_in_object() {
+    let check = |text: &str, expected: &str| {
+        let told = match Options::parse_keyval_or_help(text, Some("qom-type")) {
+            Ok((options, asks)) => format!("{asks} {options}"),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(told, expected, "{text}");
+    };
+    check("help", "true {}");
+    check("?,", "true {}");
+    check("help,id=s", r#"true {"id": "s"}"#);
+    check("secret,id=s,help", r#"true {"qom-type": "secret", "id": "s"}"#);
+    check("secret,data=a,,help", r#"false {"qom-type": "secret", "data": "a,help"}"#);
+    check("secret,help=on", r#"false {"qom-type": "secret", "help": "on"}"#);
+    check("help,secret", "Expected '=' after parameter 'secret'");
+    check("secret,help,foo", "Expected '=' after parameter 'foo'");
+    check(",help", "Invalid parameter ''");
+}
+
+#[test]
 fn options_print_as_qemu_img_info_prints_them() {
     let name = r#"json:{"driver":"raw","offset":512,"file":{"driver":"file","filename":"ä\"q\\ .raw"}}"#;
     let Ok(FileName::Json(options)) = FileName::parse(name) else { panic!("not options") };

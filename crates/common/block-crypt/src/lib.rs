@@ -7,12 +7,13 @@
 //! Nothing secret is in an error or in the output of `Debug`. A [`Secret`] and the keys of a [`SectorCipher`] are wiped when they go; copies that the compiler made
 //! in registers and on the stack, and the states of hashes, are not.
 //!
-//! Reading order: [`Cipher`], [`CipherMode`], [`IvGen`], [`CipherSpec`], [`SectorCipher`]; [`enum@Hash`], [`pbkdf2()`], [`argon2id`]; [`af_split`]; [`Secret`].
+//! Reading order: [`Cipher`], [`CipherMode`], [`IvGen`], [`CipherSpec`], [`SectorCipher`]; [`enum@Hash`], [`pbkdf2()`], [`argon2id`]; [`af_split`]; [`Secret`], [`aes256_cbc_decrypt`].
 
 #[cfg(target_arch = "x86_64")]
 mod aes_xts;
 mod algorithm;
 mod anti_forensic;
+mod cbc;
 mod hash;
 mod iv;
 mod kdf;
@@ -22,6 +23,7 @@ mod sector;
 
 pub use algorithm::{Cipher, CipherMode, CipherSpec, CryptError, IvGen};
 pub use anti_forensic::{af_merge, af_split};
+pub use cbc::{CbcError, aes256_cbc_decrypt};
 pub use hash::Hash;
 pub use kdf::{Argon2Cost, argon2id, pbkdf2, pbkdf2_iterations};
 pub use secret::Secret;

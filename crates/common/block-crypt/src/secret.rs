@@ -2,7 +2,7 @@
 
 use std::fmt;
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 /// A password or a key: it is wiped when it is dropped, has no content in the output of `Debug`, and comparing it takes as long whatever it is.
 #[derive(Clone, Default)]
@@ -27,6 +27,12 @@ impl Secret {
     /// The bytes, to be written.
     pub fn expose_mut(&mut self) -> &mut [u8] {
         &mut self.0
+    }
+
+    /// Keep the first `len` bytes; the others are wiped.
+    pub fn truncate(&mut self, len: usize) {
+        self.0.iter_mut().skip(len).for_each(Zeroize::zeroize);
+        self.0.truncate(len);
     }
 }
 
@@ -55,5 +61,14 @@ mod tests {
         assert!(secret == Secret::new(b"moon".to_vec()) && secret != Secret::new(b"noon".to_vec()));
         assert_ne!(secret, Secret::zeroed(4));
         assert_ne!(secret, Secret::default());
+    }
+
+    #[test]
+    fn what_is_cut_off_is_gone() {
+        let mut secret = Secret::new(b"moonlight".to_vec());
+        secret.truncate(20);
+        assert_eq!(secret.expose(), b"moonlight");
+        secret.truncate(4);
+        assert_eq!(secret.expose(), b"moon");
     }
 }

@@ -6,6 +6,7 @@
 mod amend;
 mod backing;
 mod error;
+mod luks;
 mod qcow2;
 
 pub use amend::{Amend, amend_options};
@@ -30,7 +31,7 @@ const HOST_DEVICE: &str = "host_device";
 const SECTOR: u64 = 512;
 
 /// Formats of the field that can be created there and not by this build.
-const NOT_BUILT: [&str; 8] = ["luks", "parallels", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc"];
+const NOT_BUILT: [&str; 7] = ["parallels", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc"];
 
 /// Drivers of the field that create nothing.
 const NOT_CREATABLE: [&str; 22] = [
@@ -125,6 +126,15 @@ pub struct NewImage {
     size: Option<u64>,
 }
 
+/// How the size of a file that is not there yet is found out.
+#[derive(Clone, Debug)]
+pub enum MeasuringOf {
+    /// The whole of its content, and so many bytes before it.
+    Content(u64),
+    /// It depends on what of the content is data.
+    Clusters(Measuring),
+}
+
 /// The options of images of `format`, alone or together with those of the protocol of `name`, by name.
 ///
 /// # Errors
@@ -152,6 +162,7 @@ fn options_of(format: &str, protocol: Option<HostKind>) -> Vec<CreateOption> {
     };
     let mut options = match format {
         qcow2::NAME => qcow2::OPTIONS.to_vec(),
+        luks::NAME => luks::OPTIONS.to_vec(),
         _ => of_kind(kind_of_format(format)),
     };
     for option in of_kind(protocol) {
@@ -177,7 +188,7 @@ fn kind_of_format(format: &str) -> Option<HostKind> {
 /// [`CreateError`] says why they cannot.
 pub fn check_format(format: &str) -> Result<(), CreateError> {
     match format {
-        "raw" | "file" | HOST_DEVICE | qcow2::NAME => Ok(()),
+        "raw" | "file" | HOST_DEVICE | qcow2::NAME | luks::NAME => Ok(()),
         other if NOT_CREATABLE.contains(&other) => Err(CreateError::FormatCreatesNothing(other.into())),
         other if NOT_BUILT.contains(&other) => Err(CreateError::NotBuilt(format!("Image format '{other}'"))),
         other => Err(CreateError::UnknownFormat(other.into())),
@@ -304,6 +315,7 @@ impl NewImage {
     pub fn is_zero(&self) -> bool {
         match self.format.as_str() {
             qcow2::NAME => !self.options.contains_key(backing::FILE),
+            luks::NAME => false,
             _ => self.kind == HostKind::File,
         }
     }
@@ -311,6 +323,12 @@ impl NewImage {
     /// Whether it has a backing file of which nobody said what format it has.
     pub fn lacks_backing_format(&self) -> bool {
         self.options.contains_key(backing::FILE) && !self.options.contains_key(backing::FORMAT)
+    }
+
+    /// What it takes to open the image once it is there, beside its format and its file: the options by name.
+    pub fn open_options(&self) -> Vec<(&'static str, String)> {
+        let secret = self.options.lookup("key-secret").filter(|_| self.format == luks::NAME).map(text);
+        secret.map(|secret| ("key-secret", secret)).into_iter().collect()
     }
 
     /// Whether clusters, or space, are allocated from the start.
@@ -323,6 +341,19 @@ impl NewImage {
         self.format == qcow2::NAME
     }
 
+    /// Begin to measure the file of such an image.
+    ///
+    /// # Errors
+    /// Options that make no sense, or no password for what is encrypted.
+    #[doc(alias = "bdrv_measure")]
+    pub fn measuring(&self, gs: &GlobalState) -> Result<MeasuringOf, CreateError> {
+        match self.format.as_str() {
+            qcow2::NAME => self.measuring_qcow2().map(MeasuringOf::Clusters),
+            luks::NAME => self.luks_header_len(gs).map(MeasuringOf::Content),
+            _ => Ok(MeasuringOf::Content(0)),
+        }
+    }
+
     /// A size as the option `size` takes it.
     ///
     /// # Errors
@@ -333,7 +364,8 @@ impl NewImage {
 
     /// Its size in bytes, if the options say it.
     pub fn size(&self) -> Option<u64> {
-        self.size
+        // A header is as long as it is.
+        self.size.or(self.is_detached_header().then_some(0))
     }
 
     /// It shall have `bytes` bytes, whatever the options say.
@@ -351,9 +383,12 @@ impl NewImage {
     #[doc(alias = "bdrv_co_create_opts")]
     #[doc(alias = "bdrv_co_create_opts_simple")]
     pub async fn create(&self, gs: &GlobalState) -> Result<(), CreateError> {
-        let size = self.size.ok_or(CreateError::NoSize)?;
+        let size = self.size().ok_or(CreateError::NoSize)?;
         if self.format == qcow2::NAME {
             return self.create_qcow2(gs, size).await;
+        }
+        if self.format == luks::NAME {
+            return self.create_luks(gs, size).await;
         }
         let preallocation = match self.options.lookup("preallocation").map(text) {
             None => Preallocation::Off,
@@ -463,6 +498,9 @@ impl fmt::Display for NewImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.format == qcow2::NAME {
             return self.fmt_qcow2(f);
+        }
+        if self.format == luks::NAME {
+            return self.fmt_luks(f);
         }
         let mut space = "";
         if let Some(size) = self.size {

@@ -34,6 +34,10 @@ pub struct ImageOptions {
     pub unmap: bool,
     /// Open a qcow2 image without what it stands on: what it has not of its own is zeroes.
     pub alone: bool,
+    /// Open it only to tell what it is: its data is not read, and a key not needed.
+    pub no_io: bool,
+    /// Options of the format's own, by name, where the text does not say them.
+    pub own: Vec<(&'static str, String)>,
 }
 
 /// Open the image that a user named.
@@ -60,7 +64,7 @@ pub async fn open_options(gs: &GlobalState, options: Options, how: &ImageOptions
     match (options.lookup("driver"), options.lookup("filename"), options.lookup("file")) {
         (Some(_), ..) => {
             common(&mut options, how)?;
-            gs.open(options).await
+            open_node(gs, options, how).await
         }
         (None, Some(Value::Str(path)), _) => {
             let path = path.clone();
@@ -209,6 +213,10 @@ fn common(options: &mut Options, how: &ImageOptions) -> GraphResult<()> {
     Ok(())
 }
 
+async fn open_node(gs: &GlobalState, options: Options, how: &ImageOptions) -> GraphResult<NodeRef> {
+    if how.no_io { gs.open_to_describe(options).await } else { gs.open(options).await }
+}
+
 /// What a file takes from the image that it is opened for.
 fn inherited(how: &ImageOptions) -> CommonOptions {
     CommonOptions {
@@ -216,6 +224,7 @@ fn inherited(how: &ImageOptions) -> CommonOptions {
         force_share: how.force_share,
         cache_direct: how.cache.direct,
         cache_no_flush: how.cache.no_flush,
+        no_io: how.no_io,
         ..CommonOptions::default()
     }
 }
@@ -232,9 +241,9 @@ async fn open_with_format(gs: &GlobalState, file: Options, how: &ImageOptions) -
         }
         if file.lookup("driver") == Some(&Value::Str(format.clone())) {
             common(&mut file, how)?;
-            return gs.open(file).await;
+            return open_node(gs, file, how).await;
         }
-        return gs.open(format_options(format, Value::Dict(file.into_dict()), how)?).await;
+        return open_node(gs, format_options(format, Value::Dict(file.into_dict()), how)?, how).await;
     }
     let node = gs.open_for(file, inherited(how), ChildRole::IMAGE).await?;
     let image = open_on(gs, &node, how).await?;
@@ -251,7 +260,7 @@ async fn open_on(gs: &GlobalState, node: &NodeRef, how: &ImageOptions) -> GraphR
     if gs.driver(format).is_err() {
         return Err(GraphError::NotBuilt(format!("Image format '{format}'")));
     }
-    let image = gs.open(format_options(format, Value::Str(node.name().to_owned()), how)?).await?;
+    let image = open_node(gs, format_options(format, Value::Str(node.name().to_owned()), how)?, how).await?;
     if format == "raw" {
         // Anything can look raw, and what a guest writes decides what it looks like next time (rule trust-1).
         gs.with_control(&image, RawControl::guard_first_sector)?;
@@ -265,6 +274,9 @@ fn format_options(format: &str, file: Value, how: &ImageOptions) -> GraphResult<
     dict.insert("file", file)?;
     let mut options = Options::from_dict(Dialect::Legacy, dict);
     common(&mut options, how)?;
+    for (name, value) in &how.own {
+        options.insert_default(name, value.as_str())?;
+    }
     Ok(options)
 }
 

@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 mod blkdebug;
+mod crypt;
 mod file;
+mod luks;
 mod null;
 mod qcow2;
 mod raw;
@@ -20,11 +22,14 @@ pub use block_blkdebug::{BlkdebugControl, Stop};
 pub use block_qcow2::{Qcow2Control, refuse_length, resize_failure};
 pub use block_qcow2_format::Measured;
 pub use create::{
-    Amend, CreateError, CreateOption, CreateOptionKind, Measuring, NewImage, amend_options, check_format,
+    Amend, CreateError, CreateOption, CreateOptionKind, Measuring, MeasuringOf, NewImage, amend_options, check_format,
     check_not_open, creation_options,
 };
+pub use crypt::slots::{SlotChange, SlotError};
+pub use crypt::{LuksHeader, SlotInfo, VolumeInfo};
 pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options, open_temporary};
+pub use luks::{LuksImage, LuksType, change_slots};
 pub use null::NullType;
 pub use qcow2::{Qcow2Type, StoredNames, file_of};
 pub use raw::RawType;
@@ -42,5 +47,6 @@ pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(FileType::HOST_DEVICE));
     gs.register(Rc::new(RawType));
     gs.register(Rc::new(Qcow2Type(StoredNames::Open)));
+    gs.register(Rc::new(LuksType));
     gs.register(Rc::new(BlkdebugType));
 }

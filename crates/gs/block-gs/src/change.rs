@@ -2,12 +2,13 @@
 
 use crate::drain::DrainGuard;
 use crate::error::{GraphError, GraphResult};
-use crate::graph::{Graph, NodeRef, ParentEnd, frozen};
-use crate::perm::{Change, describe};
+use crate::graph::{Graph, Id, NodeRef, ParentEnd, frozen};
+use crate::perm::{Change, Plan, describe};
 use crate::state::GlobalState;
 use block_common::options::Dict;
 use block_common::{ChildRole, PermPair};
 use block_io::{GateState, WriteObserver};
+use std::fmt;
 use std::sync::Arc;
 
 /// What can be seen of a node.
@@ -123,6 +124,19 @@ impl GlobalState {
         }
         node.edges[at].frozen = freeze;
         Ok(())
+    }
+
+    /// Let the edge called `edge` of `parent` ask for `more` than its driver says, until what this returns is dropped: an act of a driver's own, which is no request of
+    /// a user's, may need it. One act at a time.
+    ///
+    /// # Errors
+    /// [`GraphError::NoSuchEdge`]; [`GraphError::InUse`] during another act; [`GraphError::Permission`], [`GraphError::ReadOnly`] or [`GraphError::Locked`] if that cannot be
+    /// had. Nothing has happened then.
+    pub fn ask_more(&self, parent: &NodeRef, edge: &str, more: PermPair) -> GraphResult<AskedMore> {
+        let mut graph = self.0.graph.borrow_mut();
+        let at = graph.edge_at(parent, edge)?;
+        graph.set_more(parent.id(), at, more)?;
+        Ok(AskedMore { gs: self.clone(), parent: parent.clone(), at })
     }
 
     /// The child at the edge called `edge` of `parent`.
@@ -275,5 +289,49 @@ impl Graph {
             ParentEnd::Root(_) => true,
         });
         Ok(outside.map(|end| Change { end, child: Some(to.clone()) }).collect())
+    }
+}
+
+/// What an edge asks for beside what its driver says: see [`GlobalState::ask_more`].
+#[must_use = "it ends when this is dropped"]
+pub struct AskedMore {
+    gs: GlobalState,
+    parent: NodeRef,
+    at: usize,
+}
+
+impl Drop for AskedMore {
+    fn drop(&mut self) {
+        let mut graph = self.gs.0.graph.borrow_mut();
+        if let Err(error) = graph.set_more(self.parent.id(), self.at, PermPair::NONE) {
+            // To ask for less cannot be refused, but a driver may be busy with another question.
+            tracing::warn!(node = self.parent.name(), %error, "an edge goes on asking for more than it needs");
+        }
+    }
+}
+
+impl fmt::Debug for AskedMore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AskedMore({})", self.parent.name())
+    }
+}
+
+impl Graph {
+    /// Set what the edge at `at` of a node asks for beside what its driver says, if it can be had.
+    fn set_more(&mut self, id: Id, at: usize, more: PermPair) -> GraphResult<()> {
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let edge = &mut node.edges[at];
+        if edge.more != PermPair::NONE && more != PermPair::NONE {
+            return Err(GraphError::InUse(node.name.as_str().into()));
+        }
+        let before = std::mem::replace(&mut edge.more, more);
+        match Plan::new(self, &[], &[id]).and_then(|plan| plan.prepare(self)) {
+            Ok(plan) => plan.commit(self),
+            Err(error) => {
+                self.nodes.entry(id).and_modify(|node| node.edges[at].more = before);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! What goes wrong on the control path: errors with a name and a reason.
 
 use crate::graph::DEPTH_MAX;
+use crate::object::ObjectError;
 use block_common::{IoError, NodeNameError, OpType, OptionsError, Perm};
 
 /// Why a change of the graph, or a look at it, failed. The graph is as it was.
@@ -139,6 +140,9 @@ pub enum GraphError {
     /// A change was asked for outside a drained section that covers it.
     #[error("node '{0}' is not drained")]
     NotDrained(String),
+    /// Something is wrong with an object that is not a part of the graph.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     /// The thread or the block layer has ended.
     #[error("the block layer is shutting down")]
     ShuttingDown,
@@ -158,6 +162,7 @@ impl GraphError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Locked { hint, .. } => Some(hint),
+            Self::Object(error) => error.hint(),
             _ => None,
         }
     }

@@ -51,6 +51,8 @@ pub(crate) struct GsEdge {
     pub(crate) frozen: bool,
     /// The child was opened for this node, and takes from it what its own options do not say.
     pub(crate) is_inline: bool,
+    /// What is asked through it for now, beside what the driver says.
+    pub(crate) more: PermPair,
 }
 
 pub(crate) struct GsNode {

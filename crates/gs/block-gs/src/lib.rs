@@ -32,10 +32,12 @@ mod reopen;
 mod root;
 mod threshold;
 
+mod object;
+
 pub use above::Users;
 pub use bitmap::{BitmapError, BitmapInfo, BitmapLock, BitmapOptions, BitmapRef, BitmapResult};
 pub use blocker::OpBlocker;
-pub use change::{NodeInfo, Replacement};
+pub use change::{AskedMore, NodeInfo, Replacement};
 pub use drain::DrainGuard;
 pub use driver::{DriverType, EngineControl, KeepError, NoControl, Opened, filter_perm, format_perm};
 pub use error::{GraphError, GraphResult};
@@ -43,6 +45,7 @@ pub use event::{Event, EventSender, Events};
 pub use graph::NodeRef;
 pub use main_loop::{JoinHandle, MainHandle, MainLoop};
 pub use mutation::Ticket;
+pub use object::{ObjectError, ObjectInfo, ObjectText};
 pub use open::{CommonOptions, OpenContext};
 pub use reopen::{LeftOut, PreparingReopen, Reopening};
 pub use root::RootRef;

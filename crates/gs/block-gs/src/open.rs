@@ -42,6 +42,9 @@ pub struct CommonOptions {
     pub cache_direct: bool,
     /// Leave flushes out.
     pub cache_no_flush: bool,
+    /// The node is only described: nobody reads or writes its data, and what only that takes, a password for example, is not asked for. No option of a node's,
+    /// but [of whoever opens it](GlobalState::open_to_describe).
+    pub no_io: bool,
 }
 
 /// What a child that is opened inline takes from its parent, unless it says otherwise.
@@ -85,6 +88,7 @@ impl CommonOptions {
                 .unwrap_or_default(),
             cache_direct: direct.unwrap_or(above.cache_direct),
             cache_no_flush: no_flush.unwrap_or(above.cache_no_flush),
+            no_io: above.no_io,
         };
         if options.take_bool("active")? == Some(false) {
             return Err(GraphError::NotBuilt("active=off".into()));
@@ -220,7 +224,7 @@ impl OpenContext<'_> {
         }
         let target = child.as_ref().map(NodeRef::target);
         let (writer, edge) = self.control.edge(role, perm, target);
-        self.edges.push(GsEdge { name, role, writer, child, frozen: false, is_inline });
+        self.edges.push(GsEdge { name, role, writer, child, frozen: false, is_inline, more: PermPair::NONE });
         Ok(edge)
     }
 
@@ -429,6 +433,16 @@ impl GlobalState {
         self.mutate(|gs| async move { gs.open_in_mutation(options).await })
     }
 
+    /// As [`GlobalState::open`], for who looks at what the node is, and not at its data: see [`CommonOptions::no_io`].
+    ///
+    /// # Errors
+    /// As [`GlobalState::open`].
+    pub fn open_to_describe(&self, options: Options) -> impl Future<Output = GraphResult<NodeRef>> + 'static + use<> {
+        let common = CommonOptions { no_io: true, ..CommonOptions::default() };
+        let inherited = Inherited { common: Some(common), depth: 0 };
+        self.mutate(move |gs| async move { gs.open_inheriting(options, inherited).await })
+    }
+
     /// As [`GlobalState::open`], for use within a mutation that holds the ticket already.
     ///
     /// # Errors
@@ -483,7 +497,15 @@ impl GlobalState {
         for (name, role, child) in children {
             let (writer, edge) = control.edge(*role, PermPair::NONE, Some(child.target()));
             let child = Some((*child).clone());
-            edges.push(GsEdge { name: name.clone(), role: *role, writer, child, frozen: false, is_inline: false });
+            edges.push(GsEdge {
+                name: name.clone(),
+                role: *role,
+                writer,
+                child,
+                frozen: false,
+                is_inline: false,
+                more: PermPair::NONE,
+            });
             ends.push(edge);
         }
         let Opened { engine, control: engine_control, read_only } = build(ends);

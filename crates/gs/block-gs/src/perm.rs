@@ -200,7 +200,8 @@ impl Future<'_> {
         let mut touched = Vec::new();
         for (at, edge) in node.edges.iter().enumerate() {
             let end = ParentEnd::Node(id, at);
-            let mut perm = node.driver.child_perm(edge.role, above, node.read_only).combine(node.perm_more);
+            let own = node.driver.child_perm(edge.role, above, node.read_only);
+            let mut perm = own.combine(node.perm_more).combine(edge.more);
             if self
                 .child(end)
                 .and_then(|child| self.graph.nodes.get(&child))

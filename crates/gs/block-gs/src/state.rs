@@ -11,6 +11,7 @@ use crate::event::{Event, EventSender, Events, events};
 use crate::graph::{Graph, Id};
 use crate::main_loop::{MainHandle, MainLoop};
 use crate::mutation::Tickets;
+use crate::object::Objects;
 use block_io::{IoThread, IoThreadHandle, IoThreadOptions, ThreadPool};
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
@@ -39,6 +40,7 @@ pub(crate) struct Inner {
     pub(crate) graph: RefCell<Graph>,
     pub(crate) tickets: Tickets,
     pub(crate) blockers: Blockers,
+    pub(crate) objects: Objects,
     events: EventSender,
     events_out: Cell<Option<Events>>,
     drivers: RefCell<BTreeMap<&'static str, Rc<dyn DriverType>>>,
@@ -70,6 +72,7 @@ impl GlobalState {
             graph: RefCell::default(),
             tickets: Tickets::default(),
             blockers: Blockers::default(),
+            objects: Objects::default(),
             events,
             events_out: Cell::new(Some(events_out)),
             drivers: RefCell::default(),

@@ -237,7 +237,14 @@ pub trait Driver: Send + Sync + 'static {
         Ok(vec![self.block_status(req, range).await?])
     }
 
-    /// Change the length to `len` bytes. New bytes read as zeroes.
+    /// Whether bytes of the node that nobody has written read as zeroes: those that [`Driver::truncate`] adds, and all of an image that was just made. Where that
+    /// is not so, who needs zeroes there writes them.
+    #[doc(alias = "bdrv_has_zero_init")]
+    fn has_zero_init(&self, req: &Req) -> bool {
+        self.filtered().is_none_or(|child| child.has_zero_init(req))
+    }
+
+    /// Change the length to `len` bytes. New bytes read as zeroes, unless [`Driver::has_zero_init`] says otherwise.
     ///
     /// # Errors
     /// [`IoError::UNSUPPORTED`] for a driver of fixed length, else what the host or the child answered.

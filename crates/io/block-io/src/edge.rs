@@ -289,6 +289,11 @@ impl Edge {
         status::chain_status(&self.child(req)?, range).await
     }
 
+    /// Whether bytes of the child that nobody has written read as zeroes: see [`Driver::has_zero_init`](crate::Driver::has_zero_init). Not where there is no child.
+    pub fn has_zero_init(&self, req: &Req) -> bool {
+        self.child(req).is_ok_and(|child| child.node.engine().is_ok_and(|engine| engine.has_zero_init(&child)))
+    }
+
     /// Change the child's length to `len` bytes.
     ///
     /// # Errors

@@ -336,6 +336,21 @@ impl Root {
         self.at_home(move |req| async move { pipeline::truncate(&req, len, preallocation).await }).await
     }
 
+    /// Make the node longer, if it has less than `len` bytes, with zeroes behind what it had.
+    ///
+    /// # Errors
+    /// As [`Root::truncate`]. The node may then be longer than it was.
+    #[doc(alias = "bdrv_has_zero_init_1")]
+    pub async fn grow_zeroed(&self, len: u64) -> IoResult<()> {
+        let old = self.refresh_length().await?;
+        if old >= len {
+            return Ok(());
+        }
+        self.truncate(len, Preallocation::Off).await?;
+        let is_zero = self.at_home(|req| async move { Ok(req.node.engine()?.has_zero_init(&req)) }).await?;
+        if is_zero { Ok(()) } else { self.zero(old, len - old, RequestFlags::empty()).await }
+    }
+
     /// Ask the driver for the length in bytes anew.
     ///
     /// # Errors

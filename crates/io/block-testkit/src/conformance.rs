@@ -21,6 +21,8 @@ pub struct ConformanceOptions {
     pub stores: bool,
     /// Whether the length can be changed.
     pub resizable: bool,
+    /// Whether what is added reads as zeroes.
+    pub zero_init: bool,
     /// How many bytes may be overwritten; clipped to the node's length.
     pub region: u64,
 }
@@ -28,7 +30,7 @@ pub struct ConformanceOptions {
 impl Default for ConformanceOptions {
     /// A driver that stores data and changes its length; the first 512 KiB.
     fn default() -> Self {
-        Self { seed: seed(), stores: true, resizable: true, region: 1 << 19 }
+        Self { seed: seed(), stores: true, resizable: true, zero_init: true, region: 1 << 19 }
     }
 }
 
@@ -530,7 +532,7 @@ impl Suite {
             ensure!(self.root.length() == Ok(length), "a refused truncation changed the length");
             return Ok(());
         }
-        // Shrink to the middle of everything, grow again: the end comes back as zeroes.
+        // Shrink to the middle of everything, grow again: the end comes back as zeroes, or as noise.
         let half = self.region() / 2 / self.alignment * self.alignment;
         if self.options.stores {
             self.fill().await?;
@@ -543,7 +545,8 @@ impl Suite {
             ensure!(past.is_err(), "a read past the new end {to:#x} went through");
             if to > length && self.options.stores {
                 let new = self.read(length.next_multiple_of(self.alignment), self.alignment, Shape::Aligned).await?;
-                ensure!(new.iter().all(|byte| *byte == 0), "new bytes at {length:#x} are not zero");
+                let is_zero = new.iter().all(|byte| *byte == 0);
+                ensure!(is_zero == self.options.zero_init, "new bytes at {length:#x}: zero is {is_zero}");
                 let data = self.data(length, self.alignment);
                 let at = length.next_multiple_of(self.alignment);
                 let written = self.try_write(at, &data, Shape::Odd, RequestFlags::empty()).await;
@@ -551,6 +554,10 @@ impl Suite {
             }
         }
         if self.options.stores {
+            if !self.options.zero_init {
+                let zeroed = self.root.zero(half, length - half, RequestFlags::empty()).await;
+                ensure!(zeroed.is_ok(), "zeroing what was added: {zeroed:?}");
+            }
             self.mirror[half as usize..].fill(0);
             self.compare((0, 0)).await?;
             let at = length / self.alignment * self.alignment - self.alignment;

@@ -110,7 +110,7 @@ pub(crate) struct Args {
     #[arg(short = 'W', long)]
     pub(super) oob_writes: bool,
     #[command(flatten)]
-    object: ObjectArgs,
+    pub(super) object: ObjectArgs,
     /// The sources and the target
     #[arg(value_name = "FILENAME", hide = true)]
     pub(super) names: Vec<String>,

@@ -38,7 +38,7 @@ fn below(image: &Image, structure: &Structure) -> Option<Image> {
     let (_, path) = structure.backing.as_ref()?;
     let is_path = matches!(FileName::parse(path), Ok(FileName::Path(parsed)) if parsed == *path);
     let name = if is_path { path.clone() } else { format!("./{path}") };
-    let format = structure.info.header.backing_format.as_ref();
+    let format = structure.qcow2.as_ref()?.header.backing_format.as_ref();
     let mut below = Image { name, image_opts: false, ..image.clone() };
     below.how.format = format.map(|format| String::from_utf8_lossy(format).into_owned());
     Some(below)
@@ -83,7 +83,9 @@ async fn structured(
     });
     let length = info.header.size.next_multiple_of(Padded::SECTOR);
     let below = node(gs, under).await?;
-    Ok(Node { file_name, driver: "qcow2", length, image: Some(Box::new(Structure { info, backing })), ..below })
+    let (specific, is_encrypted) = (info.specific(), info.is_encrypted());
+    let structure = Structure { specific, is_encrypted, qcow2: Some(info), backing };
+    Ok(Node { file_name, driver: "qcow2", length, image: Some(Box::new(structure)), ..below })
 }
 
 /// The name `backing`, which stands in the image called `image`, as it is from here.

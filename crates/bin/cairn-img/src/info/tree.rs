@@ -29,16 +29,25 @@ pub(super) struct Node {
 /// An image with a structure.
 #[derive(Debug)]
 pub(super) struct Image {
-    /// What it says.
-    pub(super) info: ImageInfo,
+    /// What its format says of it.
+    pub(super) specific: InfoValue,
+    /// Whether its data is encrypted.
+    pub(super) is_encrypted: bool,
+    /// What else a qcow2 image says.
+    pub(super) qcow2: Option<ImageInfo>,
     /// The backing file's name as it stands there, and as it is from here.
     pub(super) backing: Option<(String, String)>,
 }
 
 impl Image {
     fn backing_format(&self) -> Option<String> {
-        let format = self.info.header.backing_format.as_ref().filter(|_| self.backing.is_some());
+        let header = &self.qcow2.as_ref()?.header;
+        let format = header.backing_format.as_ref().filter(|_| self.backing.is_some());
         format.map(|format| String::from_utf8_lossy(format).into_owned())
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.qcow2.as_ref().is_some_and(ImageInfo::is_dirty)
     }
 
     /// The lines between an image's size and what it is made of.
@@ -47,11 +56,13 @@ impl Image {
             // A String takes whatever is written to it.
             let _ = writeln!(text, "{indent}{words}");
         };
-        if self.info.is_encrypted() {
+        if self.is_encrypted {
             line(format_args!("encrypted: yes"));
         }
-        line(format_args!("cluster_size: {}", self.info.header.geometry.cluster_size()));
-        if self.info.is_dirty() {
+        if let Some(info) = &self.qcow2 {
+            line(format_args!("cluster_size: {}", info.header.geometry.cluster_size()));
+        }
+        if self.is_dirty() {
             line(format_args!("cleanly shut down: no"));
         }
         match &self.backing {
@@ -62,12 +73,12 @@ impl Image {
         if let Some(format) = self.backing_format() {
             line(format_args!("backing file format: {format}"));
         }
-        if !self.info.snapshots.is_empty() {
+        if let Some(info) = self.qcow2.as_ref().filter(|info| !info.snapshots.is_empty()) {
             line(format_args!("Snapshot list:"));
-            self.info.snapshot_table(local_time).lines().for_each(|row| line(format_args!("{row}")));
+            info.snapshot_table(local_time).lines().for_each(|row| line(format_args!("{row}")));
         }
         line(format_args!("Format specific information:"));
-        self.info.specific().to_text(1).lines().for_each(|value| line(format_args!("{value}")));
+        self.specific.to_text(1).lines().for_each(|value| line(format_args!("{value}")));
     }
 }
 
@@ -136,13 +147,14 @@ impl Node {
         if let Some(format) = image.and_then(Image::backing_format) {
             add("backing-filename-format", format.into());
         }
-        if let Some(image) = image.filter(|image| !image.info.snapshots.is_empty()) {
-            add("snapshots", image.info.snapshot_values().iter().map(json_of).collect());
+        let qcow2 = image.and_then(|image| image.qcow2.as_ref());
+        if let Some(info) = qcow2.filter(|info| !info.snapshots.is_empty()) {
+            add("snapshots", info.snapshot_values().iter().map(json_of).collect());
         }
         add("virtual-size", self.length.into());
         add("filename", self.file_name.as_str().into());
-        if let Some(image) = image {
-            add("cluster-size", image.info.header.geometry.cluster_size().into());
+        if let Some(info) = qcow2 {
+            add("cluster-size", info.header.geometry.cluster_size().into());
         }
         add("format", self.driver.into());
         if let Some(bytes) = self.disk_size {
@@ -152,17 +164,17 @@ impl Node {
             add("format-specific", json!({ "type": "file", "data": {} }));
         }
         if let Some(image) = image {
-            add("format-specific", json!({ "type": self.driver, "data": json_of(&image.info.specific()) }));
+            add("format-specific", json!({ "type": self.driver, "data": json_of(&image.specific) }));
             if let Some((name, path)) = &image.backing {
                 add("full-backing-filename", path.as_str().into());
                 add("backing-filename", name.as_str().into());
             }
-            if image.info.is_encrypted() {
+            if image.is_encrypted {
                 add("encrypted", true.into());
             }
         }
         if self.has_flags {
-            add("dirty-flag", image.is_some_and(|image| image.info.is_dirty()).into());
+            add("dirty-flag", image.is_some_and(Image::is_dirty).into());
         }
         Value::Object(map)
     }

@@ -31,7 +31,35 @@ fn what_is_not_built_is_refused_by_name() {
         1,
         "PROGRAM: n.raw: Option 'extent_size_hint' of driver 'file' is not supported\n",
     );
-    check("create --object secret,id=a,data=b n.raw 1M", 1, "PROGRAM: option '--object' is not built yet\n");
+    for kind in ["throttle-group", "tls-creds-x509", "authz-simple", "secret_keyring"] {
+        let told = format!("PROGRAM: Object type '{kind}' is not supported\n");
+        check(&format!("create --object {kind},id=a n.raw 1M"), 1, &told);
+        check(&format!("create --object {kind},help"), 1, &told);
+    }
+    check("create --object help", 0, "");
+}
+
+/// A secret that is not the one that was meant is no secret, and what may be a part of one is not printed.
+#[test]
+fn bad_secrets_are_refused() {
+    let base64 = "PROGRAM: Base64 data is incomplete, or goes on behind its end\n";
+    check("create --object secret,id=s,format=base64,data=YWJ n.raw 1M", 1, base64);
+    check("create --object secret,id=s,format=base64,data=YR== n.raw 1M", 1, base64);
+    check("create --object secret,id=s,format=base64,data=YQ==YQ== n.raw 1M", 1, base64);
+    let iv = "PROGRAM: 'iv' is given without 'keyid'\n";
+    check("create --object secret,id=s,data=x,iv=CQkJCQkJCQkJCQkJCQkJCQ== n.raw 1M", 1, iv);
+    let master = "--object secret,id=m,format=base64,data=BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
+    let secret = "--object secret,id=s,keyid=m,iv=CQkJCQkJCQkJCQkJCQkJCQ==,format=base64,data=";
+    let padding = "PROGRAM: Incorrect number of padding bytes found on decrypted data\n";
+    for data in ["CQkJCQkJCQkJCQkJCQkJCQ==", ""] {
+        check(&format!("create {master} {secret}{data} n.raw 1M"), 1, padding);
+    }
+    let comma = "PROGRAM: What follows the comma in the value of 'data' is no parameter\nA comma in a value is written twice.\n";
+    check("create --object secret,id=s,data=x,y n.raw 1M", 1, comma);
+    let json = "PROGRAM: JSON parse error at byte 41\n";
+    check(r#"create --object {"qom-type":"secret","id":"s","data":pass} n.raw 1M"#, 1, json);
+    let long = "PROGRAM: Unable to read target.raw: Error reading file “target.raw”: It has more than 8388608 bytes\n";
+    check("create --object secret,id=s,file=target.raw n.raw 1M", 1, long);
 }
 
 #[test]

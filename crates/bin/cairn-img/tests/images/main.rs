@@ -19,6 +19,7 @@ mod info;
 mod map;
 mod measure;
 mod memory;
+mod objects;
 mod qcow2;
 mod resize;
 mod snapshot;

@@ -25,11 +25,35 @@ impl fmt::Display for ShortForm {
 
 /// Pairs of `--blockdev` and its like: every key has a value, but for the first, whose key may be implied.
 pub(super) fn parse_strict(text: &str, implied_key: Option<&str>) -> Result<Pairs, OptionsError> {
+    parse_with(text, implied_key, |_| false)
+}
+
+/// As [`parse_strict`], but `help` and `?` without a value are no pairs; whether one of them was there.
+pub(super) fn parse_or_help(text: &str, implied_key: Option<&str>) -> Result<(Pairs, bool), OptionsError> {
+    let mut asks = false;
+    let pairs = parse_with(text, implied_key, |word| {
+        let is_help = matches!(word, "help" | "?");
+        asks |= is_help;
+        is_help
+    })?;
+    Ok((pairs, asks))
+}
+
+/// Words without a value that `is_word` takes are left out.
+fn parse_with(
+    text: &str,
+    implied_key: Option<&str>,
+    mut is_word: impl FnMut(&str) -> bool,
+) -> Result<Pairs, OptionsError> {
     check_length(text)?;
     let (mut pairs, mut rest) = (Pairs::new(), text);
     while !rest.is_empty() {
         let end = rest.find(['=', ',']).unwrap_or(rest.len());
         let has_value = rest[end..].starts_with('=');
+        if !has_value && is_word(&rest[..end]) {
+            rest = rest.get(end + 1..).unwrap_or("");
+            continue;
+        }
         if let Some(key) = implied_key.filter(|_| rest.len() == text.len() && end > 0 && !has_value) {
             // An implied value ends at the first comma; it cannot contain one.
             pairs.push((key.to_owned(), rest[..end].into()));

@@ -90,6 +90,10 @@ impl Item {
     /// # Errors
     /// Another type.
     pub fn into_str(self) -> Result<String, OptionsError> {
+        // Moved: of a secret no copy is left behind.
+        if let Value::Str(text) = self.value {
+            return Ok(text);
+        }
         self.text().ok_or_else(|| self.wrong_type("string"))
     }
 

@@ -1,6 +1,7 @@
 //! The options that an image that is there can be given: which there are, and what a list of them (`-o`) asks for.
 
-use super::{CreateError, CreateOption, CreateOptionKind, SECTOR, number_of, options_of, qcow2, size_of, text};
+use super::{CreateError, CreateOption, CreateOptionKind, SECTOR, luks, number_of, options_of, qcow2, size_of, text};
+use crate::crypt::slots::SlotChange;
 use block_common::Options;
 use block_qcow2::Version;
 use block_qcow2::check::Amendment;
@@ -17,6 +18,14 @@ const AMENDABLE: [&str; 9] = [
     "lazy_refcounts",
     "refcount_bits",
     "size",
+];
+/// The options of an encrypted image that change its key slots, in the order of their names.
+const LUKS: [CreateOption; 5] = [
+    luks::OPTIONS[7],
+    CreateOption { name: "keyslot", ..OWN[0] },
+    CreateOption { name: "new-secret", ..OWN[1] },
+    CreateOption { name: "old-secret", ..OWN[2] },
+    CreateOption { name: "state", ..OWN[3] },
 ];
 const OWN: [CreateOption; 4] = [
     CreateOption {
@@ -48,6 +57,8 @@ pub struct Amend {
     pub change: Amendment,
     /// Its length in bytes.
     pub size: Option<u64>,
+    /// Who may open it, if it is encrypted.
+    pub slots: Option<SlotChange>,
 }
 
 /// The options that an image of `format` can be given, in the order of their names.
@@ -56,8 +67,10 @@ pub struct Amend {
 /// It has none.
 #[doc(alias = "bdrv_amend_options")]
 pub fn amend_options(format: &str) -> Result<Vec<CreateOption>, CreateError> {
-    if format != qcow2::NAME {
-        return Err(CreateError::NoAmending(format.into()));
+    match format {
+        qcow2::NAME => {}
+        luks::NAME => return Ok(LUKS.to_vec()),
+        _ => return Err(CreateError::NoAmending(format.into())),
     }
     let mut all: Vec<_> = qcow2::OPTIONS.into_iter().filter(|option| AMENDABLE.contains(&option.name)).collect();
     all.extend(OWN);
@@ -90,6 +103,11 @@ impl Amend {
             }
             values.push((option.name, value));
         }
+        if format == luks::NAME {
+            let slots =
+                Some(slot_change(|name| values.iter().rfind(|(known, _)| *known == name).map(|(_, value)| value))?);
+            return Ok(Self { slots, ..Self::default() });
+        }
         let mut amend = Self::default();
         for (name, value) in values {
             let change = &mut amend.change;
@@ -106,6 +124,28 @@ impl Amend {
         }
         Ok(amend)
     }
+}
+
+/// The change of key slots that options say.
+fn slot_change<'a>(value: impl Fn(&str) -> Option<&'a String>) -> Result<SlotChange, CreateError> {
+    let number = |name: &'static str| {
+        // Numbers below zero are large ones, as in C.
+        let number = value(name).map(|value| number_of(name, value)).transpose()?;
+        Ok::<_, CreateError>(number.map(|number| number as u64))
+    };
+    let active = match value("state").map(String::as_str) {
+        None => return Err(CreateError::Missing("state")),
+        Some("active") => true,
+        Some("inactive") => false,
+        Some(other) => return Err(CreateError::BadChoice { name: "state", value: other.into() }),
+    };
+    Ok(SlotChange {
+        active,
+        new_secret: value("new-secret").cloned(),
+        old_secret: value("old-secret").cloned(),
+        keyslot: number("keyslot")?,
+        iter_time: number("iter-time")?,
+    })
 }
 
 fn version(value: String) -> Result<Version, CreateError> {

@@ -150,9 +150,27 @@ pub enum CreateError {
     /// The file is open as a node of this block layer: creating it would empty what is being used.
     #[error("Failed to get \"write\" lock\nIs another process using the image [{}]?", .0.display())]
     InUse(PathBuf),
-    /// A device that was taken over could not be closed.
+    /// A secret that there is not, or a node that cannot be opened or closed.
     #[error(transparent)]
-    Close(#[from] GraphError),
+    Graph(#[from] GraphError),
+    /// Nobody says which secret opens the image.
+    #[error("Parameter '{0}' is required for cipher")]
+    NoKeySecret(String),
+    /// No such encryption.
+    #[error(transparent)]
+    Encryption(#[from] block_luks_format::LuksError),
+    /// So much time that the iterations of a second cannot be multiplied by it.
+    #[error("PBKDF iterations {0} too large to scale: Numerical result out of range")]
+    IterationsScale(u64),
+    /// So much time that no number of iterations takes it.
+    #[error("PBKDF iterations {0} larger than {1}: Numerical result out of range")]
+    Iterations(u64, u32),
+    /// The host has no random numbers.
+    #[error("Unable to generate random bytes: {0}")]
+    Random(String),
+    /// An option that has to be given.
+    #[error("Parameter '{0}' is missing")]
+    Missing(&'static str),
     /// The options are malformed.
     #[error(transparent)]
     Options(#[from] OptionsError),

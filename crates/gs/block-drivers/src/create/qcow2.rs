@@ -232,15 +232,8 @@ impl NewImage {
         done.and(closed)
     }
 
-    /// Begin to measure the file of such an image. `None`: its format has none but its content.
-    ///
-    /// # Errors
-    /// Options that make no sense.
-    #[doc(alias = "bdrv_measure")]
-    pub fn measuring(&self) -> Result<Option<Measuring>, CreateError> {
-        if self.format != NAME {
-            return Ok(None);
-        }
+    /// Begin to measure the file of such a qcow2 image.
+    pub(super) fn measuring_qcow2(&self) -> Result<Measuring, CreateError> {
         let cluster_size = self.number("cluster_size").unwrap_or_default();
         let extended = self.is_on("extended_l2");
         let default = RefcountBits::DEFAULT.bits().into();
@@ -258,13 +251,13 @@ impl NewImage {
         let mode = self.value("preallocation").unwrap_or_else(|| "off".into());
         let mode: Preallocation = mode.parse().map_err(|_| CreateError::BadMode(mode))?;
         self.refuse_encryption()?;
-        Ok(Some(Measuring {
+        Ok(Measuring {
             used: options.used_clusters(),
             options,
             has_space: matches!(mode, Preallocation::Falloc | Preallocation::Full),
             has_backing: self.options.contains_key(backing::FILE),
             has_bitmaps: !is_v2,
-        }))
+        })
     }
 
     pub(super) fn fmt_qcow2(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -162,11 +162,12 @@ impl Driver for Luks {
         RequestFlags::FUA | RequestFlags::WRITE_UNCHANGED
     }
 
-    /// Whole sectors: what is left of one at the file's end counts.
+    /// Whole sectors. What is left of 512 bytes at the file's end counts as these, as in the field.
     async fn length(&self, req: &Req) -> IoResult<u64> {
         let Shared { file, options, .. } = &*self.0;
         let there = file.refresh_length(req).await?.saturating_sub(options.payload);
-        Ok(options.size.unwrap_or(there.next_multiple_of(options.sector.into())))
+        let sector = u64::from(options.sector);
+        Ok(options.size.unwrap_or(there.next_multiple_of(UNIT) / sector * sector))
     }
 
     async fn allocated_size(&self, req: &Req) -> IoResult<u64> {
@@ -194,7 +195,11 @@ impl Driver for Luks {
         Ok(StatusExtent::data(range.len()))
     }
 
-    /// Where the file's new bytes are zeroes, the disk's are noise: the core writes zeroes over them where that is asked for.
+    /// Where the file has zeroes, the disk has noise.
+    fn has_zero_init(&self, _req: &Req) -> bool {
+        false
+    }
+
     async fn truncate(&self, req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {
         let Shared { file, options, .. } = &*self.0;
         if options.size.is_some() {

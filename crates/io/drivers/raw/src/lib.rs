@@ -322,6 +322,10 @@ impl Driver for Raw {
         Ok(())
     }
 
+    fn has_zero_init(&self, req: &Req) -> bool {
+        self.0.file.has_zero_init(req)
+    }
+
     async fn truncate(&self, req: &Req, len: u64, preallocation: Preallocation) -> IoResult<()> {
         match self.0.window() {
             (offset, UNLIMITED) => {

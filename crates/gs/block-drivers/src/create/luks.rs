@@ -1,0 +1,119 @@
+//! New encrypted images: a header, and the data behind it.
+
+use super::{
+    CreateError, CreateOption, CreateOptionKind, FILE_OPTIONS, LENGTH_MAX, NewImage, SIZE, Target, check_path, text,
+};
+use crate::crypt::new::NewVolume;
+use block_common::{AlignedBuf, Errno, Preallocation, RequestFlags};
+use block_file_posix::{HostKind, create, remove};
+use block_gs::GlobalState;
+use std::fmt;
+
+pub(super) const NAME: &str = "luks";
+
+const fn option(name: &'static str, kind: CreateOptionKind, help: &'static str) -> CreateOption {
+    CreateOption { name, kind, help }
+}
+
+/// In the order in which they are told after they were read.
+pub(super) const OPTIONS: [CreateOption; 9] = {
+    use CreateOptionKind::{Bool, Number, Str};
+    [
+        SIZE,
+        option("key-secret", Str, "ID of the secret that provides the keyslot passphrase"),
+        option("cipher-alg", Str, "Name of encryption cipher algorithm"),
+        option("cipher-mode", Str, "Name of encryption cipher mode"),
+        option("ivgen-alg", Str, "Name of IV generator algorithm"),
+        option("ivgen-hash-alg", Str, "Name of IV generator hash algorithm"),
+        option("hash-alg", Str, "Name of encryption hash algorithm"),
+        option("iter-time", Number, "Time to spend in PBKDF in milliseconds"),
+        option("detached-header", Bool, "Create a detached LUKS header"),
+    ]
+};
+
+impl NewImage {
+    fn volume(&self) -> Result<NewVolume, CreateError> {
+        NewVolume::parse("", |name| self.options.lookup(name).map(text))
+    }
+
+    /// Whether it is only a header, for data in another file.
+    pub fn is_detached_header(&self) -> bool {
+        self.format == NAME && self.options.lookup("detached-header").is_some_and(|value| text(value) == "on")
+    }
+
+    /// The bytes that such an image takes beside its data.
+    pub(super) fn luks_header_len(&self, gs: &GlobalState) -> Result<u64, CreateError> {
+        let volume = self.volume()?;
+        volume.password(gs)?;
+        volume.header_len()
+    }
+
+    /// Create the image. If that fails, it is not left.
+    pub(super) async fn create_luks(&self, gs: &GlobalState, size: u64) -> Result<(), CreateError> {
+        let (volume, is_detached) = (self.volume()?, self.is_detached_header());
+        let password = volume.password(gs)?;
+        let mode = self.options.lookup("preallocation").map(text).unwrap_or_else(|| "off".into());
+        let mode = match mode.parse() {
+            Ok(mode) => mode,
+            Err(_) => return Err(CreateError::BadChoice { name: "preallocation", value: mode }),
+        };
+        self.refuse_unbuilt()?;
+        let header = volume.header_len()?;
+        let length = header + if is_detached { 0 } else { size };
+        if length > LENGTH_MAX {
+            return Err(CreateError::Resize(Errno::EFBIG));
+        }
+        let start = volume.make(gs, password, is_detached).await?;
+        if self.kind == HostKind::Device {
+            if mode != Preallocation::Off {
+                return Err(CreateError::NoMode(mode));
+            }
+            super::take_over(gs, &self.path, length, Preallocation::Off).await?;
+            return self.fill(gs, &start, length, mode).await;
+        }
+        check_path(gs, &self.path).await?;
+        create(&self.path, 0, Preallocation::Off, gs.pool()).await?;
+        let filled = self.fill(gs, &start, length, mode).await;
+        if filled.is_err() {
+            // The error that led here is the one to be told.
+            let _ = remove(self.path.clone(), gs.pool()).await;
+        }
+        filled
+    }
+
+    async fn fill(&self, gs: &GlobalState, start: &[u8], length: u64, mode: Preallocation) -> Result<(), CreateError> {
+        let file = Target::open(gs, self.kind, &self.path).await?;
+        let root = file.root.io();
+        let filled = async {
+            // There are no tables of their own: nothing to be allocated but space.
+            let mode = if mode == Preallocation::Metadata { Preallocation::Off } else { mode };
+            if self.kind == HostKind::File {
+                let resized = root.truncate(length, mode).await;
+                resized.map_err(|error| CreateError::Resize(error.errno()))?;
+            }
+            let mut buf = AlignedBuf::zeroed(start.len(), 4096);
+            buf.copy_from_slice(start);
+            let (written, _) = root.write(0, buf.into_io(), RequestFlags::empty()).await;
+            written.map_err(|error| CreateError::Device { doing: "write the LUKS header", error })
+        };
+        let filled = filled.await;
+        let closed = file.close(gs).await;
+        filled.and(closed)
+    }
+
+    pub(super) fn fmt_luks(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = FILE_OPTIONS.iter().filter(|option| OPTIONS.iter().all(|known| known.name != option.name));
+        let mut space = "";
+        for option in OPTIONS.iter().chain(file) {
+            let value = match option.name {
+                "size" => self.size.map(|size| size.to_string()),
+                name => self.options.lookup(name).map(|value| text(value).replace(',', ",,")),
+            };
+            if let Some(value) = value {
+                write!(f, "{space}{}={value}", option.name)?;
+                space = " ";
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! `luks`: children `file` and `header`, option `key-secret`.
+//!
+//! A node asks of its file what its users ask of it, as a raw image does: it writes nothing of its own while it is used. When its key slots change, it asks to write the header, and
+//! minds that anybody else reads it, for as long as that takes.
+
+use crate::crypt::slots::{HeaderFile, SlotChange, SlotError, Slots};
+use crate::crypt::{LuksHeader, Volume, refused};
+use async_trait::async_trait;
+use block_common::options::DriverKind;
+use block_common::{ChildName, ChildOrNull, ChildRole, OptionReader, Perm, PermPair};
+use block_crypt_io::Crypt;
+use block_gs::{
+    DriverType, EngineControl, GlobalState, GraphError, GraphResult, NodeRef, OpenContext, Opened, filter_perm,
+};
+use block_luks::{Luks, LuksControl, LuksOptions, read_header};
+use std::any::Any;
+
+const HEADER: ChildName = ChildName::from_static("header");
+
+/// The luks driver.
+#[derive(Clone, Copy, Debug)]
+pub struct LuksType;
+
+/// The control of an encrypted image.
+#[derive(Clone, Debug)]
+pub struct LuksImage {
+    engine: LuksControl,
+    header: LuksHeader,
+    is_detached: bool,
+    /// The name of the secret that it was opened with.
+    secret: Option<String>,
+}
+
+impl LuksImage {
+    /// What its header says.
+    pub fn header(&self) -> &LuksHeader {
+        &self.header
+    }
+
+    /// Whether that is a file of its own.
+    pub fn is_detached(&self) -> bool {
+        self.is_detached
+    }
+}
+
+impl EngineControl for LuksImage {
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+#[async_trait(?Send)]
+impl DriverType for LuksType {
+    fn name(&self) -> &'static str {
+        "luks"
+    }
+
+    fn kind(&self) -> DriverKind {
+        DriverKind::Format
+    }
+
+    async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened> {
+        let secret = options.take_str("key-secret")?;
+        let header = match options.take_child_or_null(HEADER.as_str())? {
+            Some(ChildOrNull::Child(spec)) => Some(spec),
+            Some(ChildOrNull::Null) | None => None,
+        };
+        let is_detached = header.is_some();
+        let role = if is_detached { ChildRole::DATA | ChildRole::PRIMARY } else { ChildRole::IMAGE };
+        let file = context.require_child(options, ChildName::FILE, role).await?;
+        let header = match header {
+            Some(spec) => Some(context.open_child(HEADER, ChildRole::METADATA, spec).await?),
+            None => None,
+        };
+        let is_locked = context.common().no_io;
+        if secret.is_none() && !is_locked {
+            return Err(GraphError::Open("Parameter 'key-secret' is required for cipher".into()));
+        }
+        let read = context.run("Could not read the LUKS header", move |req| async move {
+            let of = header.as_ref().unwrap_or(&file);
+            let volume = Volume::read(|at, len| read_header(&req, of, at, len), is_detached, !is_locked).await?;
+            Ok((volume, file, header))
+        });
+        let (volume, file, header) = read.await?;
+        let volume = volume.map_err(refused)?;
+        let gs = context.global();
+        let (volume, crypt) = match &secret {
+            Some(secret) if !is_locked => {
+                let (volume, key) = volume.unlock(gs, gs.secret(secret)?).await?;
+                let cipher = volume.cipher(&key)?;
+                let crypt = Crypt::new(cipher, volume.header.sector() as usize, gs.pool().clone());
+                (volume, Some(crypt))
+            }
+            _ => (volume, None),
+        };
+        let of = &volume.header;
+        let options = LuksOptions {
+            payload: of.payload(),
+            size: of.size(),
+            first: of.first_sector(),
+            crypt,
+            sector: of.sector(),
+        };
+        let opened = context.run("Could not open the LUKS image", move |req| async move {
+            Luks::open(&req, file, header, options).await
+        });
+        let (engine, control) = opened.await?;
+        let control = LuksImage { engine: control, header: volume.header, is_detached, secret };
+        let read_only = context.common().read_only;
+        Ok(Opened { engine: Box::new(engine), control: Box::new(control), read_only })
+    }
+
+    fn child_perm(&self, role: ChildRole, above: PermPair, _read_only: bool) -> PermPair {
+        match role.contains(ChildRole::DATA) {
+            true => filter_perm(above),
+            // The header alone: it is read when the node is opened.
+            false => PermPair::new(above.perm & Perm::CONSISTENT_READ, Perm::all() & !Perm::WRITE),
+        }
+    }
+}
+
+/// The file that a node's header lies in.
+struct Header<'a> {
+    gs: &'a GlobalState,
+    node: &'a NodeRef,
+    engine: LuksControl,
+}
+
+impl HeaderFile for Header<'_> {
+    async fn read(&self, at: u64, len: usize) -> GraphResult<Vec<u8>> {
+        let read = |req| self.engine.read(req, at, len);
+        self.gs.run_drained(self.node, "Could not read the LUKS header", read).await
+    }
+
+    async fn write(&self, at: u64, bytes: Vec<u8>) -> GraphResult<()> {
+        let write = |req| self.engine.write(req, at, bytes);
+        self.gs.run_drained(self.node, "Could not write the LUKS header", write).await
+    }
+}
+
+/// Change the key slots of a luks node, which may be a read-only one, and which goes on being used meanwhile. With `force`, also what may make the image unreadable.
+///
+/// # Errors
+/// [`SlotError`]: nothing was changed, unless the file refused to be written.
+#[doc(alias = "bdrv_co_amend")]
+pub async fn change_slots(gs: &GlobalState, node: &NodeRef, change: &SlotChange, force: bool) -> Result<(), SlotError> {
+    let image = gs.with_control(node, |image: &mut LuksImage| image.clone())?;
+    let edge = if image.is_detached { HEADER } else { ChildName::FILE };
+    // Before anything else: without it nothing happens at all.
+    let more = PermPair::new(Perm::CONSISTENT_READ | Perm::WRITE, Perm::all() & !Perm::CONSISTENT_READ);
+    let asked = gs.ask_more(node, edge.as_str(), more)?;
+    let file = Header { gs, node, engine: image.engine };
+    let slots = Slots { gs, file, is_detached: image.is_detached, secret: image.secret.as_deref() };
+    let changed = slots.change(change, force).await;
+    drop(asked);
+    let header = changed?;
+    gs.with_control(node, |image: &mut LuksImage| image.header = header)?;
+    Ok(())
+}

@@ -1,0 +1,374 @@
+//! Objects that users make by name beside the graph, as `--object` and `object-add` do: secrets, so far.
+//!
+//! This file has the registry and what is common to all types; what a type's properties mean is a module of its own below this one. What
+//! a property holds is in no error, no list and no `Debug` output.
+
+mod secret;
+
+use crate::error::{GraphError, GraphResult};
+use crate::state::GlobalState;
+use block_common::options::JsonErrorKind;
+use block_common::{OptionReader, Options, OptionsError, is_wellformed_id};
+use block_crypt::{CbcError, Secret};
+use secret::SecretProperties;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The property that names the type.
+const TYPE: &str = "qom-type";
+
+/// Types that QEMU's tools have and this build does not.
+const NOT_BUILT: [&str; 11] = [
+    "authz-list",
+    "authz-listfile",
+    "authz-simple",
+    "main-loop",
+    "pr-manager-helper",
+    "secret_keyring",
+    "thread-context",
+    "throttle-group",
+    "tls-creds-anon",
+    "tls-creds-psk",
+    "tls-creds-x509",
+];
+
+/// Types that QEMU has for machines, and its tools have not.
+const FOR_MACHINES: [&str; 37] = [
+    "acpi-generic-initiator",
+    "acpi-generic-port",
+    "authz-pam",
+    "can-bus",
+    "can-host-socketcan",
+    "colo-compare",
+    "cryptodev-backend",
+    "cryptodev-backend-builtin",
+    "cryptodev-backend-lkcf",
+    "cryptodev-vhost-user",
+    "dbus-vmstate",
+    "filter-buffer",
+    "filter-dump",
+    "filter-mirror",
+    "filter-redirector",
+    "filter-replay",
+    "filter-rewriter",
+    "input-barrier",
+    "input-linux",
+    "iommufd",
+    "iothread",
+    "memory-backend-epc",
+    "memory-backend-file",
+    "memory-backend-memfd",
+    "memory-backend-ram",
+    "memory-backend-shm",
+    "pef-guest",
+    "qtest",
+    "rng-builtin",
+    "rng-egd",
+    "rng-random",
+    "s390-pv-guest",
+    "sev-guest",
+    "sev-snp-guest",
+    "tls-cipher-suites",
+    "x-remote-object",
+    "x-vfio-user-server",
+];
+
+/// Why an object cannot be made, found or removed. No variant has what a property holds, but for names of files and of objects.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ObjectError {
+    /// The text is not JSON; what stands there may be secret, and is not told.
+    #[error("JSON parse error at byte {0}")]
+    Json(usize),
+    /// What follows `data=` in a text makes no sense, and may belong to it.
+    #[error("What follows the comma in the value of 'data' is no parameter")]
+    AfterData,
+    /// A type that QEMU's tools do not have either.
+    #[error("invalid object type: {0}")]
+    ForMachines(String),
+    /// A text that cannot name an object.
+    #[error("Parameter 'id' expects an identifier")]
+    BadId,
+    /// An object has this id already.
+    #[error("attempt to add duplicate property '{0}' to object (type 'container')")]
+    Duplicate(String),
+    /// There is no object of this id.
+    #[error("object '{0}' not found")]
+    NotFound(String),
+    /// There is no object of this id, and it would have to be a secret.
+    #[error("No secret with id '{0}'")]
+    NoSecret(String),
+    /// A secret that is encrypted with itself.
+    #[error("Secret with id '{0}' has no data")]
+    NoData(String),
+    /// What should be text is none, or ends with a zero byte before its end.
+    #[error("Data from secret {0} is not valid UTF-8")]
+    NotText(String),
+    /// A secret without content.
+    #[error("Either 'file' or 'data' must be provided")]
+    NoContent,
+    /// A secret with two contents.
+    #[error("'file' and 'data' are mutually exclusive")]
+    TwoContents,
+    /// The file with a secret cannot be read.
+    #[error("Unable to read {path}: {reason}")]
+    File {
+        /// Its name.
+        path: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A letter that base64 (RFC 4648, section 4) does not have.
+    #[error("Base64 data contains invalid characters")]
+    Base64Letter,
+    /// A zero byte in base64.
+    #[error("Base64 data contains embedded NUL characters")]
+    Base64Nul,
+    /// Letters of base64 that are not what bytes are written as.
+    #[error("Base64 data is incomplete, or goes on behind its end")]
+    Base64,
+    /// A secret that others are encrypted with has another length than AES-256 needs.
+    #[error("Key should be 32 bytes in length")]
+    KeyLength,
+    /// An encrypted secret without an initialisation vector.
+    #[error("IV is required to decrypt secret")]
+    NoIv,
+    /// An initialisation vector for a secret that is not encrypted.
+    #[error("'iv' is given without 'keyid'")]
+    NoKeyId,
+    /// An initialisation vector of another length than AES has blocks.
+    #[error("IV should be 16 bytes in length not {0}")]
+    IvLength(usize),
+    /// An encrypted secret cannot be decrypted.
+    #[error(transparent)]
+    Decrypt(#[from] CbcError),
+}
+
+impl ObjectError {
+    /// What to add to the message for a person at a terminal.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::BadId => Some("Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."),
+            Self::AfterData => Some("A comma in a value is written twice."),
+            _ => None,
+        }
+    }
+}
+
+/// What can be seen of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ObjectInfo {
+    /// Its id.
+    pub id: String,
+    /// Its type, as in `qom-type`.
+    pub qom_type: &'static str,
+}
+
+/// What a text that follows `--object` asks for.
+pub enum ObjectText {
+    /// To be told this, lines with ends.
+    Help(String),
+    /// To make an object, with [`GlobalState::add_object`].
+    Make(Options),
+}
+
+impl ObjectText {
+    /// Read a JSON object, or `type,id=…,property=value`, where `help` may stand among the properties.
+    ///
+    /// # Errors
+    /// As [`Options::parse_json`] and [`Options::parse_keyval`] say it, but for what could be a part of a secret; help for a type that is not built.
+    pub fn parse(text: &str) -> GraphResult<Self> {
+        if text.starts_with('{') {
+            return Ok(Self::Make(Options::parse_json(text).map_err(without_text)?));
+        }
+        let parsed = Options::parse_keyval_or_help(text, Some(TYPE));
+        let (options, asks) = parsed.map_err(|error| without_data(text, error))?;
+        match asks {
+            true => Ok(Self::Help(help(options)?)),
+            false => Ok(Self::Make(options)),
+        }
+    }
+}
+
+/// Properties may be secret.
+impl fmt::Debug for ObjectText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if matches!(self, Self::Help(_)) { "Help(..)" } else { "Make(..)" })
+    }
+}
+
+/// The error of a JSON text, which cites nothing from it but keys.
+fn without_text(error: OptionsError) -> GraphError {
+    match &error {
+        OptionsError::Json(json) => match json.kind() {
+            JsonErrorKind::Stray(_)
+            | JsonErrorKind::Keyword(_)
+            | JsonErrorKind::Unicode(_)
+            | JsonErrorKind::Number(_) => ObjectError::Json(json.offset()).into(),
+            _ => error.into(),
+        },
+        _ => error.into(),
+    }
+}
+
+/// The error of keys and values in `text`; what a comma cuts off from a secret reads like a key without a value, or like none.
+fn without_data(text: &str, error: OptionsError) -> GraphError {
+    let key = match &error {
+        OptionsError::NoValue { key } | OptionsError::InvalidKey { key } | OptionsError::KeyTooLong { key } => key,
+        _ => return error.into(),
+    };
+    let place = |is_it: &dyn Fn(&str) -> bool| text.split(',').position(is_it);
+    let data = place(&|item| item.starts_with("data="));
+    let found = place(&|item| item.split('=').next() == Some(key));
+    match (data, found) {
+        (None, _) => error.into(),
+        (Some(data), Some(found)) if found < data => error.into(),
+        _ => ObjectError::AfterData.into(),
+    }
+}
+
+/// What there is to know of a type, or which types there are.
+fn help(options: Options) -> GraphResult<String> {
+    let name = options.reader().take_str(TYPE)?;
+    match name.map(|name| Kind::of(&name)) {
+        Some(Ok(Kind::Secret)) => Ok(secret::HELP.into()),
+        Some(Ok(Kind::NotBuilt(name))) => Err(not_built(name)),
+        _ => Ok("List of user creatable objects:\n  secret\n".into()),
+    }
+}
+
+fn not_built(name: &str) -> GraphError {
+    GraphError::NotBuilt(format!("Object type '{name}'"))
+}
+
+/// A type's name that somebody knows.
+enum Kind {
+    Secret,
+    NotBuilt(&'static str),
+    ForMachines(&'static str),
+}
+
+impl Kind {
+    fn of(name: &str) -> GraphResult<Self> {
+        let among = |names: &[&'static str]| names.iter().copied().find(|known| *known == name);
+        match (among(&NOT_BUILT), among(&FOR_MACHINES)) {
+            (Some(name), _) => Ok(Self::NotBuilt(name)),
+            (_, Some(name)) => Ok(Self::ForMachines(name)),
+            _ if name == "secret" => Ok(Self::Secret),
+            _ => Err(OptionsError::BadValue { key: TYPE.into(), value: name.chars().take(100).collect() }.into()),
+        }
+    }
+}
+
+/// An object, whatever it is.
+enum Object {
+    Secret(Secret),
+}
+
+impl Object {
+    fn qom_type(&self) -> &'static str {
+        match self {
+            Self::Secret(_) => "secret",
+        }
+    }
+}
+
+/// An object's properties, which make sense by themselves.
+enum Properties {
+    Secret(SecretProperties),
+}
+
+impl Properties {
+    /// Take them out of `options`.
+    fn read(kind: Kind, options: &mut OptionReader) -> GraphResult<Self> {
+        match kind {
+            Kind::Secret => Ok(Self::Secret(SecretProperties::read(options)?)),
+            Kind::NotBuilt(name) => Err(not_built(name)),
+            Kind::ForMachines(name) => Err(ObjectError::ForMachines(name.into()).into()),
+        }
+    }
+}
+
+/// The objects of one block layer.
+#[derive(Default)]
+pub(crate) struct Objects(RefCell<BTreeMap<String, Object>>);
+
+impl Objects {
+    fn check_new(&self, id: &str) -> GraphResult<()> {
+        match self.0.borrow().contains_key(id) {
+            true => Err(ObjectError::Duplicate(id.into()).into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl GlobalState {
+    /// Make an object: `options` have its type (`qom-type`), its `id`, and what the type takes. Files are read in the pool. Of two calls with one id at
+    /// the same time the first that is done has it.
+    ///
+    /// | type | property | |
+    /// | --- | --- | --- |
+    /// | `secret` | `data`, `file` | the content, or where it is; one of them, 8 MiB at most |
+    /// | | `format` | `raw` (as it is) or `base64` |
+    /// | | `keyid` | the secret of 32 bytes that this one is encrypted with: AES-256-CBC with PKCS#7 padding |
+    /// | | `iv` | the initialisation vector, 16 bytes in base64 |
+    ///
+    /// # Errors
+    /// An unknown type, or one that is not built; a property that is missing, unknown or makes no sense; an id that is none, or is taken; a file that
+    /// cannot be read; a secret that cannot be decrypted.
+    pub async fn add_object(&self, options: Options) -> GraphResult<()> {
+        let mut reader = options.reader();
+        let kind = Kind::of(&reader.require_str(TYPE)?)?;
+        let id = reader.require_str("id")?;
+        let properties = Properties::read(kind, &mut reader)?;
+        reader.finish()?;
+        if !is_wellformed_id(&id) {
+            return Err(ObjectError::BadId.into());
+        }
+        self.0.objects.check_new(&id)?;
+        let object = match properties {
+            Properties::Secret(properties) => Object::Secret(properties.load(self, &id).await?),
+        };
+        self.0.objects.check_new(&id)?;
+        self.0.objects.0.borrow_mut().insert(id, object);
+        Ok(())
+    }
+
+    /// Remove an object. Who has taken a secret from it keeps that.
+    ///
+    /// # Errors
+    /// [`ObjectError::NotFound`].
+    pub fn remove_object(&self, id: &str) -> GraphResult<()> {
+        let removed = self.0.objects.0.borrow_mut().remove(id);
+        removed.map(drop).ok_or_else(|| ObjectError::NotFound(id.into()).into())
+    }
+
+    /// The objects, by id.
+    pub fn objects(&self) -> Vec<ObjectInfo> {
+        let objects = self.0.objects.0.borrow();
+        objects.iter().map(|(id, object)| ObjectInfo { id: id.clone(), qom_type: object.qom_type() }).collect()
+    }
+
+    /// The bytes of the secret called `id`.
+    ///
+    /// # Errors
+    /// [`ObjectError::NoSecret`].
+    pub fn secret(&self, id: &str) -> GraphResult<Secret> {
+        match self.0.objects.0.borrow().get(id) {
+            Some(Object::Secret(secret)) => Ok(secret.clone()),
+            None => Err(ObjectError::NoSecret(id.into()).into()),
+        }
+    }
+
+    /// As [`GlobalState::secret`], for passwords that QEMU takes for text: UTF-8 without zero bytes.
+    ///
+    /// # Errors
+    /// [`ObjectError::NoSecret`], [`ObjectError::NotText`].
+    pub fn secret_text(&self, id: &str) -> GraphResult<Secret> {
+        let secret = self.secret(id)?;
+        let is_text = std::str::from_utf8(secret.expose()).is_ok_and(|text| !text.contains('\0'));
+        if is_text { Ok(secret) } else { Err(ObjectError::NotText(id.into()).into()) }
+    }
+}

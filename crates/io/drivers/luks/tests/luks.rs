@@ -1,0 +1,243 @@
+//! The luks driver: the suites over memory and files, what a password-less node refuses, and that nothing readable reaches the file.
+
+#![forbid(unsafe_code)]
+
+use block_common::{
+    AlignedBuf, BlockStatus, ChildRole, IoBuf, IoError, Limits, Perm, Preallocation, RequestFlags, StatusExtent,
+};
+use block_crypt::{Cipher, CipherMode, CipherSpec, IvGen, SectorCipher};
+use block_crypt_io::Crypt;
+use block_io::{IoThread, Root, StaticGraph, StaticNode, ThreadPool};
+use block_luks::{Luks, LuksControl, LuksOptions};
+use block_testkit::bed::{Way, block_on, io_thread};
+use block_testkit::conformance::{ConformanceOptions, run_everywhere};
+use block_testkit::model::{self, ModelOptions};
+use block_testkit::{MemFile, MemMode, MemOpKind, MemOptions, MemStorage};
+
+const NONE: RequestFlags = RequestFlags::empty();
+const LENGTH: u64 = 4 << 20;
+
+fn cipher(cipher: Cipher, mode: CipherMode) -> SectorCipher {
+    let iv = (mode != CipherMode::Ecb).then_some(IvGen::Plain64);
+    let spec = CipherSpec { cipher, mode, iv };
+    let key: Vec<u8> = (0..spec.key_len()).map(|i| (i * 7 + 1) as u8).collect();
+    SectorCipher::new(spec, &key).expect("they go together")
+}
+
+fn crypt(sector: u32) -> Crypt {
+    Crypt::new(cipher(Cipher::Aes256, CipherMode::Xts), sector as usize, ThreadPool::new(2))
+}
+
+fn options(payload: u64, sector: u32) -> LuksOptions {
+    LuksOptions { payload, size: None, first: 0, crypt: Some(crypt(sector)), sector }
+}
+
+struct Disk {
+    graph: StaticGraph,
+    root: Root,
+    control: LuksControl,
+}
+
+impl Disk {
+    fn over(mut graph: StaticGraph, file: &StaticNode, options: LuksOptions) -> Self {
+        let mut shell = graph.node("luks");
+        let edge = shell.child(ChildRole::IMAGE, Perm::all(), file);
+        let opened = block_on(shell.run(|req| async move { Luks::open(&req, edge, None, options).await }));
+        let (engine, control) = opened.expect("it opens");
+        let node = block_on(shell.install(engine, false)).expect("it has a length");
+        let root = graph.root("root", &node, Perm::all());
+        Self { graph, root, control }
+    }
+
+    fn on(thread: &IoThread, storage: &MemStorage, options: LuksOptions) -> Self {
+        let mut graph = StaticGraph::new(thread.handle());
+        let file = block_on(graph.node("file").install(storage.driver(), false)).expect("a file");
+        Self::over(graph, &file, options)
+    }
+
+    fn suites(self, more: IoThread, size: bool) {
+        let options = ConformanceOptions { resizable: !size, zero_init: false, ..ConformanceOptions::default() };
+        run_everywhere(&self.root, &options);
+        let threads = vec![self.root.home(), more.handle()];
+        let options = ModelOptions { threads, ..ModelOptions::default() };
+        block_on(model::run(&self.root, options)).expect("the model agrees");
+        block_on(self.graph.close()).expect("closed");
+    }
+}
+
+fn filled(len: usize, byte: u8) -> IoBuf {
+    let mut buf = AlignedBuf::zeroed(len, 4096);
+    buf.fill(byte);
+    buf.into_io()
+}
+
+fn storage(length: u64) -> MemStorage {
+    MemStorage::with_content(MemOptions::new(0), (0..length).map(|i| (i / 512) as u8 | 1).collect())
+}
+
+#[test]
+fn disks_conform_and_the_header_stays_as_it_is() {
+    let thread = io_thread(true);
+    for (payload, sector, size) in
+        [(0, 512, None), (4096, 512, None), (2_068_480, 4096, None), (16384, 4096, Some(1 << 20)), (512, 1024, None)]
+    {
+        for mode in [MemMode::Now, MemMode::Slow] {
+            let storage = storage(LENGTH);
+            storage.set_mode(mode);
+            storage.set_logging(false);
+            let before = storage.bytes(0, payload as usize);
+            let disk = Disk::on(&thread, &storage, LuksOptions { size, ..options(payload, sector) });
+            assert_eq!(
+                disk.root.length(),
+                Ok(size.unwrap_or((LENGTH - payload) / u64::from(sector) * u64::from(sector)))
+            );
+            disk.suites(io_thread(true), size.is_some());
+            assert!(storage.bytes(0, payload as usize) == before);
+        }
+    }
+}
+
+#[test]
+fn disks_conform_over_files_every_way() {
+    for way in Way::ALL {
+        let thread = way.thread();
+        let mut graph = StaticGraph::new(thread.handle());
+        let file = MemFile::new(LENGTH, way.engine, ThreadPool::new(4)).expect("a memfd");
+        let file = block_on(graph.node("file").install(file, false)).expect("a file");
+        Disk::over(graph, &file, options(4096, 512)).suites(way.thread(), false);
+    }
+}
+
+#[test]
+fn disks_conform_over_large_blocks() {
+    let thread = io_thread(true);
+    for payload in [8192, 512] {
+        let limits = Limits { request_alignment: 4096, memory_alignment: 4096, ..Limits::NONE };
+        let storage = MemStorage::new(MemOptions { limits, ..MemOptions::new(LENGTH) });
+        storage.set_logging(false);
+        let disk = Disk::on(&thread, &storage, options(payload, 512));
+        let alignment = disk.root.limits().expect("limits").request_alignment;
+        assert_eq!(alignment, if payload == 512 { 512 } else { 4096 });
+        disk.suites(io_thread(true), false);
+    }
+}
+
+/// What lies in the file is what the cipher makes of the data, sector by sector, whatever way a request took.
+#[test]
+fn what_is_stored_is_what_the_cipher_makes() {
+    let thread = io_thread(true);
+    for (kind, mode) in [
+        (Cipher::Aes256, CipherMode::Xts),
+        (Cipher::Aes128, CipherMode::Cbc),
+        (Cipher::Serpent256, CipherMode::Ctr),
+        (Cipher::Cast5, CipherMode::Ecb),
+    ] {
+        for (sector, first) in [(512, 0), (4096, 0), (512, 0x1_0000_0000)] {
+            let storage = storage(LENGTH);
+            let crypt = Crypt::new(cipher(kind, mode), sector as usize, ThreadPool::new(2));
+            let disk = Disk::on(&thread, &storage, LuksOptions { first, crypt: Some(crypt), ..options(8192, sector) });
+            for (at, len) in [(0, 4096), (65536, 32 << 10), (131_072, 36 << 10), (1 << 20, 1 << 20)] {
+                let (written, _) = block_on(disk.root.write(at, filled(len, 0x5a), NONE));
+                assert_eq!(written, Ok(()));
+                let mut expected = vec![0x5a; len];
+                cipher(kind, mode).encrypt(first + at / 512, sector as usize, &mut expected);
+                let stored = storage.bytes(8192 + at, len);
+                assert!(stored == expected, "{kind:?} {mode:?}: {len} bytes at {at}");
+                let (read, buf) = block_on(disk.root.read(at, filled(len, 1)));
+                assert_eq!(read, Ok(()));
+                assert!(buf.expect("the buffer comes back").to_aligned(1).iter().all(|byte| *byte == 0x5a));
+            }
+            // Zeroes are as unreadable as anything else.
+            assert_eq!(block_on(disk.root.zero(0, 65536, NONE)), Ok(()));
+            let mut expected = vec![0; 65536];
+            cipher(kind, mode).encrypt(first, sector as usize, &mut expected);
+            assert!(storage.bytes(8192, 65536) == expected);
+            block_on(disk.graph.close()).expect("closed");
+        }
+    }
+}
+
+#[test]
+fn discards_change_nothing_and_all_is_data_that_lies_nowhere() {
+    let thread = io_thread(true);
+    let storage = storage(LENGTH);
+    let disk = Disk::on(&thread, &storage, options(4096, 512));
+    let before = storage.bytes(0, LENGTH as usize);
+    assert_eq!(block_on(disk.root.discard(0, 1 << 20)), Ok(()));
+    assert!(storage.bytes(0, LENGTH as usize) == before);
+    let status = block_on(disk.root.block_status(512, 1 << 20)).expect("it is known");
+    assert_eq!(status, StatusExtent::data(1 << 20));
+    assert!(!status.status.contains(BlockStatus::ZERO));
+    let refused = block_on(disk.root.zero(0, 512, RequestFlags::NO_FALLBACK));
+    assert_eq!(refused, Err(IoError::UNSUPPORTED));
+    block_on(disk.graph.close()).expect("closed");
+}
+
+#[test]
+fn a_disk_whose_key_is_not_known_is_described_and_not_read() {
+    let thread = io_thread(true);
+    let storage = storage(LENGTH);
+    let disk = Disk::on(&thread, &storage, LuksOptions { crypt: None, ..options(4096, 512) });
+    assert_eq!(disk.root.length(), Ok(LENGTH - 4096));
+    let (read, _) = block_on(disk.root.read(0, filled(512, 0)));
+    assert_eq!(read, Err(IoError::NOT_PERMITTED));
+    let (written, _) = block_on(disk.root.write(0, filled(512, 0), NONE));
+    assert_eq!(written, Err(IoError::NOT_PERMITTED));
+    assert!(disk.control.options().crypt.is_none());
+    block_on(disk.graph.close()).expect("closed");
+}
+
+#[test]
+fn lengths_are_whole_sectors_and_follow_the_file() {
+    let thread = io_thread(true);
+    let storage = storage(8192 + 700);
+    let disk = Disk::on(&thread, &storage, options(8192, 512));
+    assert_eq!(disk.root.length(), Ok(1024));
+    // The part of a sector at the end is read as if the file had zeroes behind it, and completed by a write.
+    let mut expected = storage.bytes(8192, 700);
+    expected.resize(1024, 0);
+    cipher(Cipher::Aes256, CipherMode::Xts).decrypt(0, 512, &mut expected);
+    let (read, buf) = block_on(disk.root.read(0, filled(1024, 1)));
+    assert_eq!(read, Ok(()));
+    assert!(buf.expect("the buffer comes back").to_aligned(1)[..] == expected[..]);
+    let (written, _) = block_on(disk.root.write(512, filled(512, 3), NONE));
+    assert_eq!((written, storage.len()), (Ok(()), 8192 + 1024));
+    assert_eq!(block_on(disk.root.truncate(1 << 20, Preallocation::Off)), Ok(()));
+    assert_eq!((storage.len(), disk.root.length()), (8192 + (1 << 20), Ok(1 << 20)));
+    // What was added is noise, unless somebody wants zeroes.
+    let byte_sum = |at: u64| {
+        let (read, buf) = block_on(disk.root.read(at, filled(4096, 1)));
+        assert_eq!(read, Ok(()));
+        buf.expect("the buffer comes back").to_aligned(1).iter().map(|byte| u64::from(*byte)).sum::<u64>()
+    };
+    assert!(byte_sum(1 << 19) > 0);
+    assert_eq!(block_on(disk.root.grow_zeroed(2 << 20)), Ok(()));
+    assert!(byte_sum((1 << 20) - 4096) > 0 && byte_sum(1 << 20) == 0 && byte_sum((2 << 20) - 4096) == 0);
+    block_on(disk.graph.close()).expect("closed");
+
+    let fixed = LuksOptions { size: Some(1 << 20), ..options(8192, 512) };
+    let disk = Disk::on(&thread, &storage, fixed);
+    assert_eq!(disk.root.length(), Ok(1 << 20));
+    assert_eq!(block_on(disk.root.truncate(2 << 20, Preallocation::Off)), Err(IoError::UNSUPPORTED));
+    block_on(disk.graph.close()).expect("closed");
+}
+
+/// A long request is several requests to the file: the error of one of them is told once all have ended.
+#[test]
+fn errors_of_pieces_are_told() {
+    let thread = io_thread(true);
+    let storage = storage(LENGTH);
+    let disk = Disk::on(&thread, &storage, options(4096, 512));
+    for kind in [MemOpKind::Read, MemOpKind::Write] {
+        for nth in [0, 3] {
+            storage.fail_nth(Some(kind), nth, IoError::host(5));
+            let result = match kind {
+                MemOpKind::Read => block_on(disk.root.read(0, filled(2 << 20, 0))).0,
+                _ => block_on(disk.root.write(0, filled(2 << 20, 0), NONE)).0,
+            };
+            assert_eq!(result, Err(IoError::host(5)), "{kind:?} {nth}");
+            storage.clear_script();
+        }
+    }
+    block_on(disk.graph.close()).expect("closed");
+}
