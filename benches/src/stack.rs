@@ -186,7 +186,7 @@ impl Stack {
                     Ok(header) => header,
                     Err(error) => return Ok(Err(error)),
                 };
-                let children = Qcow2Children { file, data: None, backing: None };
+                let children = Qcow2Children { file, data: None, backing: None, cipher: None };
                 Ok(Qcow2::open(&req, children, header, Qcow2Options::default(), false, pool).await)
             });
             let (engine, _control) = opened.await??;

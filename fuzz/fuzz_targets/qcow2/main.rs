@@ -10,9 +10,10 @@ use block_common::{AlignedBuf, ChildRole, IoError, Perm, Preallocation, RequestF
 use block_io::{IoThread, Root, StaticGraph, ThreadPool};
 use block_qcow2::check::{Repair, Storage, Watch, check};
 use block_qcow2::info::ImageInfo;
-use block_qcow2::{Qcow2, Qcow2Children, Qcow2Options};
-use block_qcow2_format::{CompressionType, Layout, NewImage, Step, Version};
+use block_qcow2::{Qcow2, Qcow2Children, Qcow2Error, Qcow2Options};
+use block_qcow2_format::{CompressionType, Encryption, Layout, NewImage, Step, Version};
 use block_testkit::bed::{block_on, io_thread};
+use block_testkit::qcow2::cipher;
 use block_testkit::{MemOpKind, MemOptions, MemStorage, Verdict};
 use libfuzzer_sys::fuzz_target;
 use std::fmt;
@@ -36,12 +37,16 @@ fn bed() -> &'static Bed {
     BED.get_or_init(|| {
         let (thread, pool) = (io_thread(false), ThreadPool::new(1));
         let new = NewImage { size: SIZE, cluster_size: 4096, ..NewImage::default() };
+        let luks = || Some(Encryption::Luks { len: 5000, bytes: vec![0xc5; 700] });
         let kinds = [
             new.clone(),
             NewImage { version: Version::V2, ..new.clone() },
             NewImage { cluster_size: 16384, extended_l2: true, ..new.clone() },
             NewImage { cluster_size: 512, refcount_bits: 1, compression: CompressionType::Zstd, ..new.clone() },
-            NewImage { refcount_bits: 64, ..new },
+            NewImage { refcount_bits: 64, ..new.clone() },
+            NewImage { encryption: luks(), ..new.clone() },
+            NewImage { encryption: luks(), version: Version::V2, cluster_size: 512, ..new.clone() },
+            NewImage { encryption: Some(Encryption::Aes), ..new },
         ];
         let mut bed = Bed { thread, pool, images: Vec::new() };
         bed.images = kinds.into_iter().map(|kind| filled(&bed, kind)).collect();
@@ -96,14 +101,19 @@ fn with_image(bed: &Bed, storage: &MemStorage, work: Work) -> bool {
     let open = |req| async move {
         let opened = async {
             let header = Qcow2::read_header(&req, &file).await?;
-            let children = Qcow2Children { file, data: None, backing: None };
+            let children = Qcow2Children { file, data: None, backing: None, cipher: cipher(&header) };
             let options = Qcow2Options { l2_cache_size: Some(8192), ..Qcow2Options::default() };
-            Qcow2::open(&req, children, header, options, read_only, pool).await
+            let (engine, control) = Qcow2::open(&req, children, header, options, read_only, pool).await?;
+            drop(control.read_crypto(&req, 100, 4000).await);
+            if work == Work::Change {
+                let _ = control.write_crypto(&req, 700, &[9; 512]).await;
+            }
+            Ok::<_, Qcow2Error>(engine)
         };
         Ok(opened.await.ok())
     };
     let mut is_open = false;
-    if let Ok(Some((engine, _))) = block_on(shell.run(open))
+    if let Ok(Some(engine)) = block_on(shell.run(open))
         && let Ok(node) = block_on(shell.install(engine, read_only))
     {
         let root = graph.root("root", &node, Perm::all());

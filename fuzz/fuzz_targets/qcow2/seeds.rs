@@ -80,6 +80,18 @@ fn headers(header: &Header, add: Add<'_>) {
     add("snapshots-odd", true, &[(60, &[0, 0, 0, 1]), (64, &odd)]);
     add("snapshots-far", false, &[(60, &[0, 0, 0, 1]), (64, &far)]);
     add("snapshots-in-header", false, &[(60, &[0, 0, 0, 3]), (64, &[0; 8])]);
+    if header.crypto.is_some() {
+        // The first extension's data.
+        let at = if header.version == Version::V2 { 80 } else { 120 };
+        add("crypto-odd", true, &[(at, &odd)]);
+        add("crypto-far", false, &[(at, &far)]);
+        add("crypto-over-header", false, &[(at, &[0; 8])]);
+        add("crypto-over-l1", false, &[(at, &header.l1_offset.to_be_bytes())]);
+        add("crypto-over-table", false, &[(at, &header.refcount_table_offset.to_be_bytes())]);
+        add("crypto-endless", false, &[(at + 8, &most)]);
+        add("crypto-empty", false, &[(at + 8, &[0; 8])]);
+        add("crypto-and-no-encryption", true, &[(32, &[0; 4])]);
+    }
     if header.version >= Version::V3 {
         add("feature", true, &[(72, &[0x80])]);
         add("refcount-order", true, &[(96, &[0, 0, 0, 7])]);

@@ -1,7 +1,7 @@
 //! New images: from what is asked for to the bytes of the file, piece by piece. Who writes them is not decided here.
 //!
 //! Tables are made while they are asked for: of an image with a terabyte of allocated clusters there is never more in memory than a
-//! table of each kind. Encryption is not built.
+//! table of each kind. What an encrypted image's header for keys says is the caller's business; here it gets a place.
 
 mod space;
 
@@ -9,6 +9,7 @@ use crate::header::{self, AutoclearFeatures, CompatibleFeatures, Header, Incompa
 use crate::{CompressionType, FormatError, Geometry, L1Entry, L2Entry, RefcountBits};
 use space::{Left, Space};
 use std::collections::VecDeque;
+use std::fmt;
 
 /// Lengths of virtual disks are multiples of this many bytes.
 const SECTOR: u64 = 512;
@@ -27,6 +28,29 @@ pub enum Allocate {
     Tables,
     /// The same, and the clusters have their space, in one piece.
     Space,
+}
+
+/// How a new image's data will be encrypted.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Encryption {
+    /// As of old: with a password for a key, of which the image says nothing.
+    Aes,
+    /// As the header says that is stored with the image.
+    Luks {
+        /// Bytes that the header takes, key material included.
+        len: u64,
+        /// What is in it at first, from its beginning on; the rest is zeroes.
+        bytes: Vec<u8>,
+    },
+}
+
+impl fmt::Debug for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Aes => f.write_str("Aes"),
+            Self::Luks { len, .. } => write!(f, "Luks({len} bytes)"),
+        }
+    }
 }
 
 /// What a new image shall be.
@@ -54,8 +78,10 @@ pub struct NewImage {
     pub backing_file: Option<Vec<u8>>,
     /// The backing file's format.
     pub backing_format: Option<Vec<u8>>,
-    /// What is allocated.
+    /// What is allocated. Of an encrypted image nothing is written there, so it reads as what zeroes decrypt to.
     pub allocate: Allocate,
+    /// How data is encrypted, if it is.
+    pub encryption: Option<Encryption>,
 }
 
 impl Default for NewImage {
@@ -73,6 +99,7 @@ impl Default for NewImage {
             backing_file: None,
             backing_format: None,
             allocate: Allocate::Nothing,
+            encryption: None,
         }
     }
 }
@@ -127,6 +154,14 @@ pub enum LayoutError {
     /// The header is longer than a cluster.
     #[error("Could not write the header: {0}")]
     Header(FormatError),
+    /// More bytes for the encryption's header than it has.
+    #[error("The encryption header has {got} bytes, and there is room for {len}")]
+    EncryptionHeader {
+        /// How many there are.
+        got: usize,
+        /// How many it has.
+        len: u64,
+    },
 }
 
 /// Something to do to the file of a new image, which is empty at first. Whatever is not mentioned reads as zeroes.
@@ -185,8 +220,9 @@ impl Layout {
         while walk.next_table()?.is_some() {
             walk.left.clear();
         }
-        let (length, l1, table) = (walk.length(), walk.l1, walk.space.table());
-        layout.header = layout.make_header(l1, table)?;
+        walk.take_crypto()?;
+        let (length, places) = (walk.length(), walk.places());
+        layout.header = layout.make_header(places)?;
         layout.length = length;
         Ok(layout)
     }
@@ -209,6 +245,12 @@ impl Layout {
         }
     }
 
+    /// Whether the disk reads as zeroes where nothing is below it. Data that is allocated and encrypted reads as what zeroes decrypt to; a subcluster that nobody wrote to is not
+    /// there.
+    pub fn is_zero(&self) -> bool {
+        self.image.encryption.is_none() || !self.has_tables() || self.geometry.is_extended()
+    }
+
     /// What is to be done, in an order in which the file is not an image until the last write.
     pub fn steps(&self) -> Steps<'_> {
         Steps { layout: self, walk: Walk::new(self), stage: Stage::Start, ready: VecDeque::new() }
@@ -227,7 +269,15 @@ impl Layout {
         self.geometry.l1_entries_for(self.image.size)
     }
 
-    fn make_header(&self, l1: u64, table: std::ops::Range<u64>) -> Result<Vec<u8>, LayoutError> {
+    /// Bytes of the encryption's header, if there is one.
+    fn crypto_len(&self) -> Option<u64> {
+        match self.image.encryption {
+            Some(Encryption::Luks { len, .. }) => Some(len),
+            Some(Encryption::Aes) | None => None,
+        }
+    }
+
+    fn make_header(&self, Places { l1, table, crypto }: Places) -> Result<Vec<u8>, LayoutError> {
         let image = &self.image;
         let mut incompatible = IncompatibleFeatures::empty();
         incompatible.set(IncompatibleFeatures::DATA_FILE, image.data_file.is_some());
@@ -245,7 +295,11 @@ impl Layout {
             version: image.version,
             geometry: self.geometry,
             size: image.size,
-            crypt_method: 0,
+            crypt_method: match image.encryption {
+                None => 0,
+                Some(Encryption::Aes) => 1,
+                Some(Encryption::Luks { .. }) => 2,
+            },
             // At most 32 MiB of entries.
             l1_size: self.l1_entries() as u32,
             l1_offset: self.bytes_of(l1),
@@ -262,7 +316,7 @@ impl Layout {
             backing_file: image.backing_file.clone(),
             backing_format,
             data_file: image.data_file.clone(),
-            crypto: None,
+            crypto: self.crypto_len().map(|len| (self.bytes_of(crypto), len)),
             features: if named { header::feature_names() } else { Vec::new() },
             bitmaps: None,
             has_stale_bitmaps: false,
@@ -312,6 +366,11 @@ fn check(image: &NewImage) -> Result<(Geometry, RefcountBits), LayoutError> {
         return Err(LayoutError::DataFileRawBacking);
     }
     only_v3(image.data_file.is_some(), "External data files are only supported with", "and above")?;
+    if let Some(Encryption::Luks { len, bytes }) = &image.encryption
+        && bytes.len() as u64 > *len
+    {
+        return Err(LayoutError::EncryptionHeader { got: bytes.len(), len: *len });
+    }
     let zlib = image.compression == CompressionType::Zlib;
     only_v3(!zlib, "Non-zlib compression type is only supported with", "and above")?;
     Ok((geometry, refcount))
@@ -321,6 +380,15 @@ fn check(image: &NewImage) -> Result<(Geometry, RefcountBits), LayoutError> {
 pub(crate) fn refcount_bits(bits: u64) -> Result<RefcountBits, LayoutError> {
     let order = bits.checked_ilog2().filter(|_| bits.is_power_of_two());
     order.and_then(|order| RefcountBits::new(order).ok()).ok_or(LayoutError::RefcountBits)
+}
+
+/// What the header leads to, in clusters.
+#[derive(Clone, Debug)]
+struct Places {
+    l1: u64,
+    table: std::ops::Range<u64>,
+    /// Means something if there is a header for keys.
+    crypto: u64,
 }
 
 /// The allocations of a new image, one after the other.
@@ -336,6 +404,8 @@ struct Walk<'a> {
     done: u64,
     /// Behind the last of the clusters that were given away table by table, in clusters.
     data_end: u64,
+    /// The first cluster of the encryption's header, once it has its place.
+    crypto: u64,
     /// Tables that moved, since somebody looked.
     left: Vec<Left>,
 }
@@ -353,7 +423,7 @@ struct Table {
 impl<'a> Walk<'a> {
     fn new(layout: &'a Layout) -> Self {
         let space = Space::new(&layout.geometry, layout.refcount);
-        Self { layout, space, l1: 0, data: None, done: 0, data_end: 0, left: Vec::new() }
+        Self { layout, space, l1: 0, data: None, done: 0, data_end: 0, crypto: 0, left: Vec::new() }
     }
 
     fn clusters(&self) -> u64 {
@@ -399,6 +469,18 @@ impl<'a> Walk<'a> {
         Ok(Some(Table { at, count, data }))
     }
 
+    /// The encryption's header, which comes last of all.
+    fn take_crypto(&mut self) -> Result<(), LayoutError> {
+        if let Some(len) = self.layout.crypto_len().filter(|len| *len > 0) {
+            self.crypto = self.space.take(self.layout.geometry.clusters_for(len), &mut self.left)?;
+        }
+        Ok(())
+    }
+
+    fn places(&self) -> Places {
+        Places { l1: self.l1, table: self.space.table(), crypto: self.crypto }
+    }
+
     /// Bytes of the file, once everything has its place. An L1 table that ends the file ends it to the byte, data to the subcluster.
     fn length(&self) -> u64 {
         let entries = self.layout.l1_entries();
@@ -427,6 +509,8 @@ enum Stage {
     Start,
     /// L2 tables; and the L1 entries that have not been written yet, from this one on.
     Tables(u64, Vec<u8>),
+    /// The encryption's header.
+    Crypto,
     /// The reference count block at this index.
     Blocks(u64),
     /// The reference count table from this entry on.
@@ -461,6 +545,7 @@ impl Steps<'_> {
         self.stage = match std::mem::replace(&mut self.stage, Stage::End) {
             Stage::Start => self.start()?,
             Stage::Tables(first, bytes) => self.table(first, bytes)?,
+            Stage::Crypto => self.crypto()?,
             Stage::Blocks(index) => self.block(index),
             Stage::RefcountTable(from) => self.refcount_table(from),
             Stage::Header => {
@@ -503,6 +588,24 @@ impl Steps<'_> {
         if len > 0 {
             self.ready.push_back(Step::Zeroes { offset: layout.bytes_of(self.walk.l1), len });
         }
+        Some(Stage::Crypto)
+    }
+
+    /// The encryption's header, in whole clusters.
+    fn crypto(&mut self) -> Option<Stage> {
+        let layout = self.layout;
+        self.walk.take_crypto().ok()?;
+        self.write_left();
+        if let Some(Encryption::Luks { len, bytes }) = &layout.image.encryption {
+            let (offset, given) = (layout.bytes_of(self.walk.crypto), bytes.len() as u64);
+            if given > 0 {
+                self.ready.push_back(Step::Write { offset, bytes: bytes.clone() });
+            }
+            let rest = layout.bytes_of(layout.geometry.clusters_for(*len)) - given;
+            if rest > 0 {
+                self.ready.push_back(Step::Zeroes { offset: offset + given, len: rest });
+            }
+        }
         Some(Stage::Blocks(0))
     }
 
@@ -513,7 +616,7 @@ impl Steps<'_> {
         self.write_left();
         let Some(table) = table else {
             self.write_l1(first, l1);
-            return Some(Stage::Blocks(0));
+            return Some(Stage::Crypto);
         };
         let entry_size = layout.geometry.l2_entry_size() as usize;
         let mut bytes = vec![0; layout.geometry.cluster_size() as usize];

@@ -28,7 +28,7 @@ pub use header::{
     AutoclearFeatures, BitmapsExtension, CompatibleFeatures, CompressionType, Extension, FeatureKind, FeatureName,
     Header, IncompatibleFeatures, Version, feature_names,
 };
-pub use layout::{Allocate, Layout, LayoutError, NewImage, Step, Steps};
+pub use layout::{Allocate, Encryption, Layout, LayoutError, NewImage, Step, Steps};
 pub use measure::{MeasureOptions, Measured, UsedClusters};
 pub use refcount::RefcountBits;
 pub use rewrite::HeaderWrite;

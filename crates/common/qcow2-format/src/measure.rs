@@ -9,6 +9,8 @@ use std::ops::Range;
 pub struct MeasureOptions {
     geometry: Geometry,
     refcount: RefcountBits,
+    /// Bytes of the encryption's header, in whole clusters.
+    crypto: u64,
 }
 
 /// Bytes that the file of a new image takes.
@@ -29,7 +31,16 @@ impl MeasureOptions {
         let order = cluster_size.checked_ilog2().filter(|_| cluster_size.is_power_of_two());
         let order = order.filter(|order| Geometry::CLUSTER_BITS.contains(order)).ok_or(LayoutError::ClusterSize)?;
         let geometry = Geometry::new(order, extended).map_err(|_| LayoutError::ClusterSizeExtended)?;
-        Ok(Self { geometry, refcount: refcount_bits(bits)? })
+        Ok(Self { geometry, refcount: refcount_bits(bits)?, crypto: 0 })
+    }
+
+    /// The same with an encryption header of `len` bytes, key material included. As in the field, what counts its clusters is not counted.
+    ///
+    /// # Errors
+    /// [`LayoutError::SizeTooBig`].
+    pub fn with_encryption_header(self, len: u64) -> Result<Self, LayoutError> {
+        let crypto = len.checked_next_multiple_of(self.geometry.cluster_size()).filter(|len| *len <= i64::MAX as u64);
+        Ok(Self { crypto: crypto.ok_or(LayoutError::SizeTooBig)?, ..self })
     }
 
     /// The width of reference counts.
@@ -77,8 +88,10 @@ impl MeasureOptions {
             blocks = needed;
             refcounts = blocks + geometry.clusters_for(blocks * 8);
         }
-        let bytes =
-            |clusters: u64| clusters.checked_mul(geometry.cluster_size()).filter(|bytes| *bytes <= i64::MAX as u64);
+        let bytes = |clusters: u64| {
+            let bytes = clusters.checked_mul(geometry.cluster_size())?.checked_add(self.crypto)?;
+            (bytes <= i64::MAX as u64).then_some(bytes)
+        };
         let all = bytes(tables + refcounts + clusters).ok_or(LayoutError::SizeTooBig)?;
         let required = bytes(tables + refcounts + used.min(clusters)).ok_or(LayoutError::SizeTooBig)?;
         Ok(Measured { required, fully_allocated: all })
@@ -135,6 +148,27 @@ mod tests {
         check(2 << 20, false, 16, 1 << 61, (10_995_174_998_016, 2_305_854_004_388_691_968));
         let small = MeasureOptions::new(512, false, 16).expect("sizes");
         assert_eq!(small.measure((128 << 30) + 1, 0), Err(LayoutError::SizeTooBig));
+    }
+
+    /// The numbers are those of qemu-img 10.0.2, whose header for a key of 64 bytes has 0x1f9000 bytes, and for one of 32 bytes 0x101000.
+    #[test]
+    fn the_encryption_header_takes_whole_clusters() {
+        let check = |cluster_size, extended, len, size, expected| {
+            let options = MeasureOptions::new(cluster_size, extended, 16).expect("sizes");
+            let options = options.with_encryption_header(len).expect("not too long");
+            let measured = options.measure(size, 0).expect("not too large");
+            assert_eq!((measured.required, measured.fully_allocated), expected, "{size} in clusters of {cluster_size}");
+        };
+        check(65536, false, 0x1f9000, 0, (2_293_760, 2_293_760));
+        check(65536, false, 0x1f9000, 1 << 40, (170_131_456, 1_099_681_759_232));
+        check(65536, false, 0x101000, 1 << 20, (1_441_792, 2_490_368));
+        check(65536, true, 0x1f9000, 1 << 40, (304_349_184, 1_099_815_976_960));
+        check(512, false, 0x1f9000, 64 << 20, (3_406_336, 70_515_200));
+        check(2 << 20, false, 0x1f9000, 1 << 20, (12_582_912, 14_680_064));
+        let options = MeasureOptions::new(512, false, 16).expect("sizes");
+        assert_eq!(options.with_encryption_header(u64::MAX), Err(LayoutError::SizeTooBig));
+        let most = options.with_encryption_header(i64::MAX as u64 - 511).expect("it fits");
+        assert_eq!(most.measure(1 << 20, 0), Err(LayoutError::SizeTooBig));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use block_gs::{
 };
 use block_io::{Edge, KeptBitmap, Quiesced};
 use block_qcow2::{
-    Header, MetadataKind, OverlapChecks, Qcow2, Qcow2Children, Qcow2Control, Qcow2Options, Qcow2Reopen, WeakControl,
+    Header, MetadataKind, OverlapChecks, Qcow2, Qcow2Children, Qcow2Control, Qcow2Error, Qcow2Options, Qcow2Reopen,
+    WeakControl,
 };
 use block_qcow2_format::IncompatibleFeatures;
 use block_raw::RawControl;
@@ -333,11 +334,15 @@ impl DriverType for Qcow2Type {
         let read = |req| async move { Ok((Qcow2::read_header(&req, &file).await, file)) };
         let (header, file) = context.run("Could not read the qcow2 header", read).await?;
         let header = header.map_err(|error| GraphError::Open(error.to_string()))?;
+        if header.crypt_method != 0 {
+            // Nobody has a key here yet.
+            return Err(GraphError::Open(Qcow2Error::Locked.to_string()));
+        }
         let option = options.take_child_or_null(DATA_FILE.as_str())?;
         let data = self.data_file(context, option, &header).await?;
         let option = options.take_child_or_null(ChildName::BACKING.as_str())?;
         let backing = self.backing(context, option, &header).await?;
-        let children = Qcow2Children { file, data, backing };
+        let children = Qcow2Children { file, data, backing, cipher: None };
         let (pool, read_only) = (context.pool().clone(), common.read_only);
         let open = move |req| async move { Ok(Qcow2::open(&req, children, header, own.engine, read_only, pool).await) };
         let opened = context.run("Could not open the qcow2 image", open).await?;

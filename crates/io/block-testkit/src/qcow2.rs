@@ -1,11 +1,16 @@
 //! A second opinion on qcow2 images: what is in them and what is wrong with them, from their bytes alone, without the engine.
 
+use block_crypt::{Cipher, CipherMode, CipherSpec, IvGen, SectorCipher};
 use block_qcow2_format::{
     AutoclearFeatures, Bitmap, BitmapCluster, BitmapFlags, BitmapTableEntry, CompatibleFeatures, CompressionType,
     Geometry, Header, IncompatibleFeatures, L1Entry, L2Entry, L2Kind, RefcountBits, Snapshot, SubclusterBits,
     SubclusterState, Version, feature_names,
 };
 use std::collections::BTreeMap;
+
+/// Bytes of the LUKS header, and what is in it.
+const CRYPTO_BYTES: u64 = 1100;
+const CRYPTO_BYTE: u8 = 0xc5;
 
 /// A new image.
 #[derive(Clone, Copy, Debug)]
@@ -20,18 +25,38 @@ pub struct Format {
     pub extended: bool,
     /// How clusters are compressed.
     pub compression: CompressionType,
+    /// How data is encrypted, as the header says it: 0 not at all, 1 as of old, 2 with LUKS. The key is always that of [`cipher`].
+    pub crypt_method: u32,
     /// The length of the disk in bytes.
     pub size: u64,
+}
+
+/// The password of images that are encrypted as of old.
+pub const PASSWORD: &str = "sixteen letters!";
+
+/// What encrypts the data of an image with this header, if it is encrypted: in tests the key is no secret, and a LUKS header is there for its place only.
+///
+/// # Panics
+/// When the ciphers are gone.
+pub fn cipher(header: &Header) -> Option<SectorCipher> {
+    let (cipher, mode, key) = match header.crypt_method {
+        0 => return None,
+        1 => (Cipher::Aes128, CipherMode::Cbc, PASSWORD.as_bytes().to_vec()),
+        _ => (Cipher::Aes256, CipherMode::Xts, (0..64).collect()),
+    };
+    let spec = CipherSpec { cipher, mode, iv: Some(IvGen::Plain64) };
+    Some(SectorCipher::new(spec, &key).expect("a cipher"))
 }
 
 impl Format {
     /// Version 3 with clusters of 64 KiB.
     pub fn new(size: u64) -> Self {
         let compression = CompressionType::Zlib;
-        Self { version: Version::V3, cluster_bits: 16, refcount_order: 4, extended: false, compression, size }
+        let (version, crypt_method) = (Version::V3, 0);
+        Self { version, cluster_bits: 16, refcount_order: 4, extended: false, compression, crypt_method, size }
     }
 
-    /// An empty image: header, table of counts, a block of counts, L1 table.
+    /// An empty image: header, table of counts, a block of counts, L1 table, and room for a LUKS header.
     ///
     /// # Panics
     /// When there is no such format.
@@ -46,11 +71,14 @@ impl Format {
         incompatible.set(IncompatibleFeatures::COMPRESSION, self.compression == CompressionType::Zstd);
         // Names of features do not fit beside the header into the smallest clusters.
         let features = if self.version == Version::V3 && size > 512 { feature_names() } else { Vec::new() };
+        let crypto_at = (3 + l1_clusters) * size;
+        let crypto = (self.crypt_method == 2).then_some((crypto_at, CRYPTO_BYTES));
+        let clusters = geometry.clusters_for(crypto_at + crypto.map_or(0, |(_, len)| len));
         let header = Header {
             version: self.version,
             geometry,
             size: self.size,
-            crypt_method: 0,
+            crypt_method: self.crypt_method,
             l1_size: l1_size as u32,
             l1_offset: 3 * size,
             refcount_table_offset: size,
@@ -66,17 +94,20 @@ impl Format {
             backing_file: None,
             backing_format: None,
             data_file: None,
-            crypto: None,
+            crypto,
             features,
             bitmaps: None,
             has_stale_bitmaps: false,
             unknown: Vec::new(),
         };
         let mut bytes = header.to_bytes().expect("a header");
-        bytes.resize(((3 + l1_clusters) * size) as usize, 0);
+        bytes.resize((clusters * size) as usize, 0);
+        if let Some((at, len)) = crypto {
+            bytes[at as usize..][..len as usize].fill(CRYPTO_BYTE);
+        }
         bytes[size as usize..size as usize + 8].copy_from_slice(&(2 * size).to_be_bytes());
         let block = &mut bytes[2 * size as usize..3 * size as usize];
-        (0..3 + l1_clusters as usize).for_each(|cluster| bits.set(block, cluster, 1));
+        (0..clusters as usize).for_each(|cluster| bits.set(block, cluster, 1));
         bytes
     }
 }
@@ -124,6 +155,7 @@ pub struct Found {
 struct Inspector<'a> {
     bytes: &'a [u8],
     header: Header,
+    cipher: Option<SectorCipher>,
     /// How often each cluster is used.
     uses: BTreeMap<u64, u64>,
     wrong: Vec<String>,
@@ -156,7 +188,8 @@ pub fn inspect(bytes: &[u8], backing: &[u8]) -> Result<Report, String> {
 /// As [`inspect`], but for those entries.
 pub fn inspect_torn(bytes: &[u8], backing: &[u8]) -> Result<Report, String> {
     let header = Header::parse(&bytes[..bytes.len().min(1 << 21)]).map_err(|error| error.to_string())?;
-    let mut inspector = Inspector { bytes, header, uses: BTreeMap::new(), wrong: Vec::new() };
+    let cipher = cipher(&header);
+    let mut inspector = Inspector { bytes, header, cipher, uses: BTreeMap::new(), wrong: Vec::new() };
     let report = inspector.run(backing);
     if inspector.wrong.is_empty() { Ok(report) } else { Err(inspector.wrong.join("; ")) }
 }
@@ -197,6 +230,13 @@ impl Inspector<'_> {
             let block = number(self.bytes, self.header.refcount_table_offset + i * 8) & !511;
             if block != 0 {
                 self.uses(block, size, "a block of counts");
+            }
+        }
+        if let Some((at, len)) = self.header.crypto {
+            self.uses(at, len, "the LUKS header");
+            let there = self.bytes.get(at as usize..(at + len) as usize);
+            if there.is_none_or(|bytes| bytes.iter().any(|byte| *byte != CRYPTO_BYTE)) {
+                self.wrong.push("the LUKS header was overwritten".into());
             }
         }
         let mut report = Report::default();
@@ -337,7 +377,7 @@ impl Inspector<'_> {
             }
             L2Kind::Data(host) => {
                 if !geometry.is_extended() {
-                    self.copy(host, &mut guest[from..][..room]);
+                    self.data(offset, host, &mut guest[from..][..room]);
                 }
                 Some(host)
             }
@@ -370,12 +410,25 @@ impl Inspector<'_> {
                     _ if room == 0 => {}
                     (SubclusterState::Zero, _) => guest[from..][..room].fill(0),
                     (SubclusterState::Allocated, Some(host)) => {
-                        self.copy(host + (i * sub) as u64, &mut guest[from..][..room]);
+                        self.data(from as u64, host + (i * sub) as u64, &mut guest[from..][..room]);
                     }
                     _ => self.wrong.push(format!("subclusters of {offset:#x}: {:#x}", bits.raw())),
                 }
             }
         }
+    }
+
+    /// What the guest sees at `offset`, which lies at `host`.
+    fn data(&self, offset: u64, host: u64, to: &mut [u8]) {
+        let Some(cipher) = &self.cipher else { return self.copy(host, to) };
+        let sector = SectorCipher::UNIT;
+        let mut all = vec![0; to.len().next_multiple_of(sector)];
+        self.copy(host, &mut all);
+        if !all.is_empty() {
+            let number = if self.header.crypt_method == 1 { offset } else { host } / sector as u64;
+            cipher.decrypt(number, sector, &mut all);
+        }
+        to.copy_from_slice(&all[..to.len()]);
     }
 
     fn copy(&self, host: u64, to: &mut [u8]) {

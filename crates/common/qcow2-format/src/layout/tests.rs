@@ -86,6 +86,20 @@ fn check(image: NewImage) {
             guest += 1;
         }
     }
+    let method = match &image.encryption {
+        None => 0,
+        Some(Encryption::Aes) => 1,
+        Some(Encryption::Luks { .. }) => 2,
+    };
+    assert_eq!((header.crypt_method, header.crypto.is_some()), (method, method == 2));
+    if let (Some((offset, len)), Some(Encryption::Luks { len: asked, bytes: given })) =
+        (header.crypto, &image.encryption)
+    {
+        assert_eq!(len, *asked);
+        count(offset, len);
+        let there = &bytes[offset as usize..(offset + geometry.clusters_for(len) * size) as usize];
+        assert!(there.starts_with(given) && there[given.len()..].iter().all(|byte| *byte == 0));
+    }
     let has_tables = image.allocate != Allocate::Nothing || image.data_file_raw;
     assert_eq!(guest, if has_tables { geometry.clusters_for(header.size) } else { 0 });
     let counts = 1 << header.refcount_bits.block_bits(geometry.cluster_bits());
@@ -108,7 +122,15 @@ fn images_of_all_kinds_count_what_they_use() {
     check(NewImage { version: Version::V2, ..image.clone() });
     check(NewImage { extended_l2: true, allocate: Allocate::Space, ..image.clone() });
     check(NewImage { size: 0, allocate: Allocate::Space, ..image.clone() });
+    let luks = |len, given| Some(Encryption::Luks { len, bytes: vec![0xa5; given] });
+    for allocate in [Allocate::Nothing, Allocate::Tables, Allocate::Space] {
+        check(NewImage { encryption: luks(0x1f_9000, 5000), allocate, ..image.clone() });
+        check(NewImage { encryption: luks(65536, 65536), allocate, size: 0, ..image.clone() });
+        check(NewImage { encryption: Some(Encryption::Aes), allocate, ..image.clone() });
+    }
     let small = NewImage { cluster_size: 512, refcount_bits: 64, ..image };
+    // A table that has to move for the header alone.
+    check(NewImage { encryption: luks(0x1f_9000, 592), version: Version::V3, ..small.clone() });
     // Tables that have to move, several times.
     check(NewImage { size: 10 << 20, allocate: Allocate::Tables, ..small.clone() });
     check(NewImage { size: 10 << 20, allocate: Allocate::Space, ..small.clone() });
@@ -132,6 +154,43 @@ fn places_are_those_of_the_fields_tools() {
     assert_eq!(places(NewImage { size: 128 << 30, ..wide }), (65617, 25, 66605 * 512));
     let plain = Layout::new(NewImage { size: 1 << 20, ..NewImage::default() }).expect("an image");
     assert_eq!(plain.length(), 0x30008);
+}
+
+/// Where qemu-img 10.0.2 puts the header of the encryption: behind all that is allocated.
+#[test]
+fn the_encryption_header_comes_last() {
+    let encryption = Some(Encryption::Luks { len: 0x1f_9000, bytes: vec![1; 592] });
+    let places = |image: NewImage| {
+        let layout = Layout::new(NewImage { encryption: encryption.clone(), ..image }).expect("an image");
+        let header = Header::parse(&layout.header).expect("a header");
+        let (crypto, len) = header.crypto.expect("a header for keys");
+        assert_eq!(len, 0x1f_9000);
+        (header.l1_offset, header.refcount_table_offset, header.refcount_table_clusters, crypto, layout.length())
+    };
+    let image = NewImage { size: 1 << 20, ..NewImage::default() };
+    assert_eq!(places(image.clone()), (0x30000, 0x10000, 1, 0x40000, 2_359_296));
+    assert_eq!(places(NewImage { version: Version::V2, ..image.clone() }).3, 0x40000);
+    let with = |allocate| NewImage { allocate, ..image.clone() };
+    assert_eq!(places(with(Allocate::Tables)), (0x30000, 0x10000, 1, 0x15_0000, 3_473_408));
+    assert_eq!(places(with(Allocate::Space)), (0x30000, 0x40000, 1, 0x15_0000, 3_473_408));
+    let sized = |cluster_size| NewImage { cluster_size, ..image.clone() };
+    assert_eq!(places(sized(512)), (0x600, 0x200, 1, 0x800, 2_078_208));
+    assert_eq!(places(sized(4096)), (0x3000, 0x1000, 1, 0x4000, 2_084_864));
+    assert_eq!(places(sized(2 << 20)), (0x60_0000, 0x20_0000, 1, 0x80_0000, 10_485_760));
+    let wide = NewImage { refcount_bits: 64, ..sized(512) };
+    assert_eq!(places(wide), (0x600, 0x20_8400, 2, 0x800, 2_131_968));
+    let small = NewImage { size: 10 << 20, ..sized(512) };
+    let with = |allocate| NewImage { allocate, ..small.clone() };
+    assert_eq!(places(with(Allocate::Tables)), (0x600, 0x82_0200, 2, 0xa3_a800, 12_802_048));
+    assert_eq!(places(with(Allocate::Space)), (0x600, 0xb200, 2, 0xa3_3400, 12_772_352));
+    assert_eq!(places(NewImage { size: 0, ..image }), (0, 0x10000, 1, 0x30000, 2_293_760));
+}
+
+#[test]
+fn more_than_the_encryption_header_has_is_refused() {
+    let encryption = Some(Encryption::Luks { len: 591, bytes: vec![0; 592] });
+    let error = Layout::new(NewImage { size: 1 << 20, encryption, ..NewImage::default() }).expect_err("refused");
+    assert_eq!(error, LayoutError::EncryptionHeader { got: 592, len: 591 });
 }
 
 #[test]
@@ -201,6 +260,7 @@ proptest! {
         allocate in 0..3,
         extended in any::<bool>(),
         data_file in any::<bool>(),
+        crypto in 0u64..200_000,
     ) {
         let allocate = [Allocate::Nothing, Allocate::Tables, Allocate::Space][allocate as usize];
         // Some megabytes at most are made.
@@ -212,6 +272,9 @@ proptest! {
             extended_l2: extended && cluster_bits >= 14,
             data_file: data_file.then(|| b"data".to_vec()),
             allocate,
+            encryption: crypto
+                .checked_sub(100_000)
+                .map(|len| Encryption::Luks { len: len + 1, bytes: vec![7; (len / 2) as usize] }),
             ..NewImage::default()
         });
     }

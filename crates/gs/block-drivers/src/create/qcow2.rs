@@ -174,6 +174,7 @@ impl NewImage {
             backing_file: self.value(backing::FILE).map(String::into_bytes),
             backing_format: backing_format.map(String::into_bytes),
             allocate,
+            encryption: None,
         };
         Ok((spec, preallocation))
     }

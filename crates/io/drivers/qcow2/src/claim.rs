@@ -4,6 +4,7 @@
 //! is repaired. An image that is opened for writing is taken at once. One that is reopened for writing is taken by its first write, so that a reopen
 //! changes nothing on the disk that would have to be taken back when it fails.
 
+use crate::encryption::Encryption;
 use crate::image::{Qcow2Error, Shared, repaired};
 use crate::overlap::OverlapChecks;
 use crate::refcounts::Refcounts;
@@ -79,7 +80,10 @@ impl Shared {
     /// The header on the disk, if the image is still the one that was opened, and may be written.
     async fn same_header(&self, req: &Req) -> Result<Header, Qcow2Error> {
         let header = Qcow2::read_header(req, &self.file).await?;
-        let what = |header: &Header| (header.version, header.geometry, header.size, header.bitmaps);
+        let what = |header: &Header| {
+            let encryption = (header.crypt_method, header.crypto);
+            (header.version, header.geometry, header.size, header.bitmaps, encryption)
+        };
         if what(&header) != what(&self.header()) || self.shows_snapshot.load(Ordering::Relaxed) {
             return Err(Qcow2Error::Changed);
         }
@@ -91,9 +95,9 @@ impl Shared {
 
     /// Whether an image that was only read can be written with these checks, as far as that can be seen without writing. Changes nothing.
     pub(crate) async fn may_be_taken(&self, req: &Req, checks: OverlapChecks) -> Result<(), Qcow2Error> {
-        let header = self.same_header(req).await?;
-        if header.crypt_method != 0 {
-            return Err(Qcow2Error::NotBuilt("Reading encrypted qcow2 images".into()));
+        self.same_header(req).await?;
+        if self.encryption.as_ref().is_some_and(Encryption::is_locked) {
+            return Err(Qcow2Error::Locked);
         }
         if checks.needs_snapshots() {
             let failed = |error: IoError| Qcow2Error::Read { what: "snapshots", error };

@@ -119,7 +119,7 @@ pub(crate) fn compress(kind: CompressionType, bytes: &IoBuf, size: usize) -> Opt
 impl Shared {
     /// Store whole clusters compressed; the last one may end with the disk. What does not shrink is stored as it is.
     pub(crate) async fn write_compressed(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
-        if self.data.is_some() {
+        if self.data.is_some() || self.is_encrypted() {
             return Err(IoError::UNSUPPORTED);
         }
         let size = self.geometry.cluster_size();

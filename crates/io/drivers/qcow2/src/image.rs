@@ -4,12 +4,14 @@ use crate::bitmaps::Bitmaps;
 use crate::cache::SliceCache;
 use crate::check::{Repair, Storage, Watch, check};
 use crate::discard::Emptied;
+use crate::encryption::{Encryption, SECTOR};
 use crate::locks::RangeLocks;
 use crate::overlap::{OverlapChecks, Overlaps};
 use crate::refcounts::{Class, Refcounts, Retired};
 use crate::{TOLD, meta};
 use arc_swap::ArcSwap;
 use block_common::{BufPool, Errno, IoError, IoErrorKind, IoResult, Limits};
+use block_crypt::SectorCipher;
 use block_io::{Edge, Quiesced, Req, ThreadPool};
 use block_qcow2_format::{
     AutoclearFeatures, BitmapError, CompatibleFeatures, CompressionType, FormatError, Geometry, Header,
@@ -79,9 +81,9 @@ pub enum Qcow2Error {
     /// An option makes no sense.
     #[error("{0}")]
     Option(String),
-    /// This build cannot do that.
-    #[error("{0} is not built yet")]
-    NotBuilt(String),
+    /// It is encrypted, and nobody has the key.
+    #[error("Parameter 'encrypt.key-secret' is required for cipher")]
+    Locked,
 }
 
 /// What an image's user may choose. Sizes are in bytes.
@@ -151,6 +153,8 @@ pub struct Qcow2Children {
     pub data: Option<Edge>,
     /// What has the content of unallocated clusters; the edge may lead nowhere.
     pub backing: Option<Edge>,
+    /// What encrypts guest data, if the header says that it is. Without it an encrypted image can be described, and neither its data be read nor anything be written.
+    pub cipher: Option<SectorCipher>,
 }
 
 /// Changes that wait for a flush.
@@ -173,6 +177,7 @@ pub(crate) struct Shared {
     pub(crate) geometry: Geometry,
     pub(crate) version: Version,
     pub(crate) compression: CompressionType,
+    pub(crate) encryption: Option<Encryption>,
     /// A slice maps so many bytes of the virtual disk, as a power of two.
     slice_bits: AtomicU32,
     limits: RwLock<Limits>,
@@ -255,8 +260,11 @@ impl Qcow2 {
         read_only: bool,
         pool: ThreadPool,
     ) -> Result<(Self, Qcow2Control), Qcow2Error> {
-        let Qcow2Children { file, data, backing } = children;
-        check_built(&header, read_only)?;
+        let Qcow2Children { file, data, backing, cipher } = children;
+        if !read_only && header.incompatible.contains(IncompatibleFeatures::CORRUPT) {
+            return Err(Qcow2Error::Corrupt);
+        }
+        let encryption = Encryption::new(&header, cipher, read_only, &pool)?;
         let header = match header.incompatible.contains(IncompatibleFeatures::DIRTY) && !read_only {
             true => repaired(req, &file).await?,
             false => header,
@@ -278,6 +286,7 @@ impl Qcow2 {
             geometry,
             version: header.version,
             compression: header.compression,
+            encryption,
             slice_bits: AtomicU32::new(caches.slice_bits(&geometry)),
             limits: RwLock::new(Limits::NONE),
             length: AtomicU64::new(header.size),
@@ -403,21 +412,6 @@ pub(crate) fn hex(number: u64) -> String {
     if number == 0 { "0".into() } else { format!("{number:#x}") }
 }
 
-/// What this build does not do with an image that has it.
-fn check_built(header: &Header, read_only: bool) -> Result<(), Qcow2Error> {
-    let not_built = |what: &str| Err(Qcow2Error::NotBuilt(what.into()));
-    if header.crypt_method != 0 {
-        return not_built("Reading encrypted qcow2 images");
-    }
-    if read_only {
-        return Ok(());
-    }
-    if header.incompatible.contains(IncompatibleFeatures::CORRUPT) {
-        return Err(Qcow2Error::Corrupt);
-    }
-    Ok(())
-}
-
 /// The header of a dirty image, whose reference counts are right after this.
 pub(crate) async fn repaired(req: &Req, file: &Edge) -> Result<Header, Qcow2Error> {
     struct Log<'a>(&'a str);
@@ -495,9 +489,10 @@ impl Shared {
         let file = self.file.limits(req)?;
         let data = self.data.as_ref().map(|data| data.limits(req)).transpose()?.unwrap_or(file);
         let size = self.geometry.cluster_size() as u32;
+        let sector = if self.is_encrypted() { SECTOR as u32 } else { 1 };
         let limits = Limits {
             // Compressed data is taken apart and put together here; blocks of a backing file are its own business.
-            request_alignment: file.request_alignment.max(data.request_alignment),
+            request_alignment: file.request_alignment.max(data.request_alignment).max(sector),
             memory_alignment: file.memory_alignment.max(data.memory_alignment),
             transfer_optimal: size,
             discard_alignment: size,

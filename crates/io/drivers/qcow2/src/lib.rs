@@ -6,7 +6,7 @@
 //!
 //! # Reading order
 //! [`Qcow2::open`]; `lookup` (where a byte lies), `cache` (tables in memory); `write` and `zero` (what allocates and frees), `refcounts` (who
-//! may have which cluster); `flush` (what is durable when); `overlap` (what is not overwritten).
+//! may have which cluster); `flush` (what is durable when); `overlap` (what is not overwritten); `encryption`.
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,7 @@ mod claim;
 mod compress;
 mod deflate;
 mod discard;
+mod encryption;
 mod flush;
 mod image;
 mod locks;
@@ -58,7 +59,11 @@ impl Driver for Qcow2 {
     }
 
     fn write_flags(&self) -> RequestFlags {
-        RequestFlags::FUA | RequestFlags::WRITE_COMPRESSED
+        // What is compressed is not encrypted.
+        match self.0.is_encrypted() {
+            true => RequestFlags::FUA,
+            false => RequestFlags::FUA | RequestFlags::WRITE_COMPRESSED,
+        }
     }
 
     fn backing(&self) -> Option<&Edge> {

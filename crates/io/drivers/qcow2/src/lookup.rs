@@ -197,6 +197,8 @@ impl Shared {
         }
         let Ok(Some(Extent { source, len })) = self.cached_extent(offset, len) else { return Mapping::Slow };
         match source {
+            // What is encrypted is not what lies there.
+            Source::File(_) if self.is_encrypted() => Mapping::Slow,
             Source::File(host) => Mapping::Child { edge: self.data_edge(), offset: HostOffset(host), len },
             Source::Zeroes(_) => Mapping::Zeroes { len },
             Source::Backing => match &self.backing {
@@ -214,7 +216,7 @@ impl Shared {
         let slice = self.cache.fast(index);
         let Some(slice) = slice.as_deref().filter(|slice| slice.index() == index) else { return Mapping::Slow };
         // What is written through must be found again: the entries have to be on the disk.
-        if !self.is_plain() || access == Access::WriteFua && !slice.is_stable() {
+        if !self.is_plain() || self.is_encrypted() || access == Access::WriteFua && !slice.is_stable() {
             return Mapping::Slow;
         }
         slice.touch();
@@ -288,7 +290,10 @@ impl Shared {
         let Extent { source, len } = self.find(req, offset, range.len()).await?;
         let allocated = BlockStatus::ALLOCATED;
         Ok(match source {
+            // Nobody can read it where it lies.
+            Source::File(_) if self.is_encrypted() => StatusExtent::data(len),
             Source::File(host) => StatusExtent::mapped(BlockStatus::DATA | allocated, len, HostOffset(host)),
+            Source::Zeroes(_) if self.is_encrypted() => StatusExtent::zero(len),
             Source::Zeroes(Some(host)) => StatusExtent::mapped(BlockStatus::ZERO | allocated, len, HostOffset(host)),
             Source::Zeroes(None) => StatusExtent::zero(len),
             Source::Compressed(..) => StatusExtent::new(BlockStatus::DATA | allocated | BlockStatus::COMPRESSED, len),

@@ -27,7 +27,7 @@ const PIECE: u64 = 1 << 20;
 /// A kind of metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetadataKind {
-    /// The header's cluster.
+    /// The header's cluster, and the header of the encryption.
     MainHeader,
     /// The L1 table of the disk.
     ActiveL1,
@@ -300,6 +300,9 @@ impl Overlaps {
     pub(crate) fn mark_header(&self, header: &Header) {
         let cluster = 1 << self.cluster_bits;
         self.mark(MainHeader, 0..1);
+        if let Some((offset, len)) = header.crypto {
+            self.mark(MainHeader, self.clusters(offset, len));
+        }
         self.mark(ActiveL1, self.clusters(header.l1_offset, u64::from(header.l1_size) * 8));
         let table = u64::from(header.refcount_table_clusters) * cluster;
         self.mark(RefcountTable, self.clusters(header.refcount_table_offset, table));
@@ -318,7 +321,9 @@ impl Overlaps {
             self.clusters(offset, len).any(uses)
         };
         let found = |kind: MetadataKind| match kind {
-            MainHeader => overlaps(0, 1 << self.cluster_bits),
+            MainHeader => {
+                overlaps(0, 1 << self.cluster_bits) || header.crypto.is_some_and(|(at, bytes)| overlaps(at, bytes))
+            }
             ActiveL1 => overlaps(header.l1_offset, u64::from(header.l1_size) * 8),
             ActiveL2 => is_used(Uses::TABLES),
             RefcountTable => {

@@ -17,6 +17,14 @@ const JOB_MAX: u64 = 256 << 10;
 impl Shared {
     /// Fill `buf` from `offset` of the virtual disk. What lies in several places is read from several at a time.
     pub(crate) async fn read(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        match self.sectors_around(offset, buf.len()) {
+            None => self.read_sectors(req, offset, buf).await,
+            Some(all) => Box::pin(self.read_parts(req, all, offset, buf)).await,
+        }
+    }
+
+    /// As [`Shared::read`]; of an encrypted image whole sectors.
+    pub(crate) async fn read_sectors(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
         let (mut flight, mut result) = (Flight::new(), Ok(()));
         let mut done = 0;
         while done < buf.len() && result.is_ok() {
@@ -61,7 +69,7 @@ impl Shared {
     async fn read_extent(&self, req: &Req, offset: u64, extent: Extent, buf: &IoBuf) -> IoResult<()> {
         match extent.source {
             // The file may end within its last cluster.
-            Source::File(host) => meta::read_padded(req, self.data_edge(), host, buf).await,
+            Source::File(host) => self.read_data(req, offset, host, buf).await,
             Source::Zeroes(_) => {
                 buf.fill(0, buf.len(), 0);
                 Ok(())

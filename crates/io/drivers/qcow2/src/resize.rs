@@ -152,7 +152,7 @@ impl Shared {
         let is_behind = edge.refresh_length(req).await? <= place.offset;
         if how == Preallocation::Metadata {
             // What was never written to is zeroes, if nobody asks what lies below.
-            let is_zero = is_alone && (place.is_fresh || is_behind);
+            let is_zero = is_alone && (place.is_fresh || is_behind) && !self.is_encrypted();
             match (self.geometry.is_extended(), self.version) {
                 // Subclusters that are not there show what is below.
                 (true, _) if !is_alone => return Ok(|at| (L2Entry::data(at), SubclusterBits::ALL_ZERO)),
@@ -167,9 +167,15 @@ impl Shared {
         } else {
             edge.zero(req, HostOffset(place.offset), bytes, RequestFlags::empty()).await?;
         }
-        Ok(match self.geometry.is_extended() {
-            true => |at| (L2Entry::data(at), SubclusterBits::ALL_ALLOCATED),
-            false => |at| (L2Entry::data(at), SubclusterBits::default()),
+        if self.is_encrypted() && self.version == Version::V2 {
+            self.write_zeroes(req, at, place.offset, bytes).await?;
+        }
+        Ok(match (self.geometry.is_extended(), self.is_encrypted() && self.version >= Version::V3) {
+            (true, false) => |at| (L2Entry::data(at), SubclusterBits::ALL_ALLOCATED),
+            (false, false) => |at| (L2Entry::data(at), SubclusterBits::default()),
+            // There is room, and what is there is no zeroes to who decrypts it.
+            (true, true) => |at| (L2Entry::data(at), SubclusterBits::ALL_ZERO),
+            (false, true) => |at| (L2Entry::zero_allocated(at), SubclusterBits::default()),
         })
     }
 

@@ -5,7 +5,7 @@ use crate::image::Shared;
 use crate::lookup::Source;
 use crate::meta;
 use crate::refcounts::{Allocated, Class};
-use block_common::{HostOffset, IoBuf, IoError, IoResult, RequestFlags};
+use block_common::{IoBuf, IoError, IoResult};
 use block_io::Req;
 use block_qcow2_format::{L1Entry, L2Entry, L2Kind, SubclusterBits};
 use std::ops::Range;
@@ -28,6 +28,14 @@ enum Plan {
 impl Shared {
     /// Store `buf` at `offset` of the virtual disk.
     pub(crate) async fn write(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        match self.sectors_around(offset, buf.len()) {
+            None => self.write_sectors(req, offset, buf).await,
+            Some(all) => Box::pin(self.write_parts(req, all, offset, buf)).await,
+        }
+    }
+
+    /// As [`Shared::write`]; of an encrypted image whole sectors.
+    pub(crate) async fn write_sectors(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
         let mut done = 0;
         while done < buf.len() {
             let (at, left) = (offset + done as u64, (buf.len() - done) as u64);
@@ -37,7 +45,7 @@ impl Shared {
                 Some((host, len)) => {
                     self.guard_data(req, host, len).await?;
                     let part = buf.slice(done, len as usize);
-                    self.data_edge().write(req, HostOffset(host), &part, RequestFlags::empty()).await?;
+                    self.write_data(req, at, host, &part).await?;
                     len
                 }
                 None => self.write_allocating(req, at, &buf.slice(done, left as usize)).await?,
@@ -110,13 +118,14 @@ impl Shared {
         let end = end.min(base + place.clusters * size);
         let data = buf.slice(0, (end - offset) as usize);
         let around = self.around(req, offset..end).await?;
-        let around = match place.is_fresh {
+        // What was never written to is no zeroes to who decrypts it.
+        let around = match place.is_fresh && !self.is_encrypted() {
             true => self.without_zeroes(req, around, offset..end).await?,
             false => around,
         };
         let merged = self.merge(req, &around, offset, &data).await?;
         let host = place.offset + (around.start - base);
-        self.data_edge().write(req, HostOffset(host), &merged, RequestFlags::empty()).await?;
+        self.write_data(req, around.start, host, &merged).await?;
         // Where the new place is zeroes anyway, it counts as filled.
         let filled = self.around(req, offset..end).await?;
         self.enter(req, base, end, place, filled).await?;

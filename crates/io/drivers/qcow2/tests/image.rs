@@ -24,8 +24,14 @@ mod discards;
 #[path = "image/empty.rs"]
 mod empty;
 
+#[path = "image/encryption.rs"]
+mod encryption;
+
 #[path = "image/faults.rs"]
 mod faults;
+
+#[path = "image/field.rs"]
+mod field;
 
 #[path = "image/overlaps.rs"]
 mod overlaps;

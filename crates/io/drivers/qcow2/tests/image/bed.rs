@@ -1,9 +1,11 @@
 //! An image in memory, open.
 
 use block_common::{AlignedBuf, ChildRole, IoBuf, IoError, Perm, RequestFlags};
+use block_crypt::SectorCipher;
 use block_io::{IoThread, Req, Root, StaticGraph, StaticNode, ThreadPool};
-use block_qcow2::{Qcow2, Qcow2Children, Qcow2Control, Qcow2Options};
+use block_qcow2::{Header, Qcow2, Qcow2Children, Qcow2Control, Qcow2Options};
 use block_testkit::bed::block_on;
+use block_testkit::qcow2::cipher;
 use block_testkit::{MemOptions, MemStorage};
 use std::future::Future;
 
@@ -39,6 +41,18 @@ pub(crate) fn open_for(
     options: Qcow2Options,
     read_only: bool,
 ) -> Result<Image, String> {
+    open_with(thread, storage, backing, options, read_only, cipher)
+}
+
+/// As [`open_for`], with what `key` says for the header.
+pub(crate) fn open_with(
+    thread: &IoThread,
+    storage: &MemStorage,
+    backing: Option<&MemStorage>,
+    options: Qcow2Options,
+    read_only: bool,
+    key: impl FnOnce(&Header) -> Option<SectorCipher> + Send + 'static,
+) -> Result<Image, String> {
     let mut graph = StaticGraph::new(thread.handle());
     let file = block_on(graph.node("file").install(storage.driver(), false)).map_err(|error| error.to_string())?;
     let backing =
@@ -49,7 +63,7 @@ pub(crate) fn open_for(
     let open = |req| async move {
         let opened = async {
             let header = Qcow2::read_header(&req, &file).await?;
-            let children = Qcow2Children { file, data: None, backing };
+            let children = Qcow2Children { file, data: None, backing, cipher: key(&header) };
             Qcow2::open(&req, children, header, options, read_only, ThreadPool::new(2)).await
         };
         Ok(opened.await)
@@ -83,7 +97,7 @@ pub(crate) fn alone_with<T: Send + 'static, F: Future<Output = T> + Send>(
     let file = shell.child(ChildRole::IMAGE, Perm::all(), &file);
     let open = |req: Req| async move {
         let header = Qcow2::read_header(&req, &file).await.expect("a header");
-        let children = Qcow2Children { file, data: None, backing: None };
+        let children = Qcow2Children { file, data: None, backing: None, cipher: cipher(&header) };
         let opened = Qcow2::open(&req, children, header, options, false, ThreadPool::new(2)).await;
         let (engine, control) = opened.expect("opens");
         Ok((engine, work(req, control).await))

@@ -6,7 +6,7 @@ use block_io::{IoThread, Root, StaticGraph, ThreadPool};
 use block_qcow2::{Qcow2, Qcow2Children, Qcow2Options};
 use block_qcow2_format::{Header, IncompatibleFeatures};
 use block_testkit::bed::{block_on, io_thread};
-use block_testkit::qcow2::Format;
+use block_testkit::qcow2::{Format, cipher};
 use block_testkit::{MemOpKind, MemStorage, Rng, Verdict};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,7 +37,7 @@ fn with_image<T>(thread: &IoThread, file: &MemStorage, data: &MemStorage, work: 
     let data = shell.child(ChildRole::DATA, Perm::all(), &data);
     let open = |req| async move {
         let header = Qcow2::read_header(&req, &file).await.expect("a header");
-        let children = Qcow2Children { file, data: Some(data), backing: None };
+        let children = Qcow2Children { file, data: Some(data), backing: None, cipher: cipher(&header) };
         let opened = Qcow2::open(&req, children, header, Qcow2Options::default(), false, ThreadPool::new(2)).await;
         Ok(opened.expect("opens").0)
     };

@@ -21,6 +21,11 @@ fn formats(size: u64) -> Vec<Format> {
         Format { cluster_bits: 21, ..new },
         Format { cluster_bits: 14, extended: true, ..new },
         Format { cluster_bits: 16, extended: true, compression: CompressionType::Zstd, ..new },
+        Format { crypt_method: 2, ..new },
+        Format { crypt_method: 2, cluster_bits: 9, ..new },
+        Format { crypt_method: 2, cluster_bits: 14, extended: true, ..new },
+        Format { crypt_method: 2, cluster_bits: 12, version: Version::V2, ..new },
+        Format { crypt_method: 1, cluster_bits: 12, ..new },
     ]
 }
 
@@ -62,7 +67,7 @@ fn a_model_agrees_with_images_of_every_kind() {
 #[test]
 fn compressed_clusters_are_written_and_read_and_overwritten() {
     let thread = io_thread(true);
-    for format in formats(16 << 20) {
+    for format in formats(16 << 20).into_iter().filter(|format| format.crypt_method == 0) {
         let size = 1usize << format.cluster_bits;
         let file = storage(format.bytes());
         let image = open(&thread, &file, None, Qcow2Options::default()).expect("opens");

@@ -24,13 +24,17 @@ fn all(file: &MemStorage) -> Vec<u8> {
     file.bytes(0, file.len() as usize)
 }
 
-fn formats() -> [Format; 4] {
+fn formats() -> [Format; 8] {
     let format = Format::new(DISK);
     [
         Format { cluster_bits: 9, ..format },
         Format { cluster_bits: 12, version: Version::V2, ..format },
         Format { cluster_bits: 14, extended: true, ..format },
         format,
+        Format { crypt_method: 1, ..format },
+        Format { crypt_method: 2, cluster_bits: 9, ..format },
+        Format { crypt_method: 2, cluster_bits: 12, version: Version::V2, ..format },
+        Format { crypt_method: 2, cluster_bits: 14, extended: true, ..format },
     ]
 }
 
