@@ -149,11 +149,22 @@ impl Image {
             return list(driver).map(|()| None);
         }
         let wanted = Amend::parse(driver, options).map_err(refused)?;
-        if let Some(slots) = &wanted.slots {
-            return change_slots(gs, &node, slots, force).await.map(|()| None).map_err(Failure::message);
+        if let (Some(slots), "luks") = (&wanted.slots, driver) {
+            let change = slots.change().map_err(Failure::message)?;
+            return change_slots(gs, &node, &change, force).await.map(|()| None).map_err(Failure::message);
         }
         let header = gs.with_control(&node, |control: &mut Qcow2Control| control.header());
         let header = header.map_err(Failure::message)?;
+        if let Some(slots) = &wanted.slots {
+            let method = header.crypt_method;
+            let missing = [CreateError::AmendEncryption, CreateError::AmendOld];
+            if let Some(error) = missing.into_iter().nth(method as usize) {
+                return Err(Failure::message(error));
+            }
+            wanted.change.check(&header).map_err(Failure::message)?;
+            let change = slots.change().map_err(Failure::message)?;
+            change_slots(gs, &node, &change, force).await.map_err(Failure::message)?;
+        }
         let bitmaps = gs.bitmaps(&node).map_err(Failure::message)?;
         let stale = bitmaps.into_iter().find(|bitmap| bitmap.inconsistent && wanted.size.is_some());
         if let Some(stale) = stale {

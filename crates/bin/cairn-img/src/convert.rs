@@ -179,6 +179,9 @@ impl Args {
         if self.compress && !matches!(self.format(), "qcow2") && !self.target_image_opts {
             return Err(Failure::message("Compression not supported for this file format"));
         }
+        if self.compress && new.as_ref().is_some_and(|new| new.has_clusters() && new.is_encrypted()) {
+            return Err(Failure::message("Compression and encryption not supported at the same time"));
+        }
         if self.compress && new.as_ref().is_some_and(NewImage::is_preallocated) {
             return Err(Failure::message("Compression and preallocation not supported at the same time"));
         }

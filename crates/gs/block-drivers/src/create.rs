@@ -9,12 +9,12 @@ mod error;
 mod luks;
 mod qcow2;
 
-pub use amend::{Amend, amend_options};
+pub use amend::{Amend, SlotOptions, amend_options};
 pub use error::CreateError;
 pub use qcow2::Measuring;
 
+use block_common::options::Value;
 use block_common::options::{Dialect, strip_protocol};
-use block_common::options::{Dict, Value};
 use block_common::{
     AlignedBuf, FileName, LENGTH_MAX, Options, ParentKind, Perm, PermPair, Preallocation, RequestFlags, SizeError,
     parse_size_64,
@@ -22,6 +22,7 @@ use block_common::{
 use block_file_posix::{FileError, HostKind, create, kind, same_file};
 use block_gs::{GlobalState, GraphResult, NodeRef, RootRef};
 use block_io::Root;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -122,7 +123,8 @@ pub struct NewImage {
     name: String,
     /// The path in that name.
     path: String,
-    options: Dict,
+    /// By their names.
+    options: BTreeMap<&'static str, Value>,
     size: Option<u64>,
 }
 
@@ -267,9 +269,7 @@ impl NewImage {
     pub async fn parse(gs: &GlobalState, format: &str, name: &str, options: &str) -> Result<Self, CreateError> {
         check_format(format)?;
         let (protocol, path) = protocol_of(gs, name).await?;
-        let image = Self { name: name.into(), ..Self::new(format, protocol, path, options)? };
-        image.refuse_encryption()?;
-        Ok(image)
+        Ok(Self { name: name.into(), ..Self::new(format, protocol, path, options)? })
     }
 
     /// As [`NewImage::parse`], for a file that nobody is going to create.
@@ -286,9 +286,9 @@ impl NewImage {
         let (given, _) = Options::parse_image_opts(options)?;
         let kind = kind_of_format(format).unwrap_or(protocol);
         let (name, format) = (String::new(), format.to_owned());
-        let mut image = Self { format, kind, name, path, options: Dict::new(), size: None };
+        let mut image = Self { format, kind, name, path, options: BTreeMap::new(), size: None };
         if image.format == qcow2::NAME {
-            image.options = qcow2::defaults()?;
+            image.options = qcow2::defaults();
         }
         for (key, value) in given.flatten() {
             let option = known.iter().find(|option| option.name == key);
@@ -304,8 +304,7 @@ impl NewImage {
             };
             match (option.name, &value) {
                 ("size", Value::Int(size)) => image.size = size.to_u64(),
-                (name, _) if name.starts_with("encrypt.") => return Err(qcow2::not_built(name)),
-                _ => image.options.insert(option.name, value)?,
+                _ => drop(image.options.insert(option.name, value)),
             }
         }
         Ok(image)
@@ -314,7 +313,10 @@ impl NewImage {
     /// Whether what was created reads as zeroes: a device holds what it held before.
     pub fn is_zero(&self) -> bool {
         match self.format.as_str() {
-            qcow2::NAME => !self.options.contains_key(backing::FILE),
+            // What is allocated and was not written decrypts to noise.
+            qcow2::NAME => {
+                !self.options.contains_key(backing::FILE) && !(self.is_encrypted() && self.is_preallocated())
+            }
             luks::NAME => false,
             _ => self.kind == HostKind::File,
         }
@@ -327,13 +329,18 @@ impl NewImage {
 
     /// What it takes to open the image once it is there, beside its format and its file: the options by name.
     pub fn open_options(&self) -> Vec<(&'static str, String)> {
-        let secret = self.options.lookup("key-secret").filter(|_| self.format == luks::NAME).map(text);
-        secret.map(|secret| ("key-secret", secret)).into_iter().collect()
+        let key = match self.format.as_str() {
+            luks::NAME => "key-secret",
+            qcow2::NAME if self.is_encrypted() => "encrypt.key-secret",
+            _ => return Vec::new(),
+        };
+        let secret = self.options.get(key).map(text);
+        secret.map(|secret| (key, secret)).into_iter().collect()
     }
 
     /// Whether clusters, or space, are allocated from the start.
     pub fn is_preallocated(&self) -> bool {
-        self.options.lookup("preallocation").is_some_and(|mode| text(mode) != "off")
+        self.options.get("preallocation").is_some_and(|mode| text(mode) != "off")
     }
 
     /// Whether it has clusters, so that larger ones may help where it is too large.
@@ -348,7 +355,7 @@ impl NewImage {
     #[doc(alias = "bdrv_measure")]
     pub fn measuring(&self, gs: &GlobalState) -> Result<MeasuringOf, CreateError> {
         match self.format.as_str() {
-            qcow2::NAME => self.measuring_qcow2().map(MeasuringOf::Clusters),
+            qcow2::NAME => self.measuring_qcow2(gs).map(MeasuringOf::Clusters),
             luks::NAME => self.luks_header_len(gs).map(MeasuringOf::Content),
             _ => Ok(MeasuringOf::Content(0)),
         }
@@ -390,7 +397,7 @@ impl NewImage {
         if self.format == luks::NAME {
             return self.create_luks(gs, size).await;
         }
-        let preallocation = match self.options.lookup("preallocation").map(text) {
+        let preallocation = match self.options.get("preallocation").map(text) {
             None => Preallocation::Off,
             Some(mode) => mode.parse().map_err(|_| CreateError::BadMode(mode))?,
         };
@@ -409,7 +416,7 @@ impl NewImage {
     fn refuse_unbuilt(&self) -> Result<(), CreateError> {
         let off = [("nocow", "off"), ("extent_size_hint", "0")];
         for (name, value) in off {
-            if self.options.lookup(name).is_some_and(|given| text(given) != value) {
+            if self.options.get(name).is_some_and(|given| text(given) != value) {
                 return Err(CreateError::NotBuilt(format!("Option '{name}' of driver 'file'")));
             }
         }
@@ -508,7 +515,7 @@ impl fmt::Display for NewImage {
             space = " ";
         }
         for option in &FILE_OPTIONS {
-            if let Some(value) = self.options.lookup(option.name) {
+            if let Some(value) = self.options.get(option.name) {
                 write!(f, "{space}{}={}", option.name, text(value))?;
                 space = " ";
             }

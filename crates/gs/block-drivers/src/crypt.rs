@@ -68,6 +68,14 @@ pub(crate) struct Volume {
 }
 
 impl LuksHeader {
+    /// The header of LUKS1 that `bytes` begin with, of which the data lies elsewhere: what other formats have in them.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse_luks1(bytes: &[u8]) -> Result<Self, LuksError> {
+        Header1::parse(bytes, true).map(Self::V1)
+    }
+
     /// What is to be told of it.
     pub fn info(&self) -> VolumeInfo {
         match self {
@@ -221,6 +229,17 @@ impl Volume {
             materials.push((slot, read(place.start, (place.end - place.start) as usize).await?));
         }
         Ok(Ok(Self { header, materials }))
+    }
+
+    /// This, if it is LUKS1: other formats that have such a header in them know no other.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(crate) fn only_luks1(self) -> Result<Self, LuksError> {
+        match self.header {
+            LuksHeader::V1(_) => Ok(self),
+            LuksHeader::V2(_) => Err(LuksError::Version(2)),
+        }
     }
 
     /// The slots that `password` opens, the first of them or all, and the key. This computes for long.

@@ -22,8 +22,8 @@ pub use block_blkdebug::{BlkdebugControl, Stop};
 pub use block_qcow2::{Qcow2Control, refuse_length, resize_failure};
 pub use block_qcow2_format::Measured;
 pub use create::{
-    Amend, CreateError, CreateOption, CreateOptionKind, Measuring, MeasuringOf, NewImage, amend_options, check_format,
-    check_not_open, creation_options,
+    Amend, CreateError, CreateOption, CreateOptionKind, Measuring, MeasuringOf, NewImage, SlotOptions, amend_options,
+    check_format, check_not_open, creation_options,
 };
 pub use crypt::slots::{SlotChange, SlotError};
 pub use crypt::{LuksHeader, SlotInfo, VolumeInfo};

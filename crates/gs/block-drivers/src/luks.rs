@@ -3,16 +3,18 @@
 //! A node asks of its file what its users ask of it, as a raw image does: it writes nothing of its own while it is used. When its key slots change, it asks to write the header, and
 //! minds that anybody else reads it, for as long as that takes.
 
+use crate::create::CreateError;
 use crate::crypt::slots::{HeaderFile, SlotChange, SlotError, Slots};
 use crate::crypt::{LuksHeader, Volume, refused};
 use async_trait::async_trait;
-use block_common::options::DriverKind;
-use block_common::{ChildName, ChildOrNull, ChildRole, OptionReader, Perm, PermPair};
+use block_common::options::{Dialect, DriverKind, Value};
+use block_common::{ChildName, ChildOrNull, ChildRole, OptionReader, Options, Perm, PermPair};
 use block_crypt_io::Crypt;
 use block_gs::{
     DriverType, EngineControl, GlobalState, GraphError, GraphResult, NodeRef, OpenContext, Opened, filter_perm,
 };
 use block_luks::{Luks, LuksControl, LuksOptions, read_header};
+use block_qcow2::Qcow2Control;
 use std::any::Any;
 
 const HEADER: ChildName = ChildName::from_static("header");
@@ -138,12 +140,62 @@ impl HeaderFile for Header<'_> {
     }
 }
 
-/// Change the key slots of a luks node, which may be a read-only one, and which goes on being used meanwhile. With `force`, also what may make the image unreadable.
+/// The part of a qcow2 node's file that its LUKS header is in.
+struct HeaderWithin<'a> {
+    gs: &'a GlobalState,
+    node: &'a NodeRef,
+    control: Qcow2Control,
+}
+
+impl HeaderFile for HeaderWithin<'_> {
+    async fn read(&self, at: u64, len: usize) -> GraphResult<Vec<u8>> {
+        let control = self.control.clone();
+        let read = |req| async move { control.read_crypto(&req, at, len).await };
+        self.gs.run_drained(self.node, "Could not read the LUKS header", read).await
+    }
+
+    async fn write(&self, at: u64, bytes: Vec<u8>) -> GraphResult<()> {
+        let control = self.control.clone();
+        let write = |req| async move { control.write_crypto(&req, at, &bytes).await };
+        self.gs.run_drained(self.node, "Could not write the LUKS header", write).await
+    }
+}
+
+/// Those of a qcow2 node, which is a writable one.
+async fn change_slots_within(
+    gs: &GlobalState,
+    node: &NodeRef,
+    control: Qcow2Control,
+    (change, force): (&SlotChange, bool),
+) -> Result<(), SlotError> {
+    match control.header().crypt_method {
+        0 => return Err(CreateError::AmendEncryption.into()),
+        1 => return Err(CreateError::AmendOld.into()),
+        _ => {}
+    }
+    let info = gs.node_info(node)?;
+    if info.read_only {
+        return Err(GraphError::ReadOnly(info.name).into());
+    }
+    let secret = Options::from_dict(Dialect::Legacy, info.options);
+    let secret = match secret.lookup("encrypt.key-secret") {
+        Some(Value::Str(secret)) => Some(secret.as_str()),
+        _ => None,
+    };
+    let slots = Slots { gs, file: HeaderWithin { gs, node, control }, is_detached: true, secret };
+    slots.change(change, force).await?;
+    Ok(())
+}
+
+/// Change the key slots of a luks or qcow2 node, which goes on being used meanwhile; a luks node may be a read-only one. With `force`, also what may make the image unreadable.
 ///
 /// # Errors
 /// [`SlotError`]: nothing was changed, unless the file refused to be written.
 #[doc(alias = "bdrv_co_amend")]
 pub async fn change_slots(gs: &GlobalState, node: &NodeRef, change: &SlotChange, force: bool) -> Result<(), SlotError> {
+    if let Ok(control) = gs.with_control(node, |control: &mut Qcow2Control| control.clone()) {
+        return change_slots_within(gs, node, control, (change, force)).await;
+    }
     let image = gs.with_control(node, |image: &mut LuksImage| image.clone())?;
     let edge = if image.is_detached { HEADER } else { ChildName::FILE };
     // Before anything else: without it nothing happens at all.

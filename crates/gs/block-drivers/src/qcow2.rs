@@ -3,10 +3,12 @@
 //! An image names its backing file and its data file. Such a name opens something only if whoever registered the driver allows it
 //! ([`StoredNames`]), is a plain file name whatever it looks like, and counts from the folder of the image.
 
+use crate::crypt::{Volume, refused};
 use crate::image::guess;
 use async_trait::async_trait;
 use block_common::options::{Dialect, Dict, DriverKind, Value};
 use block_common::{ChildName, ChildOrNull, ChildRole, ChildSpec, DiscardMode, OptionReader, Options};
+use block_crypt::{Cipher, CipherMode, CipherSpec, IvGen, Secret, SectorCipher};
 use block_gs::{
     DriverType, EngineControl, GlobalState, GraphError, GraphResult, KeepError, OpenContext, Opened, PreparingReopen,
     Reopening,
@@ -334,15 +336,12 @@ impl DriverType for Qcow2Type {
         let read = |req| async move { Ok((Qcow2::read_header(&req, &file).await, file)) };
         let (header, file) = context.run("Could not read the qcow2 header", read).await?;
         let header = header.map_err(|error| GraphError::Open(error.to_string()))?;
-        if header.crypt_method != 0 {
-            // Nobody has a key here yet.
-            return Err(GraphError::Open(Qcow2Error::Locked.to_string()));
-        }
+        let (cipher, file) = unlock(context, Encrypted::take(options)?, &header, file).await?;
         let option = options.take_child_or_null(DATA_FILE.as_str())?;
         let data = self.data_file(context, option, &header).await?;
         let option = options.take_child_or_null(ChildName::BACKING.as_str())?;
         let backing = self.backing(context, option, &header).await?;
-        let children = Qcow2Children { file, data, backing, cipher: None };
+        let children = Qcow2Children { file, data, backing, cipher };
         let (pool, read_only) = (context.pool().clone(), common.read_only);
         let open = move |req| async move { Ok(Qcow2::open(&req, children, header, own.engine, read_only, pool).await) };
         let opened = context.run("Could not open the qcow2 image", open).await?;
@@ -352,6 +351,79 @@ impl DriverType for Qcow2Type {
         let control = Control { engine: control, cleaning };
         Ok(Opened { engine: Box::new(engine), control: Box::new(control), read_only })
     }
+}
+
+/// What options say of an image's encryption.
+struct Encrypted {
+    format: Option<String>,
+    secret: Option<String>,
+}
+
+impl Encrypted {
+    fn take(options: &mut OptionReader) -> GraphResult<Self> {
+        let taken = options.take_dict("encrypt", |encrypt| {
+            let this = Self { format: encrypt.take_str("format")?, secret: encrypt.take_str("key-secret")? };
+            match encrypt.remaining().next() {
+                Some(key) => Err(GraphError::Open(format!("Parameter '{key}' is unexpected"))),
+                None => Ok(this),
+            }
+        })?;
+        Ok(taken.unwrap_or(Self { format: None, secret: None }))
+    }
+
+    /// Whether the header says the same.
+    fn check(&self, method: &'static str) -> GraphResult<()> {
+        match &self.format {
+            Some(format) if method.is_empty() => {
+                Err(GraphError::Open(format!("No encryption in image header, but options specified format '{format}'")))
+            }
+            Some(format) if format != method => Err(GraphError::Open(format!(
+                "Header reported '{method}' encryption format but options specify '{format}'"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What encrypts the data of the image in `file`, if it is encrypted and somebody is going to read it.
+async fn unlock(
+    context: &OpenContext<'_>,
+    options: Encrypted,
+    header: &Header,
+    file: Edge,
+) -> GraphResult<(Option<SectorCipher>, Edge)> {
+    options.check(match header.crypt_method {
+        0 => "",
+        1 => "aes",
+        _ => "luks",
+    })?;
+    if header.crypt_method == 0 || context.common().no_io {
+        return Ok((None, file));
+    }
+    let secret = options.secret.ok_or_else(|| GraphError::Open(Qcow2Error::Locked.to_string()))?;
+    let gs = context.global();
+    if header.crypt_method == 1 {
+        return Ok((Some(old_cipher(&gs.secret_text(&secret)?)?), file));
+    }
+    let of = header.clone();
+    let read = context.run("Could not read the LUKS header", |req| async move {
+        let volume = Volume::read(|at, len| Qcow2::read_crypto_header(&req, &file, &of, at, len), true, true).await?;
+        Ok((volume, file))
+    });
+    let (volume, file) = read.await?;
+    let volume = volume.and_then(Volume::only_luks1).map_err(refused)?;
+    let (volume, key) = volume.unlock(gs, gs.secret_text(&secret)?).await?;
+    Ok((Some(volume.cipher(&key)?), file))
+}
+
+/// The method of old: the password is the key, in AES-128, and nobody knows whether it is right.
+fn old_cipher(password: &Secret) -> GraphResult<SectorCipher> {
+    let spec = CipherSpec { cipher: Cipher::Aes128, mode: CipherMode::Cbc, iv: Some(IvGen::Plain64) };
+    let mut key = Secret::zeroed(spec.key_len());
+    for (to, from) in key.expose_mut().iter_mut().zip(password.expose()) {
+        *to = *from;
+    }
+    SectorCipher::new(spec, key.expose()).map_err(|error| refused(error.into()))
 }
 
 /// Who lets tables go that were not used.

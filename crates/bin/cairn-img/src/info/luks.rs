@@ -11,12 +11,13 @@ const STRIPES: u32 = 4000;
 
 /// What a node's header says, if it is a luks node.
 pub(super) fn structure(gs: &GlobalState, node: &NodeRef) -> Option<Box<Image>> {
-    let specific = gs.with_control(node, |image: &mut LuksImage| values(image.header().info(), image.is_detached()));
+    let specific =
+        gs.with_control(node, |image: &mut LuksImage| values(image.header().info(), image.is_detached(), None));
     Some(Box::new(Image { specific: specific.ok()?, is_encrypted: true, qcow2: None, backing: None }))
 }
 
 /// As the field's tools name and order it. These know LUKS1 alone, so what is LUKS2's comes last.
-fn values(info: VolumeInfo, is_detached: bool) -> InfoValue {
+pub(super) fn values(info: VolumeInfo, is_detached: bool, format: Option<&str>) -> InfoValue {
     let text = |words: &str| InfoValue::Text(words.to_owned());
     let is_new = info.version > 1;
     let iv = info.spec.and_then(|spec| spec.iv);
@@ -29,6 +30,7 @@ fn values(info: VolumeInfo, is_detached: bool) -> InfoValue {
     if let Some(IvGen::Essiv(hash)) = iv {
         map.push(("ivgen-hash-alg", text(hash.name())));
     }
+    map.extend(format.map(|format| ("format", text(format))));
     map.extend(info.spec.map(|spec| ("cipher-mode", text(spec.mode.name()))));
     map.push(("slots", InfoValue::List(info.slots.into_iter().map(|slot| values_of(slot, is_new)).collect())));
     map.push(("payload-offset", InfoValue::Number(info.payload_offset)));

@@ -1,16 +1,20 @@
 //! Images with a structure: what they say of themselves, without a driver that opens them, and the chain of their backing files.
 
 use super::tree::{Image as Structure, Node};
-use super::{file_name, node};
+use super::{file_name, luks, node};
 use crate::cli::Failure;
 use crate::image::{Image, on_io_thread};
-use block_common::FileName;
+use block_common::{AlignedBuf, FileName, IoError};
 use block_copy::Padded;
+use block_drivers::LuksHeader;
 use block_gs::{GlobalState, NodeRef};
+use block_io::Root;
 use block_qcow2::check::{CheckError, Storage};
-use block_qcow2::info::ImageInfo;
+use block_qcow2::info::{ImageInfo, InfoValue};
 use std::collections::HashSet;
 
+/// Bytes that every LUKS header that an image may have is in.
+const LUKS_HEAD: u64 = 4096;
 /// The longest chain that is followed.
 const CHAIN_MAX: usize = 1000;
 
@@ -62,8 +66,25 @@ async fn describe(gs: &GlobalState, image: &Image) -> Result<Node, Failure> {
         }
         return node(gs, under).await;
     }
-    let read = on_io_thread(gs, async move { Ok(ImageInfo::read(Storage::Root(&root)).await) }).await?;
-    structured(gs, image, under, read).await
+    let read = on_io_thread(gs, async move {
+        let info = ImageInfo::read(Storage::Root(&root)).await;
+        let header = match info.as_ref().map(|info| info.header.crypto) {
+            Ok(Some(place)) => Some(luks_header(&root, place).await?),
+            _ => None,
+        };
+        Ok((info, header))
+    });
+    structured(gs, image, under, read.await?).await
+}
+
+/// The LUKS header that an image has at that place, or what is wrong with it.
+async fn luks_header(root: &Root, (at, len): (u64, u64)) -> Result<Result<LuksHeader, String>, Failure> {
+    let failed = |error: IoError| Failure::message(format!("Could not read the LUKS header: {error}"));
+    let there = root.length().map_err(failed)?.saturating_sub(at).min(len).min(LUKS_HEAD) as usize;
+    let (read, buf) = root.read(at, AlignedBuf::zeroed(there, 4096).into_io()).await;
+    read.map_err(failed)?;
+    let bytes = buf.map(|buf| buf.to_aligned(1)).ok_or_else(|| failed(IoError::BUG))?;
+    Ok(LuksHeader::parse_luks1(&bytes).map_err(|error| error.to_string()))
 }
 
 /// An image whose bytes are those of `under`.
@@ -71,7 +92,7 @@ async fn structured(
     gs: &GlobalState,
     image: &Image,
     under: NodeRef,
-    read: Result<ImageInfo, CheckError>,
+    (read, header): (Result<ImageInfo, CheckError>, Option<Result<LuksHeader, String>>),
 ) -> Result<Node, Failure> {
     let info = read.map_err(|error| Failure::message(format!("Could not open '{}': {error}", image.name)))?;
     // It is opened as raw, which is what its name says, if that is a name of options.
@@ -83,7 +104,12 @@ async fn structured(
     });
     let length = info.header.size.next_multiple_of(Padded::SECTOR);
     let below = node(gs, under).await?;
-    let (specific, is_encrypted) = (info.specific(), info.is_encrypted());
+    let (mut specific, is_encrypted) = (info.specific(), info.is_encrypted());
+    if let (Some(header), InfoValue::Map(map)) = (header, &mut specific) {
+        let header = header.map_err(|error| Failure::message(format!("Could not open '{}': {error}", image.name)))?;
+        let encrypt = map.iter_mut().filter(|(name, _)| *name == "encrypt");
+        encrypt.for_each(|(_, value)| *value = luks::values(header.info(), false, Some("luks")));
+    }
     let structure = Structure { specific, is_encrypted, qcow2: Some(info), backing };
     Ok(Node { file_name, driver: "qcow2", length, image: Some(Box::new(structure)), ..below })
 }

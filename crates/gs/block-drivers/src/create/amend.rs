@@ -58,8 +58,12 @@ pub struct Amend {
     /// Its length in bytes.
     pub size: Option<u64>,
     /// Who may open it, if it is encrypted.
-    pub slots: Option<SlotChange>,
+    pub slots: Option<SlotOptions>,
 }
+
+/// What options say of key slots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlotOptions(Vec<(&'static str, String)>);
 
 /// The options that an image of `format` can be given, in the order of their names.
 ///
@@ -104,8 +108,7 @@ impl Amend {
             values.push((option.name, value));
         }
         if format == luks::NAME {
-            let slots =
-                Some(slot_change(|name| values.iter().rfind(|(known, _)| *known == name).map(|(_, value)| value))?);
+            let slots = Some(SlotOptions(values));
             return Ok(Self { slots, ..Self::default() });
         }
         let mut amend = Self::default();
@@ -119,33 +122,42 @@ impl Amend {
                 "data_file" => change.data_file = Some(value.into_bytes()),
                 "data_file_raw" => change.data_file_raw = Some(value == "on"),
                 "backing_file" | "backing_fmt" => return Err(CreateError::AmendBacking),
-                _ => return Err(CreateError::AmendEncryption),
+                name => {
+                    let name = name.strip_prefix("encrypt.").unwrap_or(name);
+                    amend.slots.get_or_insert_default().0.push((name, value));
+                }
             }
         }
         Ok(amend)
     }
 }
 
-/// The change of key slots that options say.
-fn slot_change<'a>(value: impl Fn(&str) -> Option<&'a String>) -> Result<SlotChange, CreateError> {
-    let number = |name: &'static str| {
-        // Numbers below zero are large ones, as in C.
-        let number = value(name).map(|value| number_of(name, value)).transpose()?;
-        Ok::<_, CreateError>(number.map(|number| number as u64))
-    };
-    let active = match value("state").map(String::as_str) {
-        None => return Err(CreateError::Missing("state")),
-        Some("active") => true,
-        Some("inactive") => false,
-        Some(other) => return Err(CreateError::BadChoice { name: "state", value: other.into() }),
-    };
-    Ok(SlotChange {
-        active,
-        new_secret: value("new-secret").cloned(),
-        old_secret: value("old-secret").cloned(),
-        keyslot: number("keyslot")?,
-        iter_time: number("iter-time")?,
-    })
+impl SlotOptions {
+    /// The change that they say.
+    ///
+    /// # Errors
+    /// The state is missing, or a value is none.
+    pub fn change(&self) -> Result<SlotChange, CreateError> {
+        let value = |name: &str| self.0.iter().rfind(|(known, _)| *known == name).map(|(_, value)| value);
+        let number = |name: &'static str| {
+            // Numbers below zero are large ones, as in C.
+            let number = value(name).map(|value| number_of(name, value)).transpose()?;
+            Ok::<_, CreateError>(number.map(|number| number as u64))
+        };
+        let active = match value("state").map(String::as_str) {
+            None => return Err(CreateError::Missing("state")),
+            Some("active") => true,
+            Some("inactive") => false,
+            Some(other) => return Err(CreateError::BadChoice { name: "state", value: other.into() }),
+        };
+        Ok(SlotChange {
+            active,
+            new_secret: value("new-secret").cloned(),
+            old_secret: value("old-secret").cloned(),
+            keyslot: number("keyslot")?,
+            iter_time: number("iter-time")?,
+        })
+    }
 }
 
 fn version(value: String) -> Result<Version, CreateError> {

@@ -4,6 +4,7 @@
 
 use super::{CreateError, NOT_BUILT, NewImage, text};
 use crate::image::{ImageOptions, open_image};
+use block_common::options::Value;
 use block_gs::GlobalState;
 
 /// The option for its name.
@@ -27,17 +28,17 @@ impl NewImage {
             };
         }
         if let Some(file) = file {
-            self.options.insert(FILE, file)?;
+            self.options.insert(FILE, Value::Str(file.into()));
         }
         if let Some(format) = format {
-            self.options.insert(FORMAT, format)?;
+            self.options.insert(FORMAT, Value::Str(format.into()));
         }
         Ok(())
     }
 
     /// The backing file's name from here, if the image is called `name`.
     pub fn backing_beside(&self, name: &str) -> Option<String> {
-        self.options.lookup(FILE).map(|file| beside(name, &text(file)))
+        self.options.get(FILE).map(|file| beside(name, &text(file)))
     }
 
     /// See that the backing file can be one, and take its length if no other is given. Without `look` it is not opened, and need
@@ -46,8 +47,8 @@ impl NewImage {
     /// # Errors
     /// [`CreateError::BackingOpen`] and others with "backing" in their names.
     pub async fn check_backing(&mut self, gs: &GlobalState, look: bool) -> Result<(), CreateError> {
-        let Some(file) = self.options.lookup(FILE).map(text) else { return Ok(()) };
-        let format = self.options.lookup(FORMAT).map(text);
+        let Some(file) = self.options.get(FILE).map(text) else { return Ok(()) };
+        let format = self.options.get(FORMAT).map(text);
         if file.is_empty() {
             return Err(CreateError::BackingEmpty);
         }

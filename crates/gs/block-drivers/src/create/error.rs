@@ -171,6 +171,15 @@ pub enum CreateError {
     /// The host has no random numbers.
     #[error("Unable to generate random bytes: {0}")]
     Random(String),
+    /// An option that means nothing with the others.
+    #[error("Parameter '{0}' is unexpected")]
+    Unexpected(&'static str),
+    /// Two options for the same.
+    #[error("'encrypt.format' and its alias 'encryption' can't be used at the same time")]
+    TwoEncryptions,
+    /// The old method has a password and nothing to be changed.
+    #[error("Only LUKS encryption options can be amended")]
+    AmendOld,
     /// An option that has to be given.
     #[error("Parameter '{0}' is missing")]
     Missing(&'static str),

@@ -33,12 +33,12 @@ pub(super) const OPTIONS: [CreateOption; 9] = {
 
 impl NewImage {
     fn volume(&self) -> Result<NewVolume, CreateError> {
-        NewVolume::parse("", |name| self.options.lookup(name).map(text))
+        NewVolume::parse("", |name| self.options.get(name).map(text))
     }
 
     /// Whether it is only a header, for data in another file.
     pub fn is_detached_header(&self) -> bool {
-        self.format == NAME && self.options.lookup("detached-header").is_some_and(|value| text(value) == "on")
+        self.format == NAME && self.options.get("detached-header").is_some_and(|value| text(value) == "on")
     }
 
     /// The bytes that such an image takes beside its data.
@@ -52,7 +52,7 @@ impl NewImage {
     pub(super) async fn create_luks(&self, gs: &GlobalState, size: u64) -> Result<(), CreateError> {
         let (volume, is_detached) = (self.volume()?, self.is_detached_header());
         let password = volume.password(gs)?;
-        let mode = self.options.lookup("preallocation").map(text).unwrap_or_else(|| "off".into());
+        let mode = self.options.get("preallocation").map(text).unwrap_or_else(|| "off".into());
         let mode = match mode.parse() {
             Ok(mode) => mode,
             Err(_) => return Err(CreateError::BadMode(mode)),
@@ -110,7 +110,7 @@ impl NewImage {
         for option in OPTIONS.iter().chain(file) {
             let value = match option.name {
                 "size" => self.size.map(|size| size.to_string()),
-                name => self.options.lookup(name).map(|value| text(value).replace(',', ",,")),
+                name => self.options.get(name).map(|value| text(value).replace(',', ",,")),
             };
             if let Some(value) = value {
                 write!(f, "{space}{}={value}", option.name)?;

@@ -1,20 +1,22 @@
 //! New qcow2 images: their options, their files, and how large those will be.
 //!
-//! What stands where in the file is decided in `block-qcow2-format`; here it is written. Encryption is not built.
+//! What stands where in the file is decided in `block-qcow2-format`; here it is written.
 
 use super::{
-    CreateError, CreateOption, CreateOptionKind, FILE_OPTIONS, NewImage, SIZE, Target, backing, check_path,
+    CreateError, CreateOption, CreateOptionKind, FILE_OPTIONS, NewImage, SIZE, Target, backing, check_path, luks,
     protocol_of, take_over, text,
 };
-use block_common::options::Dict;
-use block_common::{AlignedBuf, Errno, IoError, OptionsError, Preallocation, RequestFlags};
+use crate::crypt::new::NewVolume;
+use block_common::options::Value;
+use block_common::{AlignedBuf, Errno, IoError, Preallocation, RequestFlags};
 use block_file_posix::{HostKind, create, remove};
 use block_gs::GlobalState;
 use block_io::Root;
 use block_qcow2_format::{
-    Allocate, CompressionType, Layout, MeasureOptions, Measured, NewImage as Spec, RefcountBits, Step, UsedClusters,
-    Version,
+    Allocate, CompressionType, Encryption, Layout, MeasureOptions, Measured, NewImage as Spec, RefcountBits, Step,
+    UsedClusters, Version,
 };
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -102,19 +104,20 @@ const DRIVERS: [&str; 42] = [
 ];
 
 /// The values of options that have one without being given.
-pub(super) fn defaults() -> Result<Dict, OptionsError> {
-    let mut options = Dict::new();
-    options.insert("cluster_size", 65536u64)?;
-    options.insert("extended_l2", "off")?;
-    options.insert("compression_type", "zlib")?;
-    options.insert("lazy_refcounts", "off")?;
-    options.insert("refcount_bits", "16")?;
-    Ok(options)
+pub(super) fn defaults() -> BTreeMap<&'static str, Value> {
+    let text = |value: &str| Value::Str(value.to_owned());
+    BTreeMap::from([
+        ("cluster_size", 65536u64.into()),
+        ("extended_l2", text("off")),
+        ("compression_type", text("zlib")),
+        ("lazy_refcounts", text("off")),
+        ("refcount_bits", text("16")),
+    ])
 }
 
 impl NewImage {
     fn value(&self, name: &str) -> Option<String> {
-        self.options.lookup(name).map(text)
+        self.options.get(name).map(text)
     }
 
     fn is_on(&self, name: &str) -> bool {
@@ -125,16 +128,33 @@ impl NewImage {
         self.value(name).and_then(|value| value.parse().ok())
     }
 
-    /// Refuse what would encrypt the image, rather than leave it open. Options about how were refused before.
-    pub(super) fn refuse_encryption(&self) -> Result<(), CreateError> {
-        match self.format == NAME && self.is_on("encryption") {
-            true => Err(not_built("encryption")),
-            false => Ok(()),
+    /// Whether its data is to be encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        match self.format.as_str() {
+            NAME => self.is_on("encryption") || self.options.contains_key("encrypt.format"),
+            format => format == luks::NAME,
+        }
+    }
+
+    /// How its data is to be encrypted, if it is.
+    fn encryption(&self) -> Result<Option<NewEncryption>, CreateError> {
+        let format = if self.is_on("encryption") { Some("aes".into()) } else { self.value("encrypt.format") };
+        let given = OPTIONS.iter().map(|option| option.name).filter(|name| self.options.contains_key(*name));
+        let mut more = given.filter(|name| name.starts_with("encrypt.") && *name != "encrypt.format");
+        match format.as_deref() {
+            None if more.next().is_some() => Err(CreateError::Missing("encrypt.format")),
+            None => Ok(None),
+            Some("luks") => Ok(Some(NewEncryption::Luks(NewVolume::parse("encrypt.", |name| self.value(name))?))),
+            Some("aes") => match more.find(|name| *name != "encrypt.key-secret") {
+                Some(name) => Err(CreateError::Unexpected(name)),
+                None => Ok(Some(NewEncryption::Aes(self.value("encrypt.key-secret")))),
+            },
+            Some(other) => Err(CreateError::BadChoice { name: "format", value: other.into() }),
         }
     }
 
     /// What the options say, in the order in which the field's tools look at them.
-    fn spec(&self, size: u64) -> Result<(Spec, Preallocation), CreateError> {
+    fn spec(&self, size: u64) -> Result<(Spec, Preallocation, Option<NewEncryption>), CreateError> {
         let refused = |name, value: &str| Err(CreateError::BadChoice { name, value: value.into() });
         let version = match self.value("compat").as_deref() {
             None | Some("1.1" | "v3") => Version::V3,
@@ -145,6 +165,7 @@ impl NewImage {
         if let Some(format) = backing_format.as_deref().filter(|format| !DRIVERS.contains(format)) {
             return refused("backing-fmt", format);
         }
+        let encryption = self.encryption()?;
         let preallocation = self.value("preallocation").unwrap_or_else(|| "off".into());
         let Ok(preallocation) = preallocation.parse() else { return refused("preallocation", &preallocation) };
         let refcount_bits = self.number::<i128>("refcount_bits").unwrap_or_default();
@@ -174,22 +195,45 @@ impl NewImage {
             backing_file: self.value(backing::FILE).map(String::into_bytes),
             backing_format: backing_format.map(String::into_bytes),
             allocate,
-            encryption: None,
+            encryption: match &encryption {
+                None => None,
+                Some(NewEncryption::Aes(_)) => Some(Encryption::Aes),
+                // What is in it takes long to be made.
+                Some(NewEncryption::Luks(volume)) => {
+                    Some(Encryption::Luks { len: volume.header_len()?, bytes: Vec::new() })
+                }
+            },
         };
-        Ok((spec, preallocation))
+        Ok((spec, preallocation, encryption))
     }
 
     /// Create the image, and its data file if it has one. If that fails, neither is left.
     pub(super) async fn create_qcow2(&self, gs: &GlobalState, size: u64) -> Result<(), CreateError> {
-        let (mut spec, preallocation) = self.spec(size)?;
+        if self.is_on("encryption") && self.options.contains_key("encrypt.format") {
+            return Err(CreateError::TwoEncryptions);
+        }
+        let (mut spec, preallocation, encryption) = self.spec(size)?;
         let data = match self.value("data_file") {
             Some(name) => Some(data_protocol(gs, &name).await?),
             None => None,
         };
         // A path and nothing else, whatever a user may write.
         spec.data_file = data.as_ref().map(|(_, path)| path.clone().into_bytes());
-        let layout = Layout::new(spec)?;
+        let mut layout = Layout::new(spec.clone())?;
         self.refuse_unbuilt()?;
+        match encryption {
+            None => {}
+            // Nothing of it is in the image, but it is to be there.
+            Some(NewEncryption::Aes(secret)) => {
+                let none = || CreateError::NoKeySecret("encrypt.key-secret".into());
+                gs.secret_text(&secret.ok_or_else(none)?)?;
+            }
+            Some(NewEncryption::Luks(volume)) => {
+                let password = volume.password(gs)?;
+                let (len, bytes) = (volume.header_len()?, volume.make(gs, password, false).await?);
+                layout = Layout::new(Spec { encryption: Some(Encryption::Luks { len, bytes }), ..spec })?;
+            }
+        }
         if self.kind == HostKind::Device && preallocation != Preallocation::Off {
             return Err(CreateError::NoMode(preallocation));
         }
@@ -233,7 +277,7 @@ impl NewImage {
     }
 
     /// Begin to measure the file of such a qcow2 image.
-    pub(super) fn measuring_qcow2(&self) -> Result<Measuring, CreateError> {
+    pub(super) fn measuring_qcow2(&self, gs: &GlobalState) -> Result<Measuring, CreateError> {
         let cluster_size = self.number("cluster_size").unwrap_or_default();
         let extended = self.is_on("extended_l2");
         let default = RefcountBits::DEFAULT.bits().into();
@@ -250,7 +294,13 @@ impl NewImage {
         }
         let mode = self.value("preallocation").unwrap_or_else(|| "off".into());
         let mode: Preallocation = mode.parse().map_err(|_| CreateError::BadMode(mode))?;
-        self.refuse_encryption()?;
+        let options = match self.encryption()? {
+            Some(NewEncryption::Luks(volume)) => {
+                volume.password(gs)?;
+                options.with_encryption_header(volume.header_len()?)?
+            }
+            Some(NewEncryption::Aes(_)) | None => options,
+        };
         Ok(Measuring {
             used: options.used_clusters(),
             options,
@@ -278,9 +328,12 @@ impl NewImage {
     }
 }
 
-/// An option that this build does not carry out.
-pub(super) fn not_built(name: &str) -> CreateError {
-    CreateError::NotBuilt(format!("Option '{name}' of driver '{NAME}'"))
+/// How a new image's data is to be encrypted.
+enum NewEncryption {
+    /// As of old, with the password of this name.
+    Aes(Option<String>),
+    /// With a header.
+    Luks(NewVolume),
 }
 
 /// The size of a file that is not there yet.
@@ -439,7 +492,7 @@ mod tests {
 
     fn refused(options: &str) -> String {
         let image = NewImage::imagine(NAME, options).expect("options");
-        let made = image.spec(1 << 20).and_then(|(spec, _)| Ok(Layout::new(spec)?));
+        let made = image.spec(1 << 20).and_then(|(spec, ..)| Ok(Layout::new(spec)?));
         made.expect_err(options).to_string()
     }
 
