@@ -5,6 +5,7 @@ use crate::image::Image;
 use crate::info::file_name;
 use block_backend::Backend;
 use block_common::FileName;
+use block_common::options::{Dict, Value};
 use block_copy::Padded;
 use block_drivers::Qcow2Control;
 use block_gs::{GlobalState, NodeRef};
@@ -81,12 +82,25 @@ fn below(
         _ => name.clone(),
     };
     let is_path = matches!(FileName::parse(&path), Ok(FileName::Path(parsed)) if parsed == path);
+    let format = header.backing_format.as_ref().map(|format| String::from_utf8_lossy(format).into_owned());
     let mut below = image.clone();
-    below.name = if is_path { path } else { format!("./{path}") };
+    below.name = if is_path { path.clone() } else { format!("./{path}") };
     below.image_opts = false;
+    if let Some(mut options) = image.backing_options().map_err(Failure::message)? {
+        // Options that do not say what to open are about what the image names.
+        if !["driver", "file", "filename"].iter().any(|key| options.contains_key(key)) {
+            let mut file = Dict::new();
+            file.insert("driver", "file").map_err(Failure::message)?;
+            file.insert("filename", path).map_err(Failure::message)?;
+            options.insert("file", Value::Dict(file)).map_err(Failure::message)?;
+            let format = format.as_deref().ok_or_else(|| Failure::message("Parameter 'backing.driver' is missing"))?;
+            options.insert("driver", format).map_err(Failure::message)?;
+        }
+        below.name = format!("json:{options}");
+    }
     below.resize = false;
     below.stored = true;
     below.how.read_only = true;
-    below.how.format = header.backing_format.as_ref().map(|format| String::from_utf8_lossy(format).into_owned());
+    below.how.format = if below.name.starts_with("json:") { None } else { format };
     Ok(Some((name, below)))
 }

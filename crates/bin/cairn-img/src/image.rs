@@ -5,7 +5,7 @@
 use crate::cli::Failure;
 use block_backend::{Backend, BackendOptions};
 use block_backend_io::BackendSettings;
-use block_common::options::{OptionsError, Value};
+use block_common::options::{Dict, OptionsError, Value};
 use block_common::{AlignedBuf, FileName, IoError, Options, PROBE_BYTES, Perm, PermPair, probe_format};
 use block_copy::Padded;
 use block_drivers::{ImageOptions, open_image, open_options};
@@ -76,6 +76,22 @@ impl Image {
         backend.insert(&node).await.map_err(|error| failed(&error.report()))?;
         backend.io().set_write_cache(!self.how.cache.writethrough);
         Ok(backend)
+    }
+
+    /// What the image's options say of what it stands on.
+    ///
+    /// # Errors
+    /// They are none.
+    pub(crate) fn backing_options(&self) -> Result<Option<Dict>, OptionsError> {
+        let options = match FileName::parse(&self.name) {
+            _ if self.image_opts => Options::parse_image_opts(&with_implied_key(&self.name))?.0,
+            Ok(FileName::Json(options)) => options,
+            _ => return Ok(None),
+        };
+        match options.into_dict().remove("backing") {
+            Some(Value::Dict(backing)) => Ok(Some(backing)),
+            _ => Ok(None),
+        }
     }
 
     /// As [`Image::open`], for who looks at whole sectors.

@@ -32,7 +32,7 @@ pub struct ImageOptions {
     pub force_share: bool,
     /// Pass discards on.
     pub unmap: bool,
-    /// Open a qcow2 image without what it stands on: what it has not of its own is zeroes.
+    /// Open a qcow2 image without what it stands on, whatever its options say of that: what it has not of its own is zeroes.
     pub alone: bool,
     /// Open it only to tell what it is: its data is not read, and a key not needed.
     pub no_io: bool,
@@ -121,21 +121,31 @@ pub async fn open_temporary(gs: &GlobalState, below: NodeRef, read_only: bool) -
     Ok(image)
 }
 
-/// The options with a driver for each child that is only given by the name of a file.
-fn with_file_drivers(mut options: Dict) -> GraphResult<Dict> {
-    for key in ["file", "header", "image"] {
-        let Some(Value::Dict(file)) = options.lookup_mut(key) else { continue };
-        let mut file = with_file_drivers(std::mem::take(file))?;
-        if !file.contains_key("driver")
-            && let Some(Value::Str(name)) = file.lookup("filename")
-            && let FileName::Path(path) = FileName::parse(name)?
-        {
-            file.insert("filename", path)?;
-            file.insert("driver", "file")?;
-        }
-        options.insert(key, file)?;
+/// Children that are files where nothing else is said.
+const FILES: [&str; 4] = ["data-file", "file", "header", "image"];
+
+/// The options with a driver for each child that is only given by the name of a file, however deep.
+fn with_file_drivers(options: Dict) -> GraphResult<Dict> {
+    let mut with = Dict::new();
+    for (key, value) in options {
+        let value = match value {
+            Value::Dict(child) => {
+                let mut child = with_file_drivers(child)?;
+                if FILES.contains(&key.as_str())
+                    && !child.contains_key("driver")
+                    && let Some(Value::Str(name)) = child.lookup("filename")
+                    && let FileName::Path(path) = FileName::parse(name)?
+                {
+                    child.insert("filename", path)?;
+                    child.insert("driver", "file")?;
+                }
+                Value::Dict(child)
+            }
+            other => other,
+        };
+        with.insert(&key, value)?;
     }
-    Ok(options)
+    Ok(with)
 }
 
 fn file_options(driver: &str, path: &str, how: &ImageOptions) -> GraphResult<Options> {
@@ -208,7 +218,7 @@ fn common(options: &mut Options, how: &ImageOptions) -> GraphResult<()> {
     options.insert_default("cache.direct", how.cache.direct)?;
     options.insert_default("cache.no-flush", how.cache.no_flush)?;
     if how.alone && options.lookup("driver") == Some(&Value::Str("qcow2".into())) {
-        options.insert_default("backing", Value::Null)?;
+        options.insert("backing", Value::Null)?;
     }
     Ok(())
 }

@@ -224,6 +224,17 @@ impl Qcow2Type {
         stored: Option<(&[u8], Stored<'_>)>,
     ) -> GraphResult<Option<Edge>> {
         let key = name.as_str().to_owned();
+        // Options that do not say what to open are about what the image names: a key for it, say.
+        let says_what = |options: &Options| {
+            options.dialect() != Dialect::Legacy
+                || ["driver", "file", "filename"].iter().any(|key| options.dict().contains_key(key))
+        };
+        let (option, more) = match option {
+            Some(ChildOrNull::Child(ChildSpec::Inline(more))) if stored.is_some() && !says_what(&more) => {
+                (None, more.into_dict())
+            }
+            other => (other, Dict::new()),
+        };
         match (option, stored) {
             (Some(ChildOrNull::Child(spec)), _) => context.open_child(name, role, spec).await.map(Some),
             (Some(ChildOrNull::Null), _) | (None, None) => Ok(None),
@@ -239,7 +250,7 @@ impl Qcow2Type {
                     Stored::Image(None) => Some(guessed(context, file.clone()).await?.to_owned()),
                 };
                 let is_guessed = matches!(format, Stored::Image(None));
-                let options = match &driver {
+                let mut options = match &driver {
                     None => file,
                     Some(format) => {
                         let mut image = Dict::new();
@@ -248,6 +259,9 @@ impl Qcow2Type {
                         image
                     }
                 };
+                for (key, value) in more {
+                    options.insert(&key, value)?;
+                }
                 let spec = ChildSpec::Inline(Options::from_dict(Dialect::Legacy, options));
                 let edge = context.open_child(name.clone(), role, spec).await?;
                 if is_guessed

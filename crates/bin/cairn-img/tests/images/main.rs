@@ -30,3 +30,4 @@ mod differences;
 mod own;
 mod qcow2_chain;
 mod qcow2_convert;
+mod qcow2_encryption;
