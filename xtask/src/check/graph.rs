@@ -164,12 +164,13 @@ pub(crate) mod testing {
     }
 
     /// The folders of the made-up workspace: one crate of every place that the rules tell apart.
-    pub(crate) const DIRS: [(&str, &str); 13] = [
+    pub(crate) const DIRS: [(&str, &str); 14] = [
         ("block-common", "crates/common/block-common"),
         ("nbd-proto", "crates/common/nbd-proto"),
         ("block-io", "crates/io/block-io"),
         ("block-testkit", "crates/io/block-testkit"),
         ("block-backend-io", "crates/io/block-backend-io"),
+        ("block-crypt-io", "crates/io/crypt-io"),
         ("block-nbd-export", "crates/io/exports/nbd"),
         ("block-raw", "crates/io/drivers/raw"),
         ("block-null", "crates/io/drivers/null"),
@@ -193,10 +194,12 @@ pub(crate) mod testing {
     }
 
     /// Edges of a workspace that obeys every rule.
-    pub(crate) const GOOD: [(&str, &str, Kind); 12] = [
+    pub(crate) const GOOD: [(&str, &str, Kind); 14] = [
         ("block-io", "block-common", Kind::Normal),
         ("block-io", "block-testkit", Kind::Dev),
         ("block-testkit", "block-io", Kind::Normal),
+        ("block-crypt-io", "block-io", Kind::Normal),
+        ("block-raw", "block-crypt-io", Kind::Normal),
         ("block-raw", "block-io", Kind::Normal),
         ("block-raw", "nbd-proto", Kind::Build),
         ("block-raw", "block-testkit", Kind::Dev),

@@ -21,6 +21,8 @@ enum Place {
 enum Role {
     Driver,
     BlockIo,
+    /// What several drivers' engines have in common.
+    Shared,
     Testkit,
     Plain,
 }
@@ -68,9 +70,13 @@ fn allowed(from: Place, to: Place, kind: Kind) -> Result<(), &'static str> {
     let common = TIERS[to_tier] == "common";
     let testkit = to_role == Role::Testkit && kind == Kind::Dev;
     let block_io = to_role == Role::BlockIo;
+    let shared = to_role == Role::Shared;
     match from_role {
-        Role::Driver if !(common || block_io || testkit) => {
-            Err("rule drivers: a driver names block-io and common crates only (and block-testkit in dev-dependencies)")
+        Role::Driver if !(common || block_io || shared || testkit) => Err(
+            "rule drivers: a driver names block-io, block-crypt-io and common crates only (and block-testkit in dev-dependencies)",
+        ),
+        Role::Shared if !(common || block_io || testkit) => {
+            Err("rule block-crypt-io: it names block-io and common crates only (and block-testkit in dev-dependencies)")
         }
         Role::BlockIo if !(common || testkit) => {
             Err("rule block-io: block-io names common crates only (and block-testkit in dev-dependencies)")
@@ -93,6 +99,7 @@ fn place(item: &Crate) -> Result<Place, String> {
     let role = match (TIERS[tier], rest) {
         ("io", "block-io") => Role::BlockIo,
         ("io", "block-testkit") => Role::Testkit,
+        ("io", "crypt-io") => Role::Shared,
         ("io", rest) if rest.starts_with("drivers/") => Role::Driver,
         _ => Role::Plain,
     };
@@ -159,6 +166,13 @@ mod tests {
         check_broken("block-io", "block-nbd-export", Kind::Dev, "block-io");
         check_broken("block-io", "block-backend-io", Kind::Normal, "block-io");
         check_broken("block-io", "block-testkit", Kind::Normal, "block-io");
+    }
+
+    #[test]
+    fn what_drivers_share_names_block_io_and_common_only() {
+        check_broken("block-crypt-io", "block-raw", Kind::Normal, "block-crypt-io");
+        check_broken("block-crypt-io", "block-testkit", Kind::Normal, "block-crypt-io");
+        check_broken("block-io", "block-crypt-io", Kind::Normal, "block-io");
     }
 
     #[test]

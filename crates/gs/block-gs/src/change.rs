@@ -132,6 +132,8 @@ impl GlobalState {
     /// # Errors
     /// [`GraphError::NoSuchEdge`]; [`GraphError::InUse`] during another act; [`GraphError::Permission`], [`GraphError::ReadOnly`] or [`GraphError::Locked`] if that cannot be
     /// had. Nothing has happened then.
+    #[doc(alias = "bdrv_amend_pre_run")]
+    #[doc(alias = "bdrv_amend_clean")]
     pub fn ask_more(&self, parent: &NodeRef, edge: &str, more: PermPair) -> GraphResult<AskedMore> {
         let mut graph = self.0.graph.borrow_mut();
         let at = graph.edge_at(parent, edge)?;
