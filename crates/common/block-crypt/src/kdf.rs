@@ -19,6 +19,9 @@ pub fn pbkdf2(hash: Hash, password: &[u8], salt: &[u8], iterations: u32, len: us
     Ok(out)
 }
 
+/// Milliseconds of computing that tell how long more takes.
+const MEASURED: u64 = 20;
+
 /// How many iterations of [`pbkdf2()`] for `len` bytes take `time` here, as `clock` says, which tells how much time was spent. It never falls.
 pub fn pbkdf2_iterations(hash: Hash, len: usize, time: Duration, clock: impl Fn() -> Duration) -> u64 {
     let mut iterations = 1 << 12;
@@ -27,7 +30,7 @@ pub fn pbkdf2_iterations(hash: Hash, len: usize, time: Duration, clock: impl Fn(
         // What is derived does not matter.
         let derived = pbkdf2(hash, b"password", b"salt of what is measured", iterations, len.max(1));
         let taken = clock().saturating_sub(start);
-        if taken >= Duration::from_millis(100) || iterations >= 1 << 30 || derived.is_err() {
+        if taken >= Duration::from_millis(MEASURED) || iterations >= 1 << 30 || derived.is_err() {
             let each = taken.as_nanos().max(1);
             return u64::try_from(u128::from(iterations) * time.as_nanos() / each).unwrap_or(u64::MAX);
         }

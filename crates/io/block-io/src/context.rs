@@ -15,7 +15,7 @@ use crate::pool::ThreadPool;
 use crate::registered::{PIECES_MAX, Pieces, RegisteredBuf, pieces_of};
 use crate::request::{Completed, Done, RequestKind};
 use crate::root::RootBody;
-use block_common::{AlignedBuf, IoBuf, IoError, IoResult};
+use block_common::{AlignedBuf, BufPool, IoBuf, IoError, IoResult};
 use io_uring::{IoUring, opcode, types};
 use rustix::event::{EventfdFlags, eventfd};
 use slab::Slab;
@@ -36,6 +36,9 @@ const RING_ENTRIES: u32 = 256;
 const BATCH_MAX: u32 = 64;
 /// How often an operation is tried again that the host put off.
 const RETRIES_MAX: u8 = 100;
+/// What copies are aligned to, and how much memory for them is kept: bytes.
+const BUFFER_ALIGNMENT: usize = 4096;
+const BUFFERS_MAX: usize = 2 << 20;
 /// How much task work the kernel does at a time, at least.
 const TASK_WORK_AT_ONCE: u32 = 16;
 
@@ -150,6 +153,8 @@ pub(crate) struct IoContext {
     pool_in_flight: Cell<u32>,
     /// Requests of a queue that run on a home thread.
     away: Cell<u32>,
+    /// Memory for data that drivers encode and decode: always written over as a whole before anybody sees it.
+    buffers: BufPool,
 }
 
 thread_local! {
@@ -209,7 +214,13 @@ impl IoContext {
             ring_in_flight: Cell::new(0),
             pool_in_flight: Cell::new(0),
             away: Cell::new(0),
+            buffers: BufPool::new(BUFFER_ALIGNMENT, BUFFERS_MAX),
         })
+    }
+
+    /// Memory for copies.
+    pub(crate) fn buffers(&self) -> &BufPool {
+        &self.buffers
     }
 
     /// The ring, made now if there is none yet. `None` when it is not to be used, or the host refuses it.
@@ -606,10 +617,15 @@ impl IoContext {
     /// Release what the operation held, then deliver its result. Foreign code runs here, in wakers and in whatever goes with the
     /// last pin of a closed node, and may come back to this context: it runs without any borrow of ours.
     fn finish(&self, key: usize, result: IoResult<()>) {
-        let (hold, len, is_write) = {
+        let (hold, len, is_write, recoded) = {
             let slot = &mut self.slots.borrow_mut()[key];
-            (slot.hold.take(), slot.op.len, matches!(slot.op.kind, FileOpKind::Write { .. }))
+            let recoded = slot.op.recoded.take().map(|recoded| (recoded, slot.op.buf.take()));
+            (slot.hold.take(), slot.op.len, matches!(slot.op.kind, FileOpKind::Write { .. }), recoded)
         };
+        if let (Some((of, copy)), Some(Hold::Path(path) | Hold::Root(.., path))) = (recoded, &hold) {
+            let buf = crate::pipeline::recoded(path, !is_write && result.is_ok(), *of, copy);
+            self.slots.borrow_mut()[key].op.buf = Some(buf);
+        }
         if is_write && let Some(Hold::Path(path) | Hold::Root(.., path)) = &hold {
             crate::pipeline::wrote(path);
         }

@@ -52,6 +52,18 @@ pub enum Mapping<'a> {
         /// For how long this holds.
         len: u64,
     },
+    /// As [`Mapping::Child`], but other bytes stand there: what is read is a copy that [`Driver::decode`] is given before the caller sees it, and what is written a copy that
+    /// [`Driver::encode`] was given. Requests that are long enough to be worked on by several threads are for the slow path.
+    Recoded {
+        /// The edge to follow.
+        edge: &'a Edge,
+        /// Where in the child.
+        offset: HostOffset,
+        /// For how long this holds.
+        len: u64,
+        /// What the two methods are to be told.
+        at: u64,
+    },
     /// Reads give zeroes for `len` bytes. Never an answer to a write.
     Zeroes {
         /// For how long this holds.
@@ -144,6 +156,12 @@ pub trait Driver: Send + Sync + 'static {
     fn serve_now(&self, _request: NowRequest<'_>) -> IoResult<()> {
         Err(IoError::BUG)
     }
+
+    /// Make of `bytes`, as they stand in the child, what they are to the caller. `at` is what [`Driver::map_cached`] said with [`Mapping::Recoded`].
+    fn decode(&self, _at: u64, _bytes: &mut [u8]) {}
+
+    /// Make of `bytes` what is to stand in the child: the reverse of [`Driver::decode`].
+    fn encode(&self, _at: u64, _bytes: &mut [u8]) {}
 
     /// Whether [`Driver::debug_event`] is of interest. Nothing is told to those whose answer is no.
     fn wants_debug_events(&self) -> bool {

@@ -494,12 +494,25 @@ pub(crate) struct FileOp {
     pub(crate) offset: u64,
     pub(crate) len: u64,
     pub(crate) buf: Option<IoBuf>,
+    /// `buf` is a copy, and this what it stands for.
+    pub(crate) recoded: Option<Box<Recoded>>,
+}
+
+/// What a copy that a driver encodes or decodes stands for.
+#[derive(Debug)]
+pub(crate) struct Recoded {
+    /// The caller's buffer.
+    pub(crate) buf: IoBuf,
+    /// Which node of the path does it.
+    pub(crate) node: usize,
+    /// What it is told.
+    pub(crate) at: u64,
 }
 
 impl FileOp {
     pub(crate) fn new(kind: FileOpKind, offset: u64, len: u64, buf: Option<IoBuf>) -> Self {
         let options = HostFileOptions { engine: FileEngine::Ring, memory_alignment: 1 };
-        Self { kind, fd: -1, options, offset, len, buf }
+        Self { kind, fd: -1, options, offset, len, buf, recoded: None }
     }
 
     pub(crate) fn read(offset: u64, buf: IoBuf) -> Self {

@@ -7,7 +7,7 @@
 use crate::context::Path;
 use crate::driver::{Access, Mapping};
 use crate::gate::{GateState, Pin, Refused, Way};
-use crate::pipeline::{self, Leaf, resolve};
+use crate::pipeline::{self, Leaf, Route, resolve};
 use crate::request::RequestKind;
 use crate::root::{Root, RootBody, refused};
 use block_common::{GuestRange, IoError, IoResult, RequestFlags};
@@ -38,7 +38,9 @@ impl Held {
         }
         let mut path = Path::new();
         path.push(root.edge().follow(&root, Way::Fast)?);
-        let (Leaf::File, offset) = resolve(access, &mut path, range) else { return Err(IoError::UNSUPPORTED) };
+        let Route { leaf: Leaf::File, offset, recode: None } = resolve(access, &mut path, range) else {
+            return Err(IoError::UNSUPPORTED);
+        };
         let there = GuestRange::new(offset.0, range.len())?;
         let (fd, pool) = {
             let node = path.last().ok_or(IoError::BUG)?;

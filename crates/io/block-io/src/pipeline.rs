@@ -10,7 +10,7 @@
 
 use crate::context::{Hold, IoContext, Path, SlotFuture};
 use crate::driver::{Access, Driver, Mapping, NowRequest};
-use crate::file::{FileOp, FileOpKind};
+use crate::file::{FileOp, FileOpKind, Recoded};
 use crate::flush::flush;
 use crate::gate::{GateState, Pin, Way};
 use crate::node::{ChangeKind, NodeBody, Req};
@@ -40,10 +40,30 @@ pub(crate) enum Leaf {
     Slow,
 }
 
-/// Follow the mappings of `range` from the one node in `path` down, pinning each node before asking it. Returns where that
-/// ended, and the offset there.
+/// Where a range is, after its mappings were followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// What is there.
+    pub(crate) leaf: Leaf,
+    /// The offset there.
+    pub(crate) offset: GuestOffset,
+    /// The node on the path that encodes and decodes what is there, and what it is told.
+    pub(crate) recode: Option<(usize, u64)>,
+}
+
+impl Route {
+    const SLOW: Self = Self { leaf: Leaf::Slow, offset: GuestOffset(0), recode: None };
+
+    fn to(leaf: Leaf, offset: GuestOffset, recode: Option<(usize, u64)>) -> Self {
+        // Bytes that nobody has in hand cannot be decoded.
+        if recode.is_some() && leaf != Leaf::File { Self::SLOW } else { Self { leaf, offset, recode } }
+    }
+}
+
+/// Follow the mappings of `range` from the one node in `path` down, pinning each node before asking it.
 #[inline]
-pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange) -> (Leaf, GuestOffset) {
+pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange) -> Route {
+    let mut recode = None;
     let slow = match access {
         Access::Read => GateState::SLOW_READ,
         Access::Write | Access::WriteFua => GateState::SLOW_WRITE,
@@ -61,18 +81,26 @@ pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange) ->
                 let Ok(child) = edge.follow(node, Way::Fast) else { break };
                 (child, crate::edge::Edge::descend(offset))
             }
-            Mapping::Zeroes { len } if len >= range.len() && access == Access::Read => {
-                return (Leaf::Zeroes, range.offset());
+            Mapping::Recoded { edge, offset, len, at } if len >= range.len() && recode.is_none() => {
+                if access.is_write() && edge.writable(RequestFlags::empty()).is_err() {
+                    break;
+                }
+                let Ok(child) = edge.follow(node, Way::Fast) else { break };
+                recode = Some((path.len() - 1, at));
+                (child, crate::edge::Edge::descend(offset))
             }
-            Mapping::File(_) => return (Leaf::File, range.offset()),
-            Mapping::Now => return (Leaf::Now, range.offset()),
-            Mapping::Child { .. } | Mapping::Zeroes { .. } | Mapping::Slow => break,
+            Mapping::Zeroes { len } if len >= range.len() && access == Access::Read => {
+                return Route::to(Leaf::Zeroes, range.offset(), recode);
+            }
+            Mapping::File(_) => return Route::to(Leaf::File, range.offset(), recode),
+            Mapping::Now => return Route::to(Leaf::Now, range.offset(), recode),
+            Mapping::Child { .. } | Mapping::Recoded { .. } | Mapping::Zeroes { .. } | Mapping::Slow => break,
         };
         let Ok(next) = GuestRange::new(offset.0, range.len()) else { break };
         range = next;
         path.push(child);
     }
-    (Leaf::Slow, range.offset())
+    Route::SLOW
 }
 
 /// Whether one request on the node may be this.
@@ -114,8 +142,34 @@ pub(crate) enum Aimed {
     Gone(FileOp),
 }
 
+/// Let `op` have a copy of its own of what is to be written, or read.
+fn recode(context: &IoContext, path: &Path, op: &mut FileOp, (node, at): (usize, u64)) {
+    let Some(buf) = op.buf.take() else { return };
+    let mut copy = context.buffers().take(buf.len());
+    if matches!(op.kind, FileOpKind::Write { .. }) {
+        buf.copy_to_slice(0, &mut copy);
+        if let Some(Ok(engine)) = path.get(node).map(|node| node.engine()) {
+            engine.encode(at, &mut copy);
+        }
+    }
+    op.buf = Some(copy.into_io());
+    op.recoded = Some(Box::new(Recoded { buf, node, at }));
+}
+
+/// An operation is over that had a copy of its own, `copy`: the caller's buffer, with what was read if it was.
+pub(crate) fn recoded(path: &Path, is_read: bool, recoded: Recoded, copy: Option<IoBuf>) -> IoBuf {
+    let Recoded { buf, node, at } = recoded;
+    if let (true, Some(copy), Some(Ok(engine))) = (is_read, copy, path.get(node).map(|node| node.engine())) {
+        // The kernel is done with it, so nobody else has it.
+        let mut copy = copy.into_aligned().unwrap_or_else(|copy| copy.to_aligned(1));
+        engine.decode(at, &mut copy);
+        buf.copy_from_slice(0, &copy);
+    }
+    buf
+}
+
 /// Make `op` an operation of the host file at the end of the path.
-pub(crate) fn aim(context: &IoContext, path: &Path, mut op: FileOp) -> Aimed {
+pub(crate) fn aim(context: &IoContext, path: &Path, mut op: FileOp, recode_by: Option<(usize, u64)>) -> Aimed {
     let access = match op.kind {
         FileOpKind::Read => Access::Read,
         FileOpKind::Write { fua: true } => Access::WriteFua,
@@ -126,7 +180,14 @@ pub(crate) fn aim(context: &IoContext, path: &Path, mut op: FileOp) -> Aimed {
         && let Mapping::File(file) = engine.map_cached(access, range)
         && let Some(pool) = file.target(&mut op)
     {
+        if let Some(by) = recode_by {
+            recode(context, path, &mut op, by);
+        }
         if file.read_at_once(&op) {
+            if let Some(of) = op.recoded.take() {
+                let copy = op.buf.take();
+                op.buf = Some(recoded(path, true, *of, copy));
+            }
             return Aimed::Done(op);
         }
         let pool = context.pool_for(op.options.engine, pool);
@@ -152,20 +213,21 @@ fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf) -
     let Some(context) = IoContext::current() else { return Started::Slow };
     let mut path = Path::new();
     path.push(node.fast());
-    match resolve(access, &mut path, range) {
-        (Leaf::Slow, _) => Started::Slow,
-        (Leaf::File, offset) => {
+    let Route { leaf, offset, recode } = resolve(access, &mut path, range);
+    match leaf {
+        Leaf::Slow => Started::Slow,
+        Leaf::File => {
             let op = match access {
                 Access::Read => FileOp::read(offset.0, buf.clone()),
                 Access::Write | Access::WriteFua => FileOp::write(offset.0, buf.clone(), access == Access::WriteFua),
             };
-            match aim(&context, &path, op) {
+            match aim(&context, &path, op, recode) {
                 Aimed::Done(_) => Started::Over(Ok(())),
                 Aimed::At(op, pool) => Started::Waits(context.start_future(op, Hold::Path(path), pool)),
                 Aimed::Gone(_) => Started::Slow,
             }
         }
-        (leaf, offset) => {
+        Leaf::Now | Leaf::Zeroes => {
             let result = serve_now(leaf, &path, offset, access, buf);
             if access.is_write() {
                 wrote(&path);

@@ -10,7 +10,7 @@ use crate::edge::{self, Edge, EdgeWriter, ParentGate};
 use crate::file::FileOp;
 use crate::gate::{GateState, Gated, Pin, Refused, Way};
 use crate::node::{GateControl, NodeBody, NodeTarget, Quiesced, Req};
-use crate::pipeline::{self, Aimed, Leaf};
+use crate::pipeline::{self, Aimed, Leaf, Route};
 use crate::request::{Done, Request, RequestKind};
 use crate::status::ChainStatus;
 use crate::thread::IoThreadHandle;
@@ -449,7 +449,7 @@ impl Root {
         }
         let mut path = Path::new();
         path.push(node);
-        let (leaf, offset) = pipeline::resolve(access, &mut path, range);
+        let Route { leaf, offset, recode } = pipeline::resolve(access, &mut path, range);
         if leaf == Leaf::Slow {
             return Some((request, target));
         }
@@ -463,7 +463,7 @@ impl Root {
                 Access::Read => FileOp::read(offset.0, buf),
                 Access::Write | Access::WriteFua => FileOp::write(offset.0, buf, access == Access::WriteFua),
             };
-            match pipeline::aim(context, &path, op) {
+            match pipeline::aim(context, &path, op, recode) {
                 Aimed::Done(op) => {
                     over(context, root, path, (kind, op.len), target, Done { result: Ok(()), buf: op.buf })
                 }

@@ -60,6 +60,12 @@ impl Crypt {
         self.0.cipher.spec()
     }
 
+    /// Whether a request of so many bytes is worked on at once, by the thread that has it.
+    #[inline]
+    pub fn is_short(&self, len: u64) -> bool {
+        len <= SHORT as u64
+    }
+
     /// Encrypt whole sectors where they are, at once. `number` is the first one's, in units of 512 bytes.
     ///
     /// # Panics

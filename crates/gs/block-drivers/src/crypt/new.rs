@@ -105,9 +105,9 @@ impl NewVolume {
     fn make_now(&self, password: &Secret, is_detached: bool) -> Result<Vec<u8>, CreateError> {
         let mut key = Secret::zeroed(self.spec.key_len());
         random(key.expose_mut())?;
-        let slot_iterations = iterations(self.hash, self.spec.key_len(), self.iter_time)?;
-        let digest_time = self.iter_time / DIGEST_SHARE as u32;
-        let digest_iterations = iterations(self.hash, DIGEST_LEN, digest_time)?;
+        let rate = Rate::measure(self.hash);
+        let slot_iterations = rate.iterations(self.spec.key_len(), self.iter_time)?;
+        let digest_iterations = rate.iterations(DIGEST_LEN, self.iter_time / DIGEST_SHARE as u32)?;
         let shape = NewHeader1 { is_detached, ..self.shape(digest_iterations, uuid()?) };
         let mut header = shape.header(&key, random)?;
         let sealed = header.seal(0, password.expose(), &key, slot_iterations, random)?;
@@ -120,24 +120,38 @@ impl NewVolume {
     }
 }
 
-/// The iterations that take `time` here for `len` bytes.
-///
-/// # Errors
-/// There are more than any program takes, or than this one does.
-pub(crate) fn iterations(hash: Hash, len: usize, time: Duration) -> Result<u32, CreateError> {
-    const SECOND: Duration = Duration::from_secs(1);
-    let each_second = pbkdf2_iterations(hash, len, SECOND, spent);
-    let Some(scaled) = u64::try_from(time.as_millis()).ok().and_then(|time| each_second.checked_mul(time)) else {
-        return Err(CreateError::IterationsScale(each_second));
-    };
-    let all = (scaled / 1000).max(ITERATIONS_MIN);
-    if all > u32::MAX.into() {
-        return Err(CreateError::Iterations(all, u32::MAX));
+/// How fast PBKDF2 is here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rate {
+    hash: Hash,
+    /// Iterations of a second, for as many bytes as the hash has.
+    each_second: u64,
+}
+
+impl Rate {
+    pub(crate) fn measure(hash: Hash) -> Self {
+        let each_second = pbkdf2_iterations(hash, hash.len(), Duration::from_secs(1), spent);
+        Self { hash, each_second }
     }
-    if all > Header1::ITERATIONS_MAX.into() {
-        return Err(CreateError::Iterations(all, Header1::ITERATIONS_MAX));
+
+    /// The iterations that take `time` for `len` bytes.
+    ///
+    /// # Errors
+    /// There are more than any program takes, or than this one does.
+    pub(crate) fn iterations(self, len: usize, time: Duration) -> Result<u32, CreateError> {
+        let each_second = self.each_second / len.div_ceil(self.hash.len()).max(1) as u64;
+        let Some(scaled) = u64::try_from(time.as_millis()).ok().and_then(|time| each_second.checked_mul(time)) else {
+            return Err(CreateError::IterationsScale(each_second));
+        };
+        let all = (scaled / 1000).max(ITERATIONS_MIN);
+        if all > u32::MAX.into() {
+            return Err(CreateError::Iterations(all, u32::MAX));
+        }
+        if all > Header1::ITERATIONS_MAX.into() {
+            return Err(CreateError::Iterations(all, Header1::ITERATIONS_MAX));
+        }
+        Ok(all as u32)
     }
-    Ok(all as u32)
 }
 
 /// The processor time that this thread has taken.

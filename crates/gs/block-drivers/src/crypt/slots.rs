@@ -4,7 +4,7 @@
 //! header says that an erased slot is free before its material is overwritten. A slot that is replaced is erased first, so the volume needs another one that opens, or the force of its user.
 
 use crate::create::CreateError;
-use crate::crypt::new::{iterations, random, spent};
+use crate::crypt::new::{Rate, random, spent};
 use crate::crypt::{LuksHeader, Volume, refused};
 use block_crypt::{Secret, argon2_cost};
 use block_gs::{GlobalState, GraphError, GraphResult};
@@ -204,7 +204,7 @@ impl<F: HeaderFile> Slots<'_, F> {
     ) -> Result<(), SlotError> {
         let was_enabled = header.slots[slot].is_enabled();
         let made = self.in_pool(move || {
-            let iterations = iterations(header.hash, header.spec.key_len(), time)?;
+            let iterations = Rate::measure(header.hash).iterations(header.spec.key_len(), time)?;
             let sealed: Sealed = header.seal(slot, new.expose(), &key, iterations, random)?;
             // A slot that is replaced is free meanwhile.
             header.slots[slot].state = SlotState::Disabled;
@@ -237,7 +237,7 @@ impl<F: HeaderFile> Slots<'_, F> {
                 }
                 _ => {
                     let hash = header.hash();
-                    KdfCost::Pbkdf2 { hash, iterations: iterations(hash, key.expose().len(), time)? }
+                    KdfCost::Pbkdf2 { hash, iterations: Rate::measure(hash).iterations(key.expose().len(), time)? }
                 }
             };
             let header = if header.slots().contains_key(&slot) { header.remove(slot)? } else { header };

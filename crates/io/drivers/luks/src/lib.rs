@@ -1,7 +1,8 @@
 //! The luks driver's engine: the disk in an encrypted image.
 //!
 //! The engine is given where the data begins and a cipher; how these are had from a header and a password is the business of the graph's owner, and of
-//! `block-luks-format`. Every request goes through memory of [`Crypt`]'s own, so nothing is ever mapped.
+//! `block-luks-format`. Every request goes through a copy that nobody else sees: short ones through the core's (see [`Mapping::Recoded`]), others through
+//! [`Crypt`]'s.
 //!
 //! To this driver zeroes are data like any other: a zero write is a write of encrypted zeroes, a discard is nothing (it would leave noise, and tell where the disk is
 //! empty), and all of the disk is data.
@@ -14,7 +15,7 @@ use block_common::{
     Preallocation, RequestFlags, StatusExtent,
 };
 use block_crypt_io::Crypt;
-use block_io::{Driver, Edge, Req};
+use block_io::{Access, Driver, Edge, Mapping, Req};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// Sizes are multiples of this many bytes, also where sectors are longer.
@@ -160,6 +161,31 @@ impl Driver for Luks {
 
     fn write_flags(&self) -> RequestFlags {
         RequestFlags::FUA | RequestFlags::WRITE_UNCHANGED
+    }
+
+    /// Short requests are worked on where they come from.
+    #[inline]
+    fn map_cached(&self, _access: Access, range: GuestRange) -> Mapping<'_> {
+        let shared = &self.0;
+        match (&shared.options.crypt, shared.place(range.offset())) {
+            (Some(crypt), Ok(offset)) if crypt.is_short(range.len()) => {
+                let at = shared.number(range.offset());
+                Mapping::Recoded { edge: &shared.file, offset, len: range.len(), at }
+            }
+            _ => Mapping::Slow,
+        }
+    }
+
+    fn decode(&self, at: u64, bytes: &mut [u8]) {
+        if let Some(crypt) = &self.0.options.crypt {
+            crypt.decrypt(at, bytes);
+        }
+    }
+
+    fn encode(&self, at: u64, bytes: &mut [u8]) {
+        if let Some(crypt) = &self.0.options.crypt {
+            crypt.encrypt(at, bytes);
+        }
     }
 
     /// Whole sectors. What is left of 512 bytes at the file's end counts as these, as in the field.
