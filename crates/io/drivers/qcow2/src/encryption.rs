@@ -57,6 +57,26 @@ impl Encryption {
         self.crypt.is_none()
     }
 
+    /// The number of the sector that the guest sees at `guest` and that lies at `host`, if there is a key and so many bytes are few enough to be worked on where they are asked for.
+    pub(crate) fn at_once(&self, guest: u64, host: u64, len: u64) -> Option<u64> {
+        let crypt = self.crypt.as_ref().filter(|crypt| crypt.is_short(len))?;
+        self.at(guest, host).ok().filter(|_| len.is_multiple_of(crypt.sector() as u64)).map(|(_, number)| number)
+    }
+
+    /// Decrypt whole sectors where they are, the first of which has that number.
+    pub(crate) fn decrypt(&self, number: u64, bytes: &mut [u8]) {
+        if let Some(crypt) = &self.crypt {
+            crypt.decrypt(number, bytes);
+        }
+    }
+
+    /// Encrypt them.
+    pub(crate) fn encrypt(&self, number: u64, bytes: &mut [u8]) {
+        if let Some(crypt) = &self.crypt {
+            crypt.encrypt(number, bytes);
+        }
+    }
+
     /// The cipher, and the number of the sector that the guest sees at `guest` and that lies at `host`.
     fn at(&self, guest: u64, host: u64) -> IoResult<(&Crypt, u64)> {
         let crypt = self.crypt.as_ref().ok_or(IoError::NOT_PERMITTED)?;

@@ -75,6 +75,18 @@ impl Driver for Qcow2 {
         self.0.map_cached(access, range)
     }
 
+    fn decode(&self, at: u64, bytes: &mut [u8]) {
+        if let Some(encryption) = &self.0.encryption {
+            encryption.decrypt(at, bytes);
+        }
+    }
+
+    fn encode(&self, at: u64, bytes: &mut [u8]) {
+        if let Some(encryption) = &self.0.encryption {
+            encryption.encrypt(at, bytes);
+        }
+    }
+
     async fn length(&self, _req: &Req) -> IoResult<u64> {
         Ok(self.0.length())
     }

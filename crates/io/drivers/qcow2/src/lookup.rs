@@ -197,9 +197,7 @@ impl Shared {
         }
         let Ok(Some(Extent { source, len })) = self.cached_extent(offset, len) else { return Mapping::Slow };
         match source {
-            // What is encrypted is not what lies there.
-            Source::File(_) if self.is_encrypted() => Mapping::Slow,
-            Source::File(host) => Mapping::Child { edge: self.data_edge(), offset: HostOffset(host), len },
+            Source::File(host) => self.map_data(offset, host, (range.len(), len)),
             Source::Zeroes(_) => Mapping::Zeroes { len },
             Source::Backing => match &self.backing {
                 // The core sees by itself where the backing file ends.
@@ -216,16 +214,29 @@ impl Shared {
         let slice = self.cache.fast(index);
         let Some(slice) = slice.as_deref().filter(|slice| slice.index() == index) else { return Mapping::Slow };
         // What is written through must be found again: the entries have to be on the disk.
-        if !self.is_plain() || self.is_encrypted() || access == Access::WriteFua && !slice.is_stable() {
+        if !self.is_plain() || access == Access::WriteFua && !slice.is_stable() {
             return Mapping::Slow;
         }
         slice.touch();
         match self.in_place(slice, offset, len) {
             // Rule qcow2-8: where metadata may be, somebody has to look.
-            Some((host, len)) if self.data.is_some() || !self.overlaps.may_touch(host, len) => {
-                Mapping::Child { edge: self.data_edge(), offset: HostOffset(host), len }
+            Some((host, there)) if self.data.is_some() || !self.overlaps.may_touch(host, there) => {
+                self.map_data(offset, host, (len, there))
             }
             _ => Mapping::Slow,
+        }
+    }
+
+    /// Guest data of `guest` that lies at `host`: `wanted` bytes, of which so many lie together.
+    #[inline]
+    fn map_data(&self, guest: u64, host: u64, (wanted, len): (u64, u64)) -> Mapping<'_> {
+        let (edge, offset) = (self.data_edge(), HostOffset(host));
+        match &self.encryption {
+            None => Mapping::Child { edge, offset, len },
+            Some(encryption) => match encryption.at_once(guest, host, wanted) {
+                Some(at) => Mapping::Recoded { edge, offset, len, at },
+                None => Mapping::Slow,
+            },
         }
     }
 

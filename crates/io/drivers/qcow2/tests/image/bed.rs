@@ -57,8 +57,20 @@ pub(crate) fn open_with(
     let file = block_on(graph.node("file").install(storage.driver(), false)).map_err(|error| error.to_string())?;
     let backing =
         backing.map(|backing| block_on(graph.node("backing").install(backing.driver(), true)).expect("a backing node"));
+    open_over(graph, &file, backing, options, read_only, key)
+}
+
+/// As [`open_with`], above nodes.
+pub(crate) fn open_over(
+    mut graph: StaticGraph,
+    file: &StaticNode,
+    backing: Option<StaticNode>,
+    options: Qcow2Options,
+    read_only: bool,
+    key: impl FnOnce(&Header) -> Option<SectorCipher> + Send + 'static,
+) -> Result<Image, String> {
     let mut shell = graph.node("qcow2");
-    let file = shell.child(ChildRole::IMAGE, Perm::all(), &file);
+    let file = shell.child(ChildRole::IMAGE, Perm::all(), file);
     let backing = backing.map(|backing| shell.child(ChildRole::COW, Perm::CONSISTENT_READ, &backing));
     let open = |req| async move {
         let opened = async {
