@@ -313,9 +313,10 @@ impl NewImage {
     /// Whether what was created reads as zeroes: a device holds what it held before.
     pub fn is_zero(&self) -> bool {
         match self.format.as_str() {
-            // What is allocated and was not written decrypts to noise.
             qcow2::NAME => {
-                !self.options.contains_key(backing::FILE) && !(self.is_encrypted() && self.is_preallocated())
+                // What is allocated and was not written decrypts to noise.
+                let is_noise = self.is_encrypted() && self.is_preallocated();
+                !self.options.contains_key(backing::FILE) && !is_noise
             }
             luks::NAME => false,
             _ => self.kind == HostKind::File,
