@@ -152,8 +152,12 @@ pub async fn change_slots(gs: &GlobalState, node: &NodeRef, change: &SlotChange,
     let file = Header { gs, node, engine: image.engine };
     let slots = Slots { gs, file, is_detached: image.is_detached, secret: image.secret.as_deref() };
     let changed = slots.change(change, force).await;
+    // Whatever became of it: what stands there is true.
+    let header = slots.header().await;
     drop(asked);
-    let header = changed?;
-    gs.with_control(node, |image: &mut LuksImage| image.header = header)?;
-    Ok(())
+    match header {
+        Ok(header) => gs.with_control(node, |image: &mut LuksImage| image.header = header)?,
+        Err(error) => return changed.and(Err(error)),
+    }
+    changed
 }
