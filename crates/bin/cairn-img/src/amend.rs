@@ -150,7 +150,8 @@ impl Image {
         }
         let wanted = Amend::parse(driver, options).map_err(refused)?;
         if let Some(slots) = &wanted.slots {
-            return change_slots(gs, &node, slots, force).await.map(|()| None).map_err(Failure::message);
+            let changed = change_slots(gs, &node, slots, force).await;
+            return changed.map(|()| None).map_err(|error| Failure::message(error.report()));
         }
         let header = gs.with_control(&node, |control: &mut Qcow2Control| control.header());
         let header = header.map_err(Failure::message)?;

@@ -1,9 +1,10 @@
 //! Encrypted volumes: from the bytes of a header and a password to a cipher. Where the header lies is its driver's business; which secret it is, the user's.
 //!
-//! What takes long (to derive a key from a password is meant to) runs in the pool. [`new`] makes volumes, [`slots`] changes who may open one.
+//! What takes long (to derive a key from a password is meant to) runs in the pool. [`new`] makes volumes, [`slots`] changes who may open one, [`told`] has words for them.
 
 pub(crate) mod new;
 pub(crate) mod slots;
+pub(crate) mod told;
 
 use block_common::IoResult;
 use block_crypt::{CipherSpec, Hash, Secret, SectorCipher};

@@ -13,6 +13,7 @@ use block_gs::{
     DriverType, EngineControl, GlobalState, GraphError, GraphResult, NodeRef, OpenContext, Opened, filter_perm,
 };
 use block_luks::{Luks, LuksControl, LuksOptions, read_header};
+use block_qcow2::info::InfoValue;
 use std::any::Any;
 
 const HEADER: ChildName = ChildName::from_static("header");
@@ -35,6 +36,11 @@ impl LuksImage {
     /// What its header says.
     pub fn header(&self) -> &LuksHeader {
         &self.header
+    }
+
+    /// What is told of it, in the order and with the names of the field's tools.
+    pub fn specific(&self) -> InfoValue {
+        crate::crypt::told::values(self.header.info(), self.is_detached)
     }
 
     /// Whether that is a file of its own.

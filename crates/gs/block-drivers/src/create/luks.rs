@@ -97,7 +97,7 @@ impl NewImage {
             let mut buf = AlignedBuf::zeroed(start.len(), 4096);
             buf.copy_from_slice(start);
             let (written, _) = root.write(0, buf.into_io(), RequestFlags::empty()).await;
-            written.map_err(|error| CreateError::Device { doing: "write the LUKS header", error })
+            written.map_err(|error| CreateError::Device { doing: "write encryption header", error })
         };
         let filled = filled.await;
         let closed = file.close(gs).await;

@@ -87,6 +87,16 @@ pub enum SlotError {
     Create(#[from] CreateError),
 }
 
+impl SlotError {
+    /// The message, and the hint in a line of its own: what a program writes to its user.
+    pub fn report(&self) -> String {
+        match self {
+            Self::Graph(error) => error.report(),
+            error => error.to_string(),
+        }
+    }
+}
+
 /// Where a header lies: bytes of it can be read and written, and what was written is on stable storage afterwards.
 pub(crate) trait HeaderFile {
     /// So many bytes from an offset on, or fewer where the file ends.
