@@ -426,6 +426,7 @@ fn full_file_systems_are_told_of() {
         ("256k", format!("convert {SECRET} -f raw -O luks -o key-secret=s,iter-time=10 plain fs/a"), 1),
         ("64k", format!("create -q -f luks {SECRET} -o key-secret=s,iter-time=10 fs/a 1M"), 1),
         ("64k", format!("create -q -f luks {SECRET} -o key-secret=s,iter-time=10,preallocation=full fs/a 1M"), 1),
+        ("64k", format!("create -q -f luks {SECRET} -o key-secret=s,iter-time=10,preallocation=falloc fs/a 1M"), 1),
         ("300k", format!("create -q -f luks {SECRET} -o key-secret=s,iter-time=10 fs/a 1M"), 0),
     ] {
         let script = |name: &str| {
@@ -447,11 +448,11 @@ fn full_file_systems_are_told_of() {
         "set -e; mount -t tmpfs -o size=300k none fs
          $PROGRAM create -q -f luks {SECRET} -o key-secret=s,iter-time=10 fs/a 1M
          if $PROGRAM amend {SECRET} {n} -o state=active,new-secret=n,iter-time=10 {OPEN}fs/a; then exit 5; fi
-         $PROGRAM map {SECRET} {OPEN}fs/a > map
+         $PROGRAM convert {SECRET} {OPEN}fs/a -O raw out
          mount -o remount,size=10m fs
          $PROGRAM amend {SECRET} {n} -o state=active,new-secret=n,iter-time=10 {OPEN}fs/a
          $PROGRAM amend {SECRET} {n} -o state=inactive,keyslot=0 {OPEN}fs/a
-         $PROGRAM map {n} --image-opts driver=luks,key-secret=n,file.filename=fs/a > map"
+         $PROGRAM convert {n} --image-opts driver=luks,key-secret=n,file.filename=fs/a -O raw out"
     );
     let mut shell = Command::new("unshare");
     let output = shell.args(["--mount", "sh", "-c", &script]).env("PROGRAM", program()).current_dir(folder).output();

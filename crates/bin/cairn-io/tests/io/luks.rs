@@ -177,7 +177,8 @@ fn perm_5_key_slots_of_an_image_that_is_open_stay_as_they_are() {
     let options = "driver=luks,key-secret=s,file.filename=a";
     let amend = || {
         let line = "amend --object secret,id=s,data=pw --object secret,id=n,data=new -o state=active,new-secret=n,iter-time=10";
-        let amend = Command::new("qemu-img").args(line.split(' ')).args(["--image-opts", options]);
+        let mut amend = Command::new("qemu-img");
+        amend.args(line.split(' ')).args(["--image-opts", options]);
         amend.current_dir(dir.path()).output().expect("it starts")
     };
     for mode in [&[][..], &["-r"]] {

@@ -91,7 +91,11 @@ impl NewImage {
                 let resized = root.truncate(length, mode).await;
                 resized.map_err(|error| match error.errno() {
                     Errno::EFBIG => CreateError::FileLength,
-                    errno => CreateError::Resize(errno),
+                    errno => match mode {
+                        Preallocation::Full => CreateError::Device { doing: "write zeros for preallocation", error },
+                        Preallocation::Falloc => CreateError::Device { doing: "preallocate new data", error },
+                        _ => CreateError::Resize(errno),
+                    },
                 })?;
             }
             let mut buf = AlignedBuf::zeroed(start.len(), 4096);
