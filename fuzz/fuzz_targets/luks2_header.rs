@@ -97,6 +97,7 @@ fuzz_target!(|input: (bool, bool, Input)| {
         if steps <= QUICK && u64::from(header.digest_iterations()) <= QUICK {
             let material = vec![0; (place.end - place.start) as usize];
             assert_eq!(header.unlock(*number, b"password", &material, 1000), Ok(None));
+            assert!(header.unlock(*number, b"password", &material[1..], 1000).is_err());
         }
         if let Ok(less) = header.remove(*number) {
             assert!(!less.slots().contains_key(number));
@@ -106,7 +107,15 @@ fuzz_target!(|input: (bool, bool, Input)| {
     let cost = KdfCost::Pbkdf2 { hash: Hash::Sha256, iterations: 1 };
     let key_len = header.spec().map_or(16, |spec| spec.key_len());
     let slot = header.free_slot().unwrap_or(0);
-    if let Ok(sealed) = header.seal(slot, b"password", &Secret::zeroed(key_len), cost, none) {
+    let key = Secret::zeroed(key_len);
+    if let Ok(sealed) = header.seal(slot, b"password", &key, cost, none) {
         check(&sealed.header, is_detached);
+        // What was put there comes out again, if the digest is that of the key.
+        if u64::from(header.digest_iterations()) <= QUICK {
+            let found = sealed.header.unlock(slot, b"password", sealed.material.expose(), 1000);
+            let found = found.expect("it is as long as it should be");
+            assert_eq!(found.is_some(), header.is_key(&key).expect("the header was checked"));
+            assert!(found.is_none_or(|found| found == key));
+        }
     }
 });

@@ -36,6 +36,28 @@ fuzz_target!(|input: (bool, bool, Vec<u8>)| {
         if iterations <= ITERATIONS && header.digest_iterations <= ITERATIONS {
             let material = vec![0; (place.end - place.start) as usize];
             assert_eq!(header.unlock(slot, b"password", &material), Ok(None));
+            // Too little of it, as where a file ends, is told.
+            assert!(header.unlock(slot, b"password", &material[1..]).is_err());
         }
     }
+    opened(&header);
 });
+
+/// A key that is put into the first slot comes out of it again, whatever else the header says, if the digest is that of the key.
+fn opened(header: &Header1) {
+    if header.digest_iterations > ITERATIONS {
+        return;
+    }
+    let mut header = header.clone();
+    let key = Secret::zeroed(header.spec.key_len());
+    let Ok(sealed) = header.seal(0, b"password", &key, 1, |_| Ok::<(), LuksError>(())) else { return };
+    header.slots[0].state = sealed.state;
+    let is_key = header.is_key(&key).expect("the header was checked");
+    let found = header.unlock(0, b"password", sealed.material.expose()).expect("it is as long as it should be");
+    assert_eq!(found.is_some(), is_key);
+    assert!(found.is_none_or(|found| found == key));
+    // Material with a changed byte leads to no key, or with the digest of another one to that.
+    let mut material = sealed.material.expose().to_vec();
+    material[0] ^= 1;
+    assert_eq!(header.unlock(0, b"password", &material), Ok(None));
+}

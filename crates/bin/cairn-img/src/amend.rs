@@ -151,7 +151,8 @@ impl Image {
         let wanted = Amend::parse(driver, options).map_err(refused)?;
         if let (Some(slots), "luks") = (&wanted.slots, driver) {
             let change = slots.change().map_err(Failure::message)?;
-            return change_slots(gs, &node, &change, force).await.map(|()| None).map_err(Failure::message);
+            let changed = change_slots(gs, &node, &change, force).await;
+            return changed.map(|()| None).map_err(|error| Failure::message(error.report()));
         }
         let header = gs.with_control(&node, |control: &mut Qcow2Control| control.header());
         let header = header.map_err(Failure::message)?;
@@ -163,7 +164,8 @@ impl Image {
             }
             wanted.change.check(&header).map_err(Failure::message)?;
             let change = slots.change().map_err(Failure::message)?;
-            change_slots(gs, &node, &change, force).await.map_err(Failure::message)?;
+            let changed = change_slots(gs, &node, &change, force).await;
+            changed.map_err(|error| Failure::message(error.report()))?;
         }
         let bitmaps = gs.bitmaps(&node).map_err(Failure::message)?;
         let stale = bitmaps.into_iter().find(|bitmap| bitmap.inconsistent && wanted.size.is_some());

@@ -5,7 +5,7 @@ use crate::output::Output;
 use crate::requests::{Device, Failed, Outcome};
 use block_common::options::{Dialect, DriverKind};
 use block_common::{DebugEvent, IoError, IoResult, Options, OptionsError, Perm, PermPair, Preallocation, QapiEnum};
-use block_drivers::{BlkdebugControl, Qcow2Control, Stop, refuse_length, resize_failure};
+use block_drivers::{BlkdebugControl, LuksImage, Qcow2Control, Stop, refuse_length, resize_failure};
 use block_gs::{GlobalState, LeftOut, NodeRef};
 use block_io::Root;
 use cairn_io::catalogue::{COMMANDS, Entry, Needs, find};
@@ -394,6 +394,9 @@ impl Session {
         }
         let none = amount(0.0);
         self.out.print(format!("cluster size: {none}\nvm state offset: {none}\n"));
+        if let Ok(specific) = self.gs.with_control(&top, |image: &mut LuksImage| image.specific()) {
+            self.out.print(format!("Format specific information:\n{}", specific.to_text(1)));
+        }
         Ok(())
     }
 

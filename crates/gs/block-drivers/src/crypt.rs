@@ -1,14 +1,16 @@
 //! Encrypted volumes: from the bytes of a header and a password to a cipher. Where the header lies is its driver's business; which secret it is, the user's.
 //!
-//! What takes long (to derive a key from a password is meant to) runs in the pool. [`new`] makes volumes, [`slots`] changes who may open one.
+//! What takes long (to derive a key from a password is meant to) runs in the pool. [`new`] makes volumes, [`slots`] changes who may open one, [`told`] has words for them.
 
 pub(crate) mod new;
 pub(crate) mod slots;
+pub(crate) mod told;
 
 use block_common::IoResult;
 use block_crypt::{CipherSpec, Hash, Secret, SectorCipher};
 use block_gs::{GlobalState, GraphError, GraphResult};
 use block_luks_format::{Header1, Header2, KdfCost, LuksError, Slot2, SlotState};
+use block_qcow2::info::InfoValue;
 use std::ops::Range;
 
 /// Bytes that every header begins with.
@@ -74,6 +76,11 @@ impl LuksHeader {
     /// What is wrong with it.
     pub fn parse_luks1(bytes: &[u8]) -> Result<Self, LuksError> {
         Header1::parse(bytes, true).map(Self::V1)
+    }
+
+    /// The same as the field's tools name and order it, for a header within a qcow2 image.
+    pub fn specific_within(&self) -> InfoValue {
+        told::values(self.info(), false, Some("luks"))
     }
 
     /// What is to be told of it.

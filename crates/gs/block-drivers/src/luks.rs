@@ -15,6 +15,7 @@ use block_gs::{
 };
 use block_luks::{Luks, LuksControl, LuksOptions, read_header};
 use block_qcow2::Qcow2Control;
+use block_qcow2::info::InfoValue;
 use std::any::Any;
 
 const HEADER: ChildName = ChildName::from_static("header");
@@ -37,6 +38,11 @@ impl LuksImage {
     /// What its header says.
     pub fn header(&self) -> &LuksHeader {
         &self.header
+    }
+
+    /// What is told of it, in the order and with the names of the field's tools.
+    pub fn specific(&self) -> InfoValue {
+        crate::crypt::told::values(self.header.info(), self.is_detached, None)
     }
 
     /// Whether that is a file of its own.
@@ -204,8 +210,12 @@ pub async fn change_slots(gs: &GlobalState, node: &NodeRef, change: &SlotChange,
     let file = Header { gs, node, engine: image.engine };
     let slots = Slots { gs, file, is_detached: image.is_detached, secret: image.secret.as_deref() };
     let changed = slots.change(change, force).await;
+    // Whatever became of it: what stands there is true.
+    let header = slots.header().await;
     drop(asked);
-    let header = changed?;
-    gs.with_control(node, |image: &mut LuksImage| image.header = header)?;
-    Ok(())
+    match header {
+        Ok(header) => gs.with_control(node, |image: &mut LuksImage| image.header = header)?,
+        Err(error) => return changed.and(Err(error)),
+    }
+    changed
 }

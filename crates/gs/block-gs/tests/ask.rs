@@ -2,8 +2,9 @@
 
 mod common;
 
-use block_common::IoError;
-use common::{World, message, poll_once};
+use block_common::{IoError, ParentKind, Perm, PermPair};
+use block_gs::GraphError;
+use common::{World, loose, message, poll_once};
 
 #[test]
 fn every_node_that_was_written_is_flushed() {
@@ -80,5 +81,74 @@ fn walks_skip_filters_and_follow_what_stands_for_a_node() {
         world.gs.replace_child(&section, &low, "file", None).expect("nobody is in the way");
         drop(section);
         assert!(world.gs.skip_filters(&low).same(&low));
+    });
+}
+
+/// What the edge called `file` of a node asks for and shares.
+fn asked(world: &World, node: &block_gs::NodeRef) -> PermPair {
+    world.info(node).children.iter().find(|(name, ..)| name == "file").expect("there is such an edge").2
+}
+
+// Scenario: an act of a driver's own needs more than its users do, is refused where that is in somebody's way, and gives it back.
+#[test]
+fn an_act_asks_for_more_and_gives_it_back() {
+    let world = World::new();
+    world.run_and_close(async {
+        let disk = world.add(r#"{"driver": "leaf", "node-name": "disk"}"#).await;
+        let filter = world.add(r#"{"driver": "pass", "node-name": "filter", "file": "disk"}"#).await;
+        let before = world.graph();
+        let writes = PermPair::new(Perm::WRITE, Perm::all() - Perm::WRITE);
+        let act = world.gs.ask_more(&filter, "file", writes).expect("nobody is in the way");
+        let during = asked(&world, &filter);
+        assert!(during.perm.contains(Perm::WRITE) && !during.shared.contains(Perm::WRITE), "{during}");
+        // One at a time, and who comes then is refused as if a user asked for it.
+        let second = world.gs.ask_more(&filter, "file", writes);
+        assert!(matches!(&second, Err(GraphError::InUse(node)) if node == "filter"), "{second:?}");
+        let other = world.gs.new_root("other", ParentKind::Backend, loose(Perm::WRITE), &world.gs.main_io());
+        let refused = message(world.gs.attach_root(&other, Some(&disk)).await);
+        assert_eq!(
+            refused,
+            "Permission conflict on node 'disk': permissions 'write' are both required by block device 'other' (uses node 'disk' as 'root' child) \
+             and unshared by node 'filter' (uses node 'disk' as 'file' child)."
+        );
+        // What its users ask for beside comes and goes without it.
+        let reader = world.root("reader", &filter).await;
+        world.gs.close_root(reader).await;
+        assert!(asked(&world, &filter).perm.contains(Perm::WRITE));
+        drop(act);
+        assert_eq!(world.graph(), before);
+        world.gs.attach_root(&other, Some(&disk)).await.expect("it is over");
+        // Now somebody else is first.
+        let before = world.graph();
+        let refused = message(world.gs.ask_more(&filter, "file", writes));
+        assert_eq!(
+            refused,
+            "Permission conflict on node 'disk': permissions 'write' are both required by block device 'other' (uses node 'disk' as 'root' child) \
+             and unshared by node 'filter' (uses node 'disk' as 'file' child)."
+        );
+        assert_eq!(world.graph(), before, "nothing has changed");
+        drop(world.gs.ask_more(&filter, "file", loose(Perm::WRITE)).expect("who shares it gets it"));
+        world.gs.close_root(other).await;
+        let missing = world.gs.ask_more(&filter, "backing", writes);
+        assert!(matches!(missing, Err(GraphError::NoSuchEdge { .. })), "{missing:?}");
+    });
+}
+
+#[test]
+fn an_act_on_a_read_only_file_is_refused_and_one_outlives_its_node() {
+    let world = World::new();
+    world.run_and_close(async {
+        world.add(r#"{"driver": "leaf", "node-name": "ro", "read-only": true}"#).await;
+        let filter = world.add(r#"{"driver": "pass", "node-name": "filter", "file": "ro", "read-only": true}"#).await;
+        let before = world.graph();
+        assert_eq!(message(world.gs.ask_more(&filter, "file", loose(Perm::WRITE))), "Block node 'ro' is read-only");
+        assert_eq!(world.graph(), before);
+        // The act still has the node when everybody else has let it go.
+        let act = world.gs.ask_more(&filter, "file", loose(Perm::CONSISTENT_READ)).expect("reading is allowed");
+        world.gs.set_monitor_owned(&filter, false);
+        drop(filter);
+        drop(act);
+        world.gs.settle().await.expect("it closes");
+        assert_eq!(world.gs.nodes().len(), 1);
     });
 }

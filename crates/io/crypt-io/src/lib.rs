@@ -17,8 +17,6 @@ use std::sync::Arc;
 const SHORT: usize = 32 << 10;
 /// Longer ones are cut into pieces of so many.
 const PIECE: usize = 128 << 10;
-/// Pieces of one request that are under way at a time.
-const PIECES_MAX: usize = 8;
 /// What is copied and worked on in one go, so that it is still in the processor's nearest cache.
 const STEP: usize = 8 << 10;
 /// Pooled memory is aligned so; a child that wants more gets memory of its own.
@@ -35,6 +33,8 @@ struct Shared {
     /// Bytes of a sector.
     sector: usize,
     pool: ThreadPool,
+    /// Pieces of one request that are under way at a time: all processors have one, and one is on its way.
+    pieces_max: usize,
     buffers: BufPool,
 }
 
@@ -47,7 +47,8 @@ impl Crypt {
         let is_sector = sector.is_power_of_two() && (SectorCipher::UNIT..=STEP).contains(&sector);
         assert!(is_sector, "sectors of {sector} bytes");
         let buffers = BufPool::new(ALIGNMENT as usize, POOLED);
-        Self(Arc::new(Shared { cipher, sector, pool, buffers }))
+        let pieces_max = std::thread::available_parallelism().map_or(2, |threads| threads.get() + 1);
+        Self(Arc::new(Shared { cipher, sector, pool, pieces_max, buffers }))
     }
 
     /// Bytes of a sector: offsets and lengths of requests are multiples of it.
@@ -167,7 +168,7 @@ impl Crypt {
             if let Some(ended) = flight.start(work(done as u64, part)).await {
                 result = result.and(ended);
             }
-            if flight.len() == PIECES_MAX {
+            if flight.len() == self.0.pieces_max {
                 result = result.and(flight.next().await.unwrap_or(Ok(())));
             }
             if result.is_err() {

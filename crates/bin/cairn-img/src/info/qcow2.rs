@@ -1,7 +1,7 @@
 //! Images with a structure: what they say of themselves, without a driver that opens them, and the chain of their backing files.
 
 use super::tree::{Image as Structure, Node};
-use super::{file_name, luks, node};
+use super::{file_name, node};
 use crate::cli::Failure;
 use crate::image::{Image, on_io_thread};
 use block_common::{AlignedBuf, FileName, IoError};
@@ -108,7 +108,7 @@ async fn structured(
     if let (Some(header), InfoValue::Map(map)) = (header, &mut specific) {
         let header = header.map_err(|error| Failure::message(format!("Could not open '{}': {error}", image.name)))?;
         let encrypt = map.iter_mut().filter(|(name, _)| *name == "encrypt");
-        encrypt.for_each(|(_, value)| *value = luks::values(header.info(), false, Some("luks")));
+        encrypt.for_each(|(_, value)| *value = header.specific_within());
     }
     let structure = Structure { specific, is_encrypted, qcow2: Some(info), backing };
     Ok(Node { file_name, driver: "qcow2", length, image: Some(Box::new(structure)), ..below })

@@ -143,7 +143,7 @@ fn split(line: &str) -> Vec<String> {
 }
 
 /// A node that nobody named is called something else each time.
-fn nameless(text: &str) -> String {
+pub(crate) fn nameless(text: &str) -> String {
     let mut parts = text.split("#block");
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |text, part| text + "#block" + part.trim_start_matches(|c: char| c.is_ascii_digit()))

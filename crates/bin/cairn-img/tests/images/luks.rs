@@ -1,10 +1,11 @@
 //! Encrypted images: what each program makes the other opens, and both say the same of them.
 
-use crate::beds::{Beds, is_missing};
-use crate::support::{check_all, ours, program};
+use crate::beds::{Beds, is_missing, nameless};
+use crate::support::{check_all, ours, program, skipped_because};
 use serde_json::Value;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 const SECRET: &str = "--object secret,id=s,data=pw";
 const OPEN: &str = "--image-opts driver=luks,key-secret=s,file.filename=";
@@ -315,6 +316,149 @@ fn a_detached_header_belongs_to_another_file() {
         let info = format!("info {new} --image-opts {image}");
         assert_eq!(good(program(), folder, &info), good("qemu-img", folder, &info));
     }
+}
+
+/// A program that has an image open until it is told otherwise.
+struct Holder(std::process::Child);
+
+impl Holder {
+    /// Returns when the image is open.
+    fn new(folder: &Path, words: &str) -> Self {
+        let mut qemu_io = Command::new("qemu-io");
+        qemu_io.args(words.split_whitespace()).current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = qemu_io.spawn().expect("qemu-io comes with qemu-img");
+        child.stdin.as_mut().expect("a pipe").write_all(b"length\n").expect("it reads commands");
+        let answer = BufReader::new(child.stdout.take().expect("a pipe")).lines().next();
+        assert!(answer.is_some_and(|line| line.is_ok_and(|line| line.contains("MiB"))), "it is not open");
+        Self(child)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // It ends with its input.
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+// Scenario: somebody else has the image open when its key slots are to be changed.
+#[test]
+fn perm_5_key_slots_of_an_image_in_use_stay_as_they_are() {
+    if is_missing("perm_5_key_slots_of_an_image_in_use_stay_as_they_are") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    good(program(), folder, &format!("create -q -f luks {SECRET} -o key-secret=s,iter-time=10 a 1M"));
+    for mode in ["", "-r"] {
+        let before = std::fs::read(folder.join("a")).expect("an image");
+        let holder = Holder::new(folder, &format!("{mode} {SECRET} {OPEN}a"));
+        for options in
+            ["state=active,new-secret=n,iter-time=10", "state=inactive,keyslot=0", "state=inactive,old-secret=s"]
+        {
+            let amend = format!("amend --force {SECRET} --object secret,id=n,data=new -o {options} {OPEN}a");
+            let told = |program: &Path, name: &str| {
+                let output = run(program, folder, &amend);
+                assert_eq!(output.status.code(), Some(1), "{output:?}");
+                String::from_utf8_lossy(&output.stderr).replace(name, "PROGRAM")
+            };
+            let ours = told(program(), "cairn-img");
+            assert!(ours.contains("lock\nIs another process using the image [a]?"), "{ours}");
+            assert_eq!(ours, told(Path::new("qemu-img"), "qemu-img"), "{mode} {options}");
+        }
+        drop(holder);
+        assert!(std::fs::read(folder.join("a")).expect("an image") == before, "{mode}");
+    }
+    good(
+        program(),
+        folder,
+        &format!("amend {SECRET} --object secret,id=n,data=new -o state=active,new-secret=n,iter-time=10 {OPEN}a"),
+    );
+}
+
+// Scenario: the file may not be written. Nothing happens, and that is told.
+#[test]
+fn key_slots_of_a_read_only_file_stay_as_they_are() {
+    if is_missing("key_slots_of_a_read_only_file_stay_as_they_are") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    good(program(), folder, &format!("create -q -f luks {SECRET} -o key-secret=s,iter-time=10 a 1M"));
+    let before = std::fs::read(folder.join("a")).expect("an image");
+    let amend = |more: &str| {
+        let line = format!(
+            "amend {SECRET} --object secret,id=n,data=new -o state=active,new-secret=n,iter-time=10 {OPEN}a{more}"
+        );
+        let told = |program: &Path, name: &str| {
+            let output = run(program, folder, &line);
+            (output.status.code(), nameless(&String::from_utf8_lossy(&output.stderr)).replace(name, "PROGRAM"))
+        };
+        let (ours, theirs) = (told(program(), "cairn-img"), told(Path::new("qemu-img"), "qemu-img"));
+        // Ours says which node it is.
+        assert_eq!(ours.1.replace("node '#block'", "node"), theirs.1, "{more}");
+        assert!(ours.0 == Some(1) && theirs.0 == Some(1), "{ours:?}");
+    };
+    amend(",file.read-only=on");
+    amend(",read-only=on,file.read-only=on");
+    assert!(std::fs::read(folder.join("a")).expect("an image") == before);
+}
+
+// Scenario: the file system is full in the middle of a conversion, or of a change of key slots in a sparse header.
+#[test]
+fn full_file_systems_are_told_of() {
+    let test = "full_file_systems_are_told_of";
+    let mount = Command::new("unshare").args(["--mount", "mount", "-t", "tmpfs", "none", "/mnt"]).output();
+    if !mount.is_ok_and(|output| output.status.success()) {
+        return skipped_because(test, "no mount namespace to be had");
+    }
+    if is_missing(test) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    std::fs::create_dir(folder.join("fs")).expect("room");
+    std::fs::write(folder.join("plain"), crate::support::data(1 << 20)).expect("room");
+    let n = "--object secret,id=n,data=new";
+    for (size, line, status) in [
+        // Header and first slot fit, the data does not.
+        ("256k", format!("convert {SECRET} -f raw -O luks -o key-secret=s,iter-time=10 plain fs/a"), 1),
+        ("64k", format!("create -q -f luks {SECRET} -o key-secret=s,iter-time=10 fs/a 1M"), 1),
+        ("64k", format!("create -q -f luks {SECRET} -o key-secret=s,iter-time=10,preallocation=full fs/a 1M"), 1),
+        ("64k", format!("create -q -f luks {SECRET} -o key-secret=s,iter-time=10,preallocation=falloc fs/a 1M"), 1),
+        ("300k", format!("create -q -f luks {SECRET} -o key-secret=s,iter-time=10 fs/a 1M"), 0),
+    ] {
+        let script = |name: &str| {
+            format!("mount -t tmpfs -o size={size} none fs && {name} {line}; status=$?; ls fs; exit $status")
+        };
+        let told = |program: &Path, name: &str| {
+            let mut shell = Command::new("unshare");
+            let output = shell.args(["--mount", "sh", "-c", &script("$PROGRAM")]).env("PROGRAM", program);
+            let output = output.current_dir(folder).output().expect("a shell");
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(name, "PROGRAM");
+            (output.status.code(), text(&output.stdout), text(&output.stderr))
+        };
+        let (ours, theirs) = (told(program(), "cairn-img"), told(Path::new("qemu-img"), "qemu-img"));
+        assert_eq!(ours.0, Some(status), "{line}: {ours:?}");
+        assert_eq!(ours, theirs, "{line}");
+    }
+    // No room for a second slot's material: the first password goes on opening it, and the second one opens it when there is room.
+    let script = format!(
+        "set -e; mount -t tmpfs -o size=300k none fs
+         $PROGRAM create -q -f luks {SECRET} -o key-secret=s,iter-time=10 fs/a 1M
+         if $PROGRAM amend {SECRET} {n} -o state=active,new-secret=n,iter-time=10 {OPEN}fs/a; then exit 5; fi
+         $PROGRAM convert {SECRET} {OPEN}fs/a -O raw out
+         mount -o remount,size=10m fs
+         $PROGRAM amend {SECRET} {n} -o state=active,new-secret=n,iter-time=10 {OPEN}fs/a
+         $PROGRAM amend {SECRET} {n} -o state=inactive,keyslot=0 {OPEN}fs/a
+         $PROGRAM convert {n} --image-opts driver=luks,key-secret=n,file.filename=fs/a -O raw out"
+    );
+    let mut shell = Command::new("unshare");
+    let output = shell.args(["--mount", "sh", "-c", &script]).env("PROGRAM", program()).current_dir(folder).output();
+    let output = output.expect("a shell");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && error.contains("No space left on device"), "{error}");
 }
 
 #[test]

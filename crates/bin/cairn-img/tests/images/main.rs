@@ -13,6 +13,7 @@ mod check;
 mod compare;
 mod convert;
 mod create;
+mod cryptsetup;
 mod dd;
 mod faults;
 mod info;

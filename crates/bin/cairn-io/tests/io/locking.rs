@@ -11,14 +11,14 @@ const READ_WRITE: &[&str] = &["-f", "raw", "image"];
 const READ_ONLY: &[&str] = &["-r", "-f", "raw", "image"];
 
 /// A program that holds an image open until it is told otherwise.
-struct Holder {
+pub(crate) struct Holder {
     child: Child,
     stdin: ChildStdin,
 }
 
 impl Holder {
     /// Returns when the image is open.
-    fn new(program: &Path, dir: &Path, args: &[&str]) -> Self {
+    pub(crate) fn new(program: &Path, dir: &Path, args: &[&str]) -> Self {
         let mut command = Command::new(program);
         command.arg0(NAME).args(args).current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
@@ -31,7 +31,7 @@ impl Holder {
     }
 
     /// Let it end as it should.
-    fn quit(mut self) {
+    pub(crate) fn quit(mut self) {
         self.stdin.write_all(b"quit\n").expect("it reads commands");
         assert!(self.child.wait().expect("it ends").success());
     }

@@ -6,6 +6,7 @@ mod support;
 
 mod differential;
 mod locking;
+mod luks;
 mod own;
 mod parser;
 mod qcow2;

@@ -91,13 +91,17 @@ impl NewImage {
                 let resized = root.truncate(length, mode).await;
                 resized.map_err(|error| match error.errno() {
                     Errno::EFBIG => CreateError::FileLength,
-                    errno => CreateError::Resize(errno),
+                    errno => match mode {
+                        Preallocation::Full => CreateError::Device { doing: "write zeros for preallocation", error },
+                        Preallocation::Falloc => CreateError::Device { doing: "preallocate new data", error },
+                        _ => CreateError::Resize(errno),
+                    },
                 })?;
             }
             let mut buf = AlignedBuf::zeroed(start.len(), 4096);
             buf.copy_from_slice(start);
             let (written, _) = root.write(0, buf.into_io(), RequestFlags::empty()).await;
-            written.map_err(|error| CreateError::Device { doing: "write the LUKS header", error })
+            written.map_err(|error| CreateError::Device { doing: "write encryption header", error })
         };
         let filled = filled.await;
         let closed = file.close(gs).await;

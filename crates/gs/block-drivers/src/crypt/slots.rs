@@ -1,12 +1,13 @@
 //! Key slots: who may open a volume.
 //!
 //! Each change is made in acts that leave a volume that opens, whenever the power is cut: a new slot's key material is on stable storage before the header says that there is one; the
-//! header says that an erased slot is free before its material is overwritten. A slot that is replaced is erased first, so the volume needs another one that opens, or the force of its user.
+//! header says that an erased slot is free before its material is overwritten. A slot of LUKS1 has one place for its material, so what replaces it lies in a free slot as well until it
+//! has that place; if no slot is free, the volume opens with the others' passwords meanwhile.
 
 use crate::create::CreateError;
 use crate::crypt::new::{Rate, random, spent};
 use crate::crypt::{LuksHeader, Volume, refused};
-use block_crypt::{Secret, argon2_cost};
+use block_crypt::{Secret, SectorCipher, argon2_cost};
 use block_gs::{GlobalState, GraphError, GraphResult};
 use block_luks_format::{Header1, Header2, KdfCost, Sealed, Sealed2, SlotState};
 use std::ops::Range;
@@ -86,6 +87,16 @@ pub enum SlotError {
     Create(#[from] CreateError),
 }
 
+impl SlotError {
+    /// The message, and the hint in a line of its own: what a program writes to its user.
+    pub fn report(&self) -> String {
+        match self {
+            Self::Graph(error) => error.report(),
+            error => error.to_string(),
+        }
+    }
+}
+
 /// Where a header lies: bytes of it can be read and written, and what was written is on stable storage afterwards.
 pub(crate) trait HeaderFile {
     /// So many bytes from an offset on, or fewer where the file ends.
@@ -132,14 +143,14 @@ pub(crate) struct Slots<'a, F> {
 }
 
 impl<F: HeaderFile> Slots<'_, F> {
-    /// Carry out `change`, and return the header as it is then. With `force`, also what may make the image unreadable.
+    /// Carry out `change`. With `force`, also what may make the image unreadable.
     ///
     /// # Errors
     /// Nothing was changed, unless the file refused to be written.
-    pub(crate) async fn change(&self, change: &SlotChange, force: bool) -> Result<LuksHeader, SlotError> {
+    pub(crate) async fn change(&self, change: &SlotChange, force: bool) -> Result<(), SlotError> {
         change.check()?;
         // What stands there now: another process may have changed it since the image was opened.
-        let volume = self.volume().await?;
+        let volume = self.volume(true).await?;
         let slot = change.slot(volume.header.slot_count())?;
         if change.active {
             self.add(volume, change, slot, force).await
@@ -148,7 +159,15 @@ impl<F: HeaderFile> Slots<'_, F> {
         }
     }
 
-    async fn volume(&self) -> Result<Volume, SlotError> {
+    /// The header that stands there.
+    ///
+    /// # Errors
+    /// It cannot be read, or makes no sense.
+    pub(crate) async fn header(&self) -> Result<LuksHeader, SlotError> {
+        Ok(self.volume(false).await?.header)
+    }
+
+    async fn volume(&self, to_unlock: bool) -> Result<Volume, SlotError> {
         let failed = GraphError::io("Could not read the LUKS header");
         let error = std::cell::Cell::new(None);
         let read = |at, len| {
@@ -161,7 +180,7 @@ impl<F: HeaderFile> Slots<'_, F> {
                 })
             }
         };
-        match Volume::read(read, self.is_detached, true).await {
+        match Volume::read(read, self.is_detached, to_unlock).await {
             Ok(volume) => Ok(volume.map_err(refused)?),
             Err(io) => Err(error.take().unwrap_or_else(|| failed(io)).into()),
         }
@@ -173,7 +192,7 @@ impl<F: HeaderFile> Slots<'_, F> {
         change: &SlotChange,
         slot: Option<usize>,
         force: bool,
-    ) -> Result<LuksHeader, SlotError> {
+    ) -> Result<(), SlotError> {
         let new = self.gs.secret_text(change.new_secret.as_deref().ok_or(SlotError::NoNewSecret)?)?;
         let old =
             self.secret.ok_or_else(|| GraphError::Open("Parameter 'key-secret' is required for cipher".into()))?;
@@ -190,10 +209,9 @@ impl<F: HeaderFile> Slots<'_, F> {
             return Err(GraphError::Open("Invalid password, cannot unlock any keyslot".into()).into());
         };
         match volume.header {
-            LuksHeader::V1(header) => self.add_1(header, slot, (new, key, time)).await?,
-            LuksHeader::V2(header) => self.add_2(header, (slot, opened), (new, key, time)).await?,
+            LuksHeader::V1(header) => self.add_1(header, slot, (new, key, time)).await,
+            LuksHeader::V2(header) => self.add_2(header, (slot, opened), (new, key, time)).await,
         }
-        Ok(self.volume().await?.header)
     }
 
     async fn add_1(
@@ -202,21 +220,34 @@ impl<F: HeaderFile> Slots<'_, F> {
         slot: usize,
         (new, key, time): (Secret, Secret, Duration),
     ) -> Result<(), SlotError> {
-        let was_enabled = header.slots[slot].is_enabled();
         let made = self.in_pool(move || {
             let iterations = Rate::measure(header.hash).iterations(header.spec.key_len(), time)?;
             let sealed: Sealed = header.seal(slot, new.expose(), &key, iterations, random)?;
-            // A slot that is replaced is free meanwhile.
-            header.slots[slot].state = SlotState::Disabled;
             Ok((sealed, header))
         });
-        let (sealed, mut header) = made.await?;
+        let (sealed, made) = made.await?;
+        header = made;
+        let was_enabled = header.slots[slot].is_enabled();
+        let spare = header.slots.iter().position(|other| !other.is_enabled()).filter(|_| was_enabled);
+        if let Some(spare) = spare {
+            self.put_1(&mut header, spare, &sealed).await?;
+        }
         if was_enabled {
+            header.slots[slot].state = SlotState::Disabled;
             self.write_1(&header).await?;
         }
+        self.put_1(&mut header, slot, &sealed).await?;
+        let Some(spare) = spare else { return Ok(()) };
+        header.slots[spare].state = SlotState::Disabled;
+        self.write_1(&header).await?;
+        self.overwrite(header.material(spare)).await
+    }
+
+    /// Enable a slot that is free. Material is the same whichever slot it is for.
+    async fn put_1(&self, header: &mut Header1, slot: usize, sealed: &Sealed) -> Result<(), SlotError> {
         self.file.write(header.material(slot).start, sealed.material.expose().to_vec()).await?;
-        header.slots[slot].state = sealed.state;
-        Ok(self.write_1(&header).await?)
+        header.slots[slot].state = sealed.state.clone();
+        Ok(self.write_1(header).await?)
     }
 
     async fn add_2(
@@ -259,7 +290,7 @@ impl<F: HeaderFile> Slots<'_, F> {
         change: &SlotChange,
         slot: Option<usize>,
         force: bool,
-    ) -> Result<LuksHeader, SlotError> {
+    ) -> Result<(), SlotError> {
         let enabled = volume.header.enabled();
         let old = change.old_secret.as_deref().map(|name| self.gs.secret_text(name)).transpose()?;
         if let Some(slot) = slot.filter(|slot| !enabled.contains(slot)) {
@@ -297,10 +328,12 @@ impl<F: HeaderFile> Slots<'_, F> {
                 areas
             }
         };
+        let mut all = Ok(());
         for area in areas {
-            self.overwrite(area).await?;
+            // One that cannot be overwritten keeps the others from nothing.
+            all = all.and(self.overwrite(area).await);
         }
-        Ok(self.volume().await?.header)
+        all
     }
 
     /// Nobody shall find out what was there.
@@ -310,8 +343,12 @@ impl<F: HeaderFile> Slots<'_, F> {
         Ok(self.file.write(area.start, noise).await?)
     }
 
+    /// The last sector comes first: the slot that lies in both has its state in the first one, so no cut leaves one that is enabled and not whole.
     async fn write_1(&self, header: &Header1) -> GraphResult<()> {
-        self.file.write(0, header.bytes().to_vec()).await
+        let bytes = header.bytes();
+        let (first, last) = bytes.split_at(SectorCipher::UNIT);
+        self.file.write(SectorCipher::UNIT as u64, last.to_vec()).await?;
+        self.file.write(0, first.to_vec()).await
     }
 
     /// One copy after the other: at each moment one of them can be read.

@@ -12,7 +12,8 @@ use block_luks::{Luks, LuksControl, LuksOptions};
 use block_testkit::bed::{Way, block_on, io_thread};
 use block_testkit::conformance::{ConformanceOptions, run_everywhere};
 use block_testkit::model::{self, ModelOptions};
-use block_testkit::{MemFile, MemMode, MemOpKind, MemOptions, MemStorage};
+use block_testkit::{MemFile, MemMode, MemOpKind, MemOptions, MemStorage, Verdict};
+use std::future::poll_fn;
 
 const NONE: RequestFlags = RequestFlags::empty();
 const LENGTH: u64 = 4 << 20;
@@ -239,5 +240,73 @@ fn errors_of_pieces_are_told() {
             storage.clear_script();
         }
     }
+    block_on(disk.graph.close()).expect("closed");
+}
+
+// Scenario: whoever asked for a long request goes away when some of its pieces are under way. These end; what is stored is old or new, sector by sector, and the disk goes on.
+#[test]
+fn long_requests_that_are_dropped_end_by_themselves() {
+    const LEN: usize = 2 << 20;
+    let thread = io_thread(true);
+    for held in [1, 3, 8] {
+        let storage = storage(LENGTH);
+        storage.set_mode(MemMode::Slow);
+        let disk = Disk::on(&thread, &storage, options(4096, 512));
+        let old = storage.bytes(4096, LEN);
+        let mut new = vec![0x5a; LEN];
+        cipher(Cipher::Aes256, CipherMode::Xts).encrypt(0, 512, &mut new);
+        for kind in [MemOpKind::Read, MemOpKind::Write] {
+            storage.hold(Some(kind));
+            block_on(async {
+                let request = async {
+                    match kind {
+                        MemOpKind::Read => drop(disk.root.read(0, filled(LEN, 0)).await),
+                        _ => drop(disk.root.write(0, filled(LEN, 0x5a), NONE).await),
+                    }
+                };
+                let mut request = Box::pin(request);
+                let mut waiting = Box::pin(storage.wait_held(held));
+                poll_fn(|cx| {
+                    assert!(request.as_mut().poll(cx).is_pending());
+                    waiting.as_mut().poll(cx).map(drop)
+                })
+                .await;
+                drop(request);
+            });
+            assert!(disk.root.in_flight() > 0, "pieces are under way");
+            storage.release_all();
+            storage.clear_script();
+            while disk.root.in_flight() > 0 {
+                std::thread::yield_now();
+            }
+        }
+        let stored = storage.bytes(4096, LEN);
+        let pieces = stored.chunks(512).zip(old.chunks(512).zip(new.chunks(512)));
+        let count = pieces.map(|(is, (old, new))| {
+            assert!(is == old || is == new);
+            usize::from(is == new)
+        });
+        assert!(count.sum::<usize>() >= held * (128 << 10) / 512);
+        let (written, _) = block_on(disk.root.write(0, filled(LEN, 0x5a), NONE));
+        assert!(written.is_ok() && storage.bytes(4096, LEN) == new);
+        block_on(disk.graph.close()).expect("closed");
+    }
+}
+
+// Scenario: the file has no room for some of the pieces. The error is told, and the disk goes on.
+#[test]
+fn a_full_file_is_told_of() {
+    let thread = io_thread(true);
+    let storage = storage(LENGTH);
+    let disk = Disk::on(&thread, &storage, options(4096, 512));
+    storage.set_script(|op| match op.kind == MemOpKind::Write && op.offset > 1 << 20 {
+        true => Verdict::FailAfter(512, IoError::host(28)),
+        false => Verdict::Serve,
+    });
+    let (written, _) = block_on(disk.root.write(0, filled(2 << 20, 0x5a), NONE));
+    assert_eq!(written, Err(IoError::host(28)));
+    storage.clear_script();
+    let (read, buf) = block_on(disk.root.read(0, filled(64 << 10, 1)));
+    assert!(read.is_ok() && buf.is_some_and(|buf| buf.to_aligned(1).iter().all(|byte| *byte == 0x5a)));
     block_on(disk.graph.close()).expect("closed");
 }
