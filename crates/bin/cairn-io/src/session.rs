@@ -5,7 +5,9 @@ use crate::output::Output;
 use crate::requests::{Device, Failed, Outcome};
 use block_common::options::{Dialect, DriverKind};
 use block_common::{DebugEvent, IoError, IoResult, Options, OptionsError, Perm, PermPair, Preallocation, QapiEnum};
-use block_drivers::{BlkdebugControl, LuksImage, Qcow2Control, Stop, refuse_length, resize_failure};
+use block_drivers::{
+    BlkdebugControl, LuksHeader, LuksImage, Qcow2Control, Stop, qcow2_specific, refuse_length, resize_failure,
+};
 use block_gs::{GlobalState, LeftOut, NodeRef};
 use block_io::Root;
 use cairn_io::catalogue::{COMMANDS, Entry, Needs, find};
@@ -382,7 +384,11 @@ impl Session {
             };
             let (cluster, state) = (info.header.geometry.cluster_size(), info.vm_state_offset());
             let (cluster, state) = (amount(cluster as f64), amount(state as f64));
-            let specific = info.specific().to_text(1);
+            let luks = match LuksHeader::within(&self.gs, &top).await {
+                Ok(luks) => luks,
+                Err(error) => return self.fail(error.report()),
+            };
+            let specific = qcow2_specific(&info, luks.as_ref()).to_text(1);
             self.out.print(format!(
                 "cluster size: {cluster}\nvm state offset: {state}\nFormat specific information:\n{specific}"
             ));

@@ -8,9 +8,9 @@ pub(crate) mod told;
 
 use block_common::IoResult;
 use block_crypt::{CipherSpec, Hash, Secret, SectorCipher};
-use block_gs::{GlobalState, GraphError, GraphResult};
+use block_gs::{GlobalState, GraphError, GraphResult, NodeRef};
 use block_luks_format::{Header1, Header2, KdfCost, LuksError, Slot2, SlotState};
-use block_qcow2::info::InfoValue;
+use block_qcow2::Qcow2Control;
 use std::ops::Range;
 
 /// Bytes that every header begins with.
@@ -78,9 +78,18 @@ impl LuksHeader {
         Header1::parse(bytes, true).map(Self::V1)
     }
 
-    /// The same as the field's tools name and order it, for a header within a qcow2 image.
-    pub fn specific_within(&self) -> InfoValue {
-        told::values(self.info(), false, Some("luks"))
+    /// The header in the open qcow2 image that is `node`'s, if it has one.
+    ///
+    /// # Errors
+    /// It cannot be read, or makes no sense.
+    pub async fn within(gs: &GlobalState, node: &NodeRef) -> GraphResult<Option<Self>> {
+        let control = gs.with_control(node, |control: &mut Qcow2Control| control.clone())?;
+        if control.crypto_header().is_none() {
+            return Ok(None);
+        }
+        let read = |req| async move { control.read_crypto(&req, 0, Header1::LEN).await };
+        let bytes = gs.run_drained(node, "Could not read the LUKS header", read).await?;
+        Self::parse_luks1(&bytes).map(Some).map_err(refused)
     }
 
     /// What is to be told of it.

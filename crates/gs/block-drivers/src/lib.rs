@@ -26,6 +26,7 @@ pub use create::{
     check_format, check_not_open, creation_options,
 };
 pub use crypt::slots::{SlotChange, SlotError};
+pub use crypt::told::qcow2_specific;
 pub use crypt::{LuksHeader, SlotInfo, VolumeInfo};
 pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options, open_temporary};

@@ -6,11 +6,11 @@ use crate::cli::Failure;
 use crate::image::{Image, on_io_thread};
 use block_common::{AlignedBuf, FileName, IoError};
 use block_copy::Padded;
-use block_drivers::LuksHeader;
+use block_drivers::{LuksHeader, qcow2_specific};
 use block_gs::{GlobalState, NodeRef};
 use block_io::Root;
 use block_qcow2::check::{CheckError, Storage};
-use block_qcow2::info::{ImageInfo, InfoValue};
+use block_qcow2::info::ImageInfo;
 use std::collections::HashSet;
 
 /// Bytes that every LUKS header that an image may have is in.
@@ -104,12 +104,9 @@ async fn structured(
     });
     let length = info.header.size.next_multiple_of(Padded::SECTOR);
     let below = node(gs, under).await?;
-    let (mut specific, is_encrypted) = (info.specific(), info.is_encrypted());
-    if let (Some(header), InfoValue::Map(map)) = (header, &mut specific) {
-        let header = header.map_err(|error| Failure::message(format!("Could not open '{}': {error}", image.name)))?;
-        let encrypt = map.iter_mut().filter(|(name, _)| *name == "encrypt");
-        encrypt.for_each(|(_, value)| *value = header.specific_within());
-    }
+    let header =
+        header.transpose().map_err(|error| Failure::message(format!("Could not open '{}': {error}", image.name)))?;
+    let (specific, is_encrypted) = (qcow2_specific(&info, header.as_ref()), info.is_encrypted());
     let structure = Structure { specific, is_encrypted, qcow2: Some(info), backing };
     Ok(Node { file_name, driver: "qcow2", length, image: Some(Box::new(structure)), ..below })
 }

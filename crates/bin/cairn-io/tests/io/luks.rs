@@ -4,14 +4,16 @@ use crate::support::{Ran, ours, run, sorted_reports, theirs, without_times};
 use std::path::Path;
 use std::process::Command;
 
-/// One image with some data; one that ends within a sector; one with a header in another file.
-const MADE: [&str; 6] = [
+/// One image with some data; one that ends within a sector; one with a header in another file; qcow2 images of both methods.
+const MADE: [&str; 8] = [
     "create -q -f luks SECRET -o key-secret=s,iter-time=10 a 1M",
     "convert SECRET -n -f raw noise --target-image-opts driver=luks,key-secret=s,file.filename=a",
     "create -q -f luks SECRET -o key-secret=s,iter-time=10,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256 odd 1000K",
     "resize -q -f raw odd +700",
     "create -q -f luks SECRET -o key-secret=s,iter-time=10 data 256K",
     "convert SECRET -n -f raw noise --target-image-opts driver=luks,key-secret=s,file.filename=data",
+    "convert SECRET -f raw -O qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 noise q",
+    "convert SECRET -f raw -O qcow2 -o encrypt.format=aes,encrypt.key-secret=s,cluster_size=4k noise old",
 ];
 
 /// Scripts, their commands with ` ;; ` between them. A tilde in front: what asynchronous requests report may come in any order.
@@ -100,6 +102,22 @@ alloc 0 100k
 truncate 300k ;; length
 ";
 
+/// Of qcow2 images, whose clusters are there.
+const WITHIN: &str = "
+info
+length
+map
+alloc 0 256k
+read 0 4k
+read -v 100 40
+read -v 65530 20
+write -P 7 0 4k ;; read -P 7 0 4k
+write -P 7 1000 3000 ;; read -P 7 1000 3000 ;; read -v 990 20
+write -P 7 10k 200k ;; read -P 7 10k 200k
+write -P 7 511 2 ;; read -v 500 32
+~aio_write -P 5 0 64k ;; aio_write -P 6 64k 128k ;; aio_flush ;; read -P 5 0 64k ;; read -P 6 64k 128k
+";
+
 fn bed(dir: &Path) {
     let mut state = 7u32;
     let noise = (0..1 << 20).map(|_| {
@@ -123,7 +141,8 @@ fn check(image: &str, scripts: &str) {
     let Some(their_program) = theirs() else { return };
     let made = tempfile::tempdir().expect("a directory");
     bed(made.path());
-    let names: Vec<_> = image.split(',').filter_map(|option| option.split_once('=')).map(|(_, name)| name).collect();
+    let named = image.split(',').filter_map(|option| option.split_once("filename="));
+    let names: Vec<_> = named.map(|(_, name)| name).collect();
     let mut different = Vec::new();
     for line in scripts.lines().filter(|line| !line.is_empty()) {
         let script = line.trim_start_matches('~');
@@ -133,7 +152,10 @@ fn check(image: &str, scripts: &str) {
                 std::fs::copy(made.path().join(name), dir.path().join(name)).expect("room");
             }
             std::fs::write(dir.path().join("pat"), "abc").expect("room");
-            let options = format!("driver=luks,key-secret=s,{image}");
+            let options = match image.starts_with("driver=") {
+                true => image.to_owned(),
+                false => format!("driver=luks,key-secret=s,{image}"),
+            };
             let mut args = vec!["--object", "secret,id=s,data=pw", "--image-opts"];
             args.extend(script.split(" ;; ").flat_map(|command| ["-c", command]));
             args.push(&options);
@@ -156,6 +178,13 @@ fn check(image: &str, scripts: &str) {
 #[test]
 fn encrypted_images_are_read_and_written_alike() {
     check("file.filename=a", SCRIPTS);
+}
+
+#[test]
+fn encrypted_qcow2_images_are_read_and_written_alike() {
+    for name in ["q", "old"] {
+        check(&format!("driver=qcow2,encrypt.key-secret=s,file.filename={name}"), WITHIN);
+    }
 }
 
 #[test]

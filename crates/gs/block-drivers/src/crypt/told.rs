@@ -1,11 +1,21 @@
 //! What an encrypted image's header says, in the words of the field's tools.
 
-use super::{SlotInfo, VolumeInfo};
+use super::{LuksHeader, SlotInfo, VolumeInfo};
 use block_crypt::IvGen;
-use block_qcow2::info::InfoValue;
+use block_qcow2::info::{ImageInfo, InfoValue};
 
 /// How many times as long as the key its material is, with every program.
 const STRIPES: u32 = 4000;
+
+/// What a qcow2 image says of itself, with what the LUKS header in it says, if it has one.
+pub fn qcow2_specific(info: &ImageInfo, luks: Option<&LuksHeader>) -> InfoValue {
+    let mut specific = info.specific();
+    if let (Some(luks), InfoValue::Map(map)) = (luks, &mut specific) {
+        let encrypt = map.iter_mut().filter(|(name, _)| *name == "encrypt");
+        encrypt.for_each(|(_, value)| *value = values(luks.info(), false, Some("luks")));
+    }
+    specific
+}
 
 /// As the field's tools name and order it, with the name of the method where a format has several. These know LUKS1 alone, so what is LUKS2's comes last.
 pub(crate) fn values(info: VolumeInfo, is_detached: bool, format: Option<&str>) -> InfoValue {
