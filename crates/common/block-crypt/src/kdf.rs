@@ -191,7 +191,7 @@ mod tests {
             let measured: u64 = (0..looks.get() / 2).map(|i| iterations << i).sum();
             Duration::from_micros(measured)
         };
-        // 4096 and more until 100 ms are over: 131,072 of them.
+        // 4096 and more until 20 ms are over: 32,768 of them.
         assert_eq!(pbkdf2_iterations(Hash::Sha1, 20, Duration::from_millis(2000), clock), 2_000_000);
     }
 

@@ -362,19 +362,9 @@ fn text(bytes: &[u8], at: usize, len: usize, what: &'static str) -> Result<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::material::random;
     use block_crypt::{Cipher, CipherMode, IvGen};
     use proptest::prelude::*;
-
-    fn random(seed: u64) -> impl FnMut(&mut [u8]) -> Result<(), LuksError> {
-        let mut state = seed;
-        move |bytes| {
-            bytes.iter_mut().for_each(|byte| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                *byte = (state >> 56) as u8;
-            });
-            Ok(())
-        }
-    }
 
     fn made(spec: CipherSpec, is_detached: bool) -> (Header1, Secret) {
         let mut key = Secret::zeroed(spec.key_len());

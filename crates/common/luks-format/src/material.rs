@@ -43,3 +43,16 @@ pub(crate) fn seal<E: From<LuksError>>(
     cipher.encrypt(0, SectorCipher::UNIT, material.expose_mut());
     Ok(material)
 }
+
+/// Bytes that tests can have again.
+#[cfg(test)]
+pub(crate) fn random(seed: u64) -> impl FnMut(&mut [u8]) -> Result<(), LuksError> {
+    let mut state = seed;
+    move |bytes| {
+        bytes.iter_mut().for_each(|byte| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *byte = (state >> 56) as u8;
+        });
+        Ok(())
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::HeaderCopy::{Primary, Secondary};
+use crate::material::random;
 use block_crypt::{Argon2Cost, Argon2Kind, Cipher, CipherMode, IvGen};
 use proptest::prelude::*;
 use std::sync::LazyLock;
@@ -10,17 +11,6 @@ const USUAL: CipherSpec = CipherSpec { cipher: Cipher::Aes256, mode: CipherMode:
 const QUICK: KdfCost = KdfCost::Pbkdf2 { hash: Hash::Sha256, iterations: 3 };
 const ARGON: KdfCost = KdfCost::Argon2 { kind: Argon2Kind::Id, cost: Argon2Cost { time: 1, memory: 32, lanes: 2 } };
 const ANY: u32 = u32::MAX;
-
-fn random(seed: u64) -> impl FnMut(&mut [u8]) -> Result<(), LuksError> {
-    let mut state = seed;
-    move |bytes| {
-        bytes.iter_mut().for_each(|byte| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            *byte = (state >> 56) as u8;
-        });
-        Ok(())
-    }
-}
 
 fn new(spec: CipherSpec, is_detached: bool) -> NewHeader2 {
     let (uuid, label) = ("b9cdd2fd-9c66-4ab2-a5c4-64c4ff2c11f8".to_owned(), "moon".to_owned());
