@@ -158,10 +158,20 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// Make of `bytes`, as they stand in the child, what they are to the caller. `at` is what [`Driver::map_cached`] said with [`Mapping::Recoded`].
-    fn decode(&self, _at: u64, _bytes: &mut [u8]) {}
+    ///
+    /// # Errors
+    /// It cannot be done: the caller sees nothing of them.
+    fn decode(&self, _at: u64, _bytes: &mut [u8]) -> IoResult<()> {
+        Err(IoError::BUG)
+    }
 
     /// Make of `bytes` what is to stand in the child: the reverse of [`Driver::decode`].
-    fn encode(&self, _at: u64, _bytes: &mut [u8]) {}
+    ///
+    /// # Errors
+    /// It cannot be done: nothing is written.
+    fn encode(&self, _at: u64, _bytes: &mut [u8]) -> IoResult<()> {
+        Err(IoError::BUG)
+    }
 
     /// Whether [`Driver::debug_event`] is of interest. Nothing is told to those whose answer is no.
     fn wants_debug_events(&self) -> bool {

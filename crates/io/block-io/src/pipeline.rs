@@ -73,21 +73,11 @@ pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange) ->
             break;
         }
         let Ok(engine) = node.engine() else { break };
-        let (child, offset) = match engine.map_cached(access, range) {
-            Mapping::Child { edge, offset, len } if len >= range.len() => {
-                if access.is_write() && edge.writable(RequestFlags::empty()).is_err() {
-                    break;
-                }
-                let Ok(child) = edge.follow(node, Way::Fast) else { break };
-                (child, crate::edge::Edge::descend(offset))
-            }
+        let (edge, offset) = match engine.map_cached(access, range) {
+            Mapping::Child { edge, offset, len } if len >= range.len() => (edge, offset),
             Mapping::Recoded { edge, offset, len, at } if len >= range.len() && recode.is_none() => {
-                if access.is_write() && edge.writable(RequestFlags::empty()).is_err() {
-                    break;
-                }
-                let Ok(child) = edge.follow(node, Way::Fast) else { break };
                 recode = Some((path.len() - 1, at));
-                (child, crate::edge::Edge::descend(offset))
+                (edge, offset)
             }
             Mapping::Zeroes { len } if len >= range.len() && access == Access::Read => {
                 return Route::to(Leaf::Zeroes, range.offset(), recode);
@@ -96,6 +86,11 @@ pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange) ->
             Mapping::Now => return Route::to(Leaf::Now, range.offset(), recode),
             Mapping::Child { .. } | Mapping::Recoded { .. } | Mapping::Zeroes { .. } | Mapping::Slow => break,
         };
+        if access.is_write() && edge.writable(RequestFlags::empty()).is_err() {
+            break;
+        }
+        let Ok(child) = edge.follow(node, Way::Fast) else { break };
+        let offset = crate::edge::Edge::descend(offset);
         let Ok(next) = GuestRange::new(offset.0, range.len()) else { break };
         range = next;
         path.push(child);
@@ -134,8 +129,8 @@ pub(crate) fn serve_now(leaf: Leaf, path: &Path, offset: GuestOffset, access: Ac
 
 /// What has become of an operation on the host file at the end of a path.
 pub(crate) enum Aimed {
-    /// It is done: the page cache had what was to be read.
-    Done(FileOp),
+    /// It is over: the page cache had what was to be read, or it cannot be begun.
+    Done(FileOp, IoResult<()>),
     /// It is to be started, by this pool or else the ring.
     At(FileOp, Option<ThreadPool>),
     /// The file is not there any more.
@@ -143,29 +138,43 @@ pub(crate) enum Aimed {
 }
 
 /// Let `op` have a copy of its own of what is to be written, or read.
-fn recode(context: &IoContext, path: &Path, op: &mut FileOp, (node, at): (usize, u64)) {
-    let Some(buf) = op.buf.take() else { return };
+///
+/// # Errors
+/// What is to be written cannot be encoded; `op` is then as it was.
+fn recode(context: &IoContext, path: &Path, op: &mut FileOp, (node, at): (usize, u64)) -> IoResult<()> {
+    let buf = op.buf.as_ref().ok_or(IoError::BUG)?;
     let mut copy = context.buffers().take(buf.len());
     if matches!(op.kind, FileOpKind::Write { .. }) {
         buf.copy_to_slice(0, &mut copy);
-        if let Some(Ok(engine)) = path.get(node).map(|node| node.engine()) {
-            engine.encode(at, &mut copy);
-        }
+        path.get(node).ok_or(IoError::BUG)?.engine()?.encode(at, &mut copy)?;
     }
-    op.buf = Some(copy.into_io());
+    let buf = op.buf.replace(copy.into_io()).ok_or(IoError::BUG)?;
     op.recoded = Some(Box::new(Recoded { buf, node, at }));
+    Ok(())
 }
 
-/// An operation is over that had a copy of its own, `copy`: the caller's buffer, with what was read if it was.
-pub(crate) fn recoded(path: &Path, is_read: bool, recoded: Recoded, copy: Option<IoBuf>) -> IoBuf {
-    let Recoded { buf, node, at } = recoded;
-    if let (true, Some(copy), Some(Ok(engine))) = (is_read, copy, path.get(node).map(|node| node.engine())) {
-        // The kernel is done with it, so nobody else has it.
-        let mut copy = copy.into_aligned().unwrap_or_else(|copy| copy.to_aligned(1));
-        engine.decode(at, &mut copy);
-        buf.copy_from_slice(0, &copy);
+/// An operation that had a copy of its own is over: `op` has the caller's buffer again, with what was read if it was.
+///
+/// # Errors
+/// `result`; or what was read cannot be decoded.
+pub(crate) fn uncode(
+    path: &Path,
+    kind: FileOpKind,
+    parts: (Recoded, Option<IoBuf>),
+    result: IoResult<()>,
+) -> (IoBuf, IoResult<()>) {
+    let (Recoded { buf, node, at }, copy) = parts;
+    if result.is_err() || kind != FileOpKind::Read {
+        return (buf, result);
     }
-    buf
+    let decoded = (|| {
+        // The kernel is done with it, so nobody else has it.
+        let mut copy = copy.ok_or(IoError::BUG)?.into_aligned().unwrap_or_else(|copy| copy.to_aligned(1));
+        path.get(node).ok_or(IoError::BUG)?.engine()?.decode(at, &mut copy)?;
+        buf.copy_from_slice(0, &copy);
+        Ok(())
+    })();
+    (buf, decoded)
 }
 
 /// Make `op` an operation of the host file at the end of the path.
@@ -180,15 +189,18 @@ pub(crate) fn aim(context: &IoContext, path: &Path, mut op: FileOp, recode_by: O
         && let Mapping::File(file) = engine.map_cached(access, range)
         && let Some(pool) = file.target(&mut op)
     {
-        if let Some(by) = recode_by {
-            recode(context, path, &mut op, by);
+        if let Some(by) = recode_by
+            && let Err(error) = recode(context, path, &mut op, by)
+        {
+            return Aimed::Done(op, Err(error));
         }
         if file.read_at_once(&op) {
+            let mut result = Ok(());
             if let Some(of) = op.recoded.take() {
-                let copy = op.buf.take();
-                op.buf = Some(recoded(path, true, *of, copy));
+                let (buf, decoded) = uncode(path, op.kind, (*of, op.buf.take()), result);
+                (op.buf, result) = (Some(buf), decoded);
             }
-            return Aimed::Done(op);
+            return Aimed::Done(op, result);
         }
         let pool = context.pool_for(op.options.engine, pool);
         return Aimed::At(op, pool);
@@ -222,7 +234,7 @@ fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf) -
                 Access::Write | Access::WriteFua => FileOp::write(offset.0, buf.clone(), access == Access::WriteFua),
             };
             match aim(&context, &path, op, recode) {
-                Aimed::Done(_) => Started::Over(Ok(())),
+                Aimed::Done(_, result) => Started::Over(result),
                 Aimed::At(op, pool) => Started::Waits(context.start_future(op, Hold::Path(path), pool)),
                 Aimed::Gone(_) => Started::Slow,
             }

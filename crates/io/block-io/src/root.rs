@@ -464,8 +464,8 @@ impl Root {
                 Access::Write | Access::WriteFua => FileOp::write(offset.0, buf, access == Access::WriteFua),
             };
             match pipeline::aim(context, &path, op, recode) {
-                Aimed::Done(op) => {
-                    over(context, root, path, (kind, op.len), target, Done { result: Ok(()), buf: op.buf })
+                Aimed::Done(op, result) => {
+                    over(context, root, path, (kind, op.len), target, Done { result, buf: op.buf })
                 }
                 Aimed::At(op, pool) => drop(context.start(op, Hold::Root(kind, root, path), pool, target)),
                 Aimed::Gone(op) => {

@@ -176,22 +176,23 @@ impl Driver for Luks {
         }
     }
 
-    fn decode(&self, at: u64, bytes: &mut [u8]) {
-        if let Some(crypt) = &self.0.options.crypt {
-            crypt.decrypt(at, bytes);
-        }
+    fn decode(&self, at: u64, bytes: &mut [u8]) -> IoResult<()> {
+        self.0.crypt()?.decrypt(at, bytes);
+        Ok(())
     }
 
-    fn encode(&self, at: u64, bytes: &mut [u8]) {
-        if let Some(crypt) = &self.0.options.crypt {
-            crypt.encrypt(at, bytes);
-        }
+    fn encode(&self, at: u64, bytes: &mut [u8]) -> IoResult<()> {
+        self.0.crypt()?.encrypt(at, bytes);
+        Ok(())
     }
 
     /// Whole sectors. What is left of 512 bytes at the file's end counts as these, as in the field.
     async fn length(&self, req: &Req) -> IoResult<u64> {
         let Shared { file, options, .. } = &*self.0;
-        let there = file.refresh_length(req).await?.saturating_sub(options.payload);
+        let there = file.refresh_length(req).await?.checked_sub(options.payload);
+        let there = there.filter(|there| options.size.is_none_or(|size| size <= *there));
+        // What was cut off is no disk that reads as noise.
+        let there = there.ok_or(IoError::host(Errno::EIO.raw()))?;
         let sector = u64::from(options.sector);
         Ok(options.size.unwrap_or(there.next_multiple_of(UNIT) / sector * sector))
     }

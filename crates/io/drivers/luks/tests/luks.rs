@@ -216,6 +216,17 @@ fn lengths_are_whole_sectors_and_follow_the_file() {
     assert!(byte_sum((1 << 20) - 4096) > 0 && byte_sum(1 << 20) == 0 && byte_sum((2 << 20) - 4096) == 0);
     block_on(disk.graph.close()).expect("closed");
 
+    // What was cut off is told of, before anybody reads noise.
+    for cut in [LuksOptions { size: Some(4 << 20), ..options(8192, 512) }, options(16 << 20, 512)] {
+        let mut graph = StaticGraph::new(thread.handle());
+        let file = block_on(graph.node("file").install(storage.driver(), false)).expect("a file");
+        let mut shell = graph.node("luks");
+        let edge = shell.child(ChildRole::IMAGE, Perm::all(), &file);
+        let opened = block_on(shell.run(|req| async move { Luks::open(&req, edge, None, cut).await }));
+        let installed = block_on(shell.install(opened.expect("it opens").0, false));
+        assert_eq!(installed.map(drop), Err(IoError::host(5)));
+        block_on(graph.close()).expect("closed");
+    }
     let fixed = LuksOptions { size: Some(1 << 20), ..options(8192, 512) };
     let disk = Disk::on(&thread, &storage, fixed);
     assert_eq!(disk.root.length(), Ok(1 << 20));

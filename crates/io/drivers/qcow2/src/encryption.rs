@@ -63,24 +63,14 @@ impl Encryption {
         self.at(guest, host).ok().filter(|_| len.is_multiple_of(crypt.sector() as u64)).map(|(_, number)| number)
     }
 
-    /// Decrypt whole sectors where they are, the first of which has that number.
-    pub(crate) fn decrypt(&self, number: u64, bytes: &mut [u8]) {
-        if let Some(crypt) = &self.crypt {
-            crypt.decrypt(number, bytes);
-        }
-    }
-
-    /// Encrypt them.
-    pub(crate) fn encrypt(&self, number: u64, bytes: &mut [u8]) {
-        if let Some(crypt) = &self.crypt {
-            crypt.encrypt(number, bytes);
-        }
+    /// The cipher.
+    pub(crate) fn crypt(&self) -> IoResult<&Crypt> {
+        self.crypt.as_ref().ok_or(IoError::NOT_PERMITTED)
     }
 
     /// The cipher, and the number of the sector that the guest sees at `guest` and that lies at `host`.
     fn at(&self, guest: u64, host: u64) -> IoResult<(&Crypt, u64)> {
-        let crypt = self.crypt.as_ref().ok_or(IoError::NOT_PERMITTED)?;
-        Ok((crypt, if self.by_guest { guest } else { host } / SECTOR as u64))
+        Ok((self.crypt()?, if self.by_guest { guest } else { host } / SECTOR as u64))
     }
 }
 

@@ -45,7 +45,9 @@ pub use snapshot::{NewSnapshot, SnapshotFailure, SnapshotKey};
 pub const TOLD: &str = "block_qcow2::told";
 
 use async_trait::async_trait;
-use block_common::{GuestOffset, GuestRange, IoBuf, IoResult, Limits, Preallocation, RequestFlags, StatusExtent};
+use block_common::{
+    GuestOffset, GuestRange, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags, StatusExtent,
+};
 use block_io::{Access, Driver, Edge, Mapping, Req};
 
 #[async_trait]
@@ -75,16 +77,14 @@ impl Driver for Qcow2 {
         self.0.map_cached(access, range)
     }
 
-    fn decode(&self, at: u64, bytes: &mut [u8]) {
-        if let Some(encryption) = &self.0.encryption {
-            encryption.decrypt(at, bytes);
-        }
+    fn decode(&self, at: u64, bytes: &mut [u8]) -> IoResult<()> {
+        self.0.encryption.as_ref().ok_or(IoError::BUG)?.crypt()?.decrypt(at, bytes);
+        Ok(())
     }
 
-    fn encode(&self, at: u64, bytes: &mut [u8]) {
-        if let Some(encryption) = &self.0.encryption {
-            encryption.encrypt(at, bytes);
-        }
+    fn encode(&self, at: u64, bytes: &mut [u8]) -> IoResult<()> {
+        self.0.encryption.as_ref().ok_or(IoError::BUG)?.crypt()?.encrypt(at, bytes);
+        Ok(())
     }
 
     async fn length(&self, _req: &Req) -> IoResult<u64> {
