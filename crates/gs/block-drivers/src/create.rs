@@ -84,6 +84,10 @@ pub struct CreateOption {
     pub help: &'static str,
 }
 
+const fn option(name: &'static str, kind: CreateOptionKind, help: &'static str) -> CreateOption {
+    CreateOption { name, kind, help }
+}
+
 const SIZE: CreateOption = CreateOption { name: "size", kind: CreateOptionKind::Size, help: "Virtual disk size" };
 
 /// In the order in which they are told after they were read.
@@ -504,20 +508,21 @@ fn open_files(gs: &GlobalState) -> Vec<PathBuf> {
 /// Displays the options with their values: `size=1048576 preallocation=full`.
 impl fmt::Display for NewImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.format == qcow2::NAME {
-            return self.fmt_qcow2(f);
-        }
-        if self.format == luks::NAME {
-            return self.fmt_luks(f);
-        }
+        let own = match self.format.as_str() {
+            qcow2::NAME => &qcow2::OPTIONS[..],
+            luks::NAME => &luks::OPTIONS,
+            _ => &[],
+        };
+        let file = FILE_OPTIONS.iter().filter(|option| own.iter().all(|known| known.name != option.name));
         let mut space = "";
-        if let Some(size) = self.size {
-            write!(f, "size={size}")?;
-            space = " ";
-        }
-        for option in &FILE_OPTIONS {
-            if let Some(value) = self.options.get(option.name) {
-                write!(f, "{space}{}={}", option.name, text(value))?;
+        for option in own.iter().chain(file) {
+            let value = match option.name {
+                "size" => self.size.map(|size| size.to_string()),
+                // As they would be written in a list.
+                name => self.options.get(name).map(|value| text(value).replace(',', ",,")),
+            };
+            if let Some(value) = value {
+                write!(f, "{space}{}={value}", option.name)?;
                 space = " ";
             }
         }

@@ -261,24 +261,33 @@ impl Volume {
     /// The slots that `password` opens, the first of them or all, and the key. This computes for long.
     ///
     /// # Errors
-    /// A slot's material is cut off by the file's end, or there is not as much memory as a slot needs.
+    /// None is opened, and one of them cannot be tried: its material is cut off by the file's end, or it needs more memory than there is, or than half of what the host has.
     fn try_slots(&self, password: &Secret, all: bool) -> Result<(Vec<usize>, Option<Secret>), LuksError> {
         let (mut slots, mut found) = (Vec::new(), None);
+        let mut first = None;
         for (slot, material) in &self.materials {
             let password = password.expose();
-            let key = match &self.header {
-                LuksHeader::V1(header) => header.unlock(*slot, password, material)?,
-                LuksHeader::V2(header) => header.unlock(*slot as u32, password, material, u32::MAX)?,
+            let tried = match &self.header {
+                LuksHeader::V1(header) => header.unlock(*slot, password, material),
+                LuksHeader::V2(header) => header.unlock(*slot as u32, password, material, memory_max()),
             };
-            if let Some(key) = key {
-                slots.push(*slot);
-                found = Some(key);
-                if !all {
-                    break;
+            match tried {
+                Ok(Some(key)) => {
+                    slots.push(*slot);
+                    found = Some(key);
+                    if !all {
+                        break;
+                    }
                 }
+                Ok(None) => {}
+                // Another slot may open it.
+                Err(error) => first = first.or(Some(error)),
             }
         }
-        Ok((slots, found))
+        match (&found, first) {
+            (None, Some(error)) => Err(error),
+            _ => Ok((slots, found)),
+        }
     }
 
     /// The key that `password` leads to.
@@ -322,6 +331,13 @@ impl Volume {
         };
         SectorCipher::new(spec, key.expose()).map_err(|error| refused(error.into()))
     }
+}
+
+/// The memory that a password's hashing may take, in KiB: half of what the host has.
+pub(crate) fn memory_max() -> u32 {
+    let info = rustix::system::sysinfo();
+    let bytes = info.totalram.saturating_mul(info.mem_unit.into());
+    u32::try_from(bytes / 2 / 1024).unwrap_or(u32::MAX)
 }
 
 /// Why an image cannot be opened.

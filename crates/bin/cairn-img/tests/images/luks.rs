@@ -473,4 +473,7 @@ fn what_only_this_program_refuses_is_named() {
     refused("cipher-alg=cast5-128", "Cipher 'cast5-128' has blocks that are too short for mode 'xts'");
     refused("iter-time=99999999999", "larger than 4294967295: Numerical result out of range");
     refused("iter-time=-1", "too large to scale: Numerical result out of range");
+    let line = format!("create -q {SECRET} -f luks -o key-secret=s,iter-time=10,size=18446744073709551615 a.luks");
+    let outcome = ours(&crate::support::words(&line));
+    assert!(outcome.status == Some(1) && outcome.stderr.contains("file size is too large"), "{outcome:?}");
 }

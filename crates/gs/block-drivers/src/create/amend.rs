@@ -122,10 +122,10 @@ impl Amend {
                 "data_file" => change.data_file = Some(value.into_bytes()),
                 "data_file_raw" => change.data_file_raw = Some(value == "on"),
                 "backing_file" | "backing_fmt" => return Err(CreateError::AmendBacking),
-                name => {
-                    let name = name.strip_prefix("encrypt.").unwrap_or(name);
-                    amend.slots.get_or_insert_default().0.push((name, value));
-                }
+                name => match name.strip_prefix("encrypt.") {
+                    Some(name) => amend.slots.get_or_insert_default().0.push((name, value)),
+                    None => return Err(CreateError::NotAmendable(name.into())),
+                },
             }
         }
         Ok(amend)

@@ -1,19 +1,14 @@
 //! New encrypted images: a header, and the data behind it.
 
 use super::{
-    CreateError, CreateOption, CreateOptionKind, FILE_OPTIONS, LENGTH_MAX, NewImage, SIZE, Target, check_path, text,
+    CreateError, CreateOption, CreateOptionKind, LENGTH_MAX, NewImage, SIZE, Target, check_path, option, text,
 };
 use crate::crypt::new::NewVolume;
 use block_common::{AlignedBuf, Errno, Preallocation, RequestFlags};
 use block_file_posix::{HostKind, create, remove};
 use block_gs::GlobalState;
-use std::fmt;
 
 pub(super) const NAME: &str = "luks";
-
-const fn option(name: &'static str, kind: CreateOptionKind, help: &'static str) -> CreateOption {
-    CreateOption { name, kind, help }
-}
 
 /// In the order in which they are told after they were read.
 pub(super) const OPTIONS: [CreateOption; 9] = {
@@ -59,10 +54,8 @@ impl NewImage {
         };
         self.refuse_unbuilt()?;
         let header = volume.header_len()?;
-        let length = header + if is_detached { 0 } else { size };
-        if length > LENGTH_MAX {
-            return Err(CreateError::FileLength);
-        }
+        let length = header.checked_add(if is_detached { 0 } else { size }).filter(|length| *length <= LENGTH_MAX);
+        let length = length.ok_or(CreateError::FileLength)?;
         let start = volume.make(gs, password, is_detached).await?;
         if self.kind == HostKind::Device {
             if mode != Preallocation::Off {
@@ -106,21 +99,5 @@ impl NewImage {
         let filled = filled.await;
         let closed = file.close(gs).await;
         filled.and(closed)
-    }
-
-    pub(super) fn fmt_luks(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let file = FILE_OPTIONS.iter().filter(|option| OPTIONS.iter().all(|known| known.name != option.name));
-        let mut space = "";
-        for option in OPTIONS.iter().chain(file) {
-            let value = match option.name {
-                "size" => self.size.map(|size| size.to_string()),
-                name => self.options.get(name).map(|value| text(value).replace(',', ",,")),
-            };
-            if let Some(value) = value {
-                write!(f, "{space}{}={value}", option.name)?;
-                space = " ";
-            }
-        }
-        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! What stands where in the file is decided in `block-qcow2-format`; here it is written.
 
 use super::{
-    CreateError, CreateOption, CreateOptionKind, FILE_OPTIONS, NewImage, SIZE, Target, backing, check_path, luks,
+    CreateError, CreateOption, CreateOptionKind, NewImage, SIZE, Target, backing, check_path, luks, option,
     protocol_of, take_over, text,
 };
 use crate::crypt::new::NewVolume;
@@ -17,17 +17,12 @@ use block_qcow2_format::{
     UsedClusters, Version,
 };
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Range;
 
 pub(super) const NAME: &str = "qcow2";
 
 /// Zeroes are written in pieces of this many bytes.
 const ZEROES: u64 = 1 << 20;
-
-const fn option(name: &'static str, kind: CreateOptionKind, help: &'static str) -> CreateOption {
-    CreateOption { name, kind, help }
-}
 
 /// In the order in which they are told after they were read.
 pub(super) const OPTIONS: [CreateOption; 21] = {
@@ -308,23 +303,6 @@ impl NewImage {
             has_backing: self.options.contains_key(backing::FILE),
             has_bitmaps: !is_v2,
         })
-    }
-
-    pub(super) fn fmt_qcow2(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let file = FILE_OPTIONS.iter().filter(|option| OPTIONS.iter().all(|known| known.name != option.name));
-        let mut space = "";
-        for option in OPTIONS.iter().chain(file) {
-            let value = match option.name {
-                "size" => self.size.map(|size| size.to_string()),
-                // As they would be written in a list.
-                name => self.value(name).map(|value| value.replace(',', ",,")),
-            };
-            if let Some(value) = value {
-                write!(f, "{space}{}={value}", option.name)?;
-                space = " ";
-            }
-        }
-        Ok(())
     }
 }
 

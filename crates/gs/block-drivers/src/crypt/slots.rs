@@ -6,7 +6,7 @@
 
 use crate::create::CreateError;
 use crate::crypt::new::{Rate, random, spent};
-use crate::crypt::{LuksHeader, Volume, refused};
+use crate::crypt::{LuksHeader, Volume, memory_max, refused};
 use block_crypt::{Secret, SectorCipher, argon2_cost};
 use block_gs::{GlobalState, GraphError, GraphResult};
 use block_luks_format::{Header1, Header2, KdfCost, Sealed, Sealed2, SlotState};
@@ -367,13 +367,6 @@ impl<F: HeaderFile> Slots<'_, F> {
         let done = self.gs.pool().run(work).await.ok_or(GraphError::ShuttingDown)?;
         Ok(done?)
     }
-}
-
-/// The memory that a password's hashing may take, in KiB: half of what the host has.
-fn memory_max() -> u32 {
-    let info = rustix::system::sysinfo();
-    let bytes = info.totalram.saturating_mul(info.mem_unit.into());
-    u32::try_from(bytes / 2 / 1024).unwrap_or(u32::MAX)
 }
 
 fn threads() -> u32 {
