@@ -401,7 +401,7 @@ async fn finish(
 
 async fn refresh_length(gs: &GlobalState, node: &GsNode) -> GraphResult<()> {
     let asked = run(gs, &node.control, &node.edges, |req| async move { NodeControl::refresh_length(&req).await }).await;
-    asked.map(drop).map_err(named(&format!("Could not get the length of '{}'", node.name.as_str())))
+    asked.map(drop).map_err(named("Could not refresh total sector count"))
 }
 
 /// Counts a node that is being opened.
