@@ -17,5 +17,8 @@ bitflags::bitflags! {
         const SERIALISING = 1 << 4;
         /// Write the data compressed, in whole clusters.
         const WRITE_COMPRESSED = 1 << 5;
+        /// The data is not needed again soon: it may go to the disk at once, and out of the host's cache. A hint: the data is no
+        /// safer for it.
+        const DONT_CACHE = 1 << 6;
     }
 }

@@ -140,6 +140,14 @@ impl Options {
         Self::from_parsed_json(Dialect::Legacy, value)
     }
 
+    /// A QMP command's argument, or part of one: see [`Value::parse_json`].
+    ///
+    /// # Errors
+    /// Not an object, or a key that cannot be an option's.
+    pub fn from_value(value: Value) -> Result<Self, OptionsError> {
+        Self::from_parsed_json(Dialect::Qmp, value)
+    }
+
     fn from_parsed_json(dialect: Dialect, value: Value) -> Result<Self, OptionsError> {
         let Value::Dict(dict) = value else { return Err(OptionsError::NotAnObject) };
         if dialect == Dialect::Legacy {

@@ -11,7 +11,8 @@ use block_common::options::{Dialect, DriverKind, Value};
 use block_common::{ChildName, ChildOrNull, ChildRole, OptionReader, Options, Perm, PermPair};
 use block_crypt_io::Crypt;
 use block_gs::{
-    DriverType, EngineControl, GlobalState, GraphError, GraphResult, NodeRef, OpenContext, Opened, filter_perm,
+    DriverType, EngineControl, GlobalState, GraphError, GraphResult, NodeRef, OpenContext, Opened, PreparingReopen,
+    Reopening, filter_perm,
 };
 use block_luks::{Luks, LuksControl, LuksOptions, read_header};
 use block_qcow2::Qcow2Control;
@@ -19,6 +20,8 @@ use block_qcow2::info::InfoValue;
 use std::any::Any;
 
 const HEADER: ChildName = ChildName::from_static("header");
+/// Both versions' headers tell one image from another within so many bytes: they have its UUID.
+const HEADER_LEN: usize = 4096;
 
 /// The luks driver.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +57,23 @@ impl LuksImage {
 impl EngineControl for LuksImage {
     fn as_any(&mut self) -> &mut dyn Any {
         self
+    }
+
+    /// A file that takes the place of the image's own has the same header.
+    fn prepare_reopen(&mut self, to: &mut Reopening<'_>) -> GraphResult<PreparingReopen> {
+        let coming = to.take_coming_child(ChildName::FILE.as_str()).filter(|_| !self.is_detached);
+        drop(to.options.take_str("key-secret")?);
+        let nothing = || Box::new(()) as Box<dyn Any>;
+        let Some(coming) = coming else { return Ok(Box::pin(std::future::ready(Ok(nothing())))) };
+        let (engine, what) = (self.engine.clone(), "Could not read the LUKS header");
+        let compared = to.run(what, move |req| async move {
+            let found = read_header(&req, &coming, 0, HEADER_LEN).await?;
+            Ok(found == engine.read(req, 0, HEADER_LEN).await?)
+        })?;
+        Ok(Box::pin(async move {
+            let other = || GraphError::Open("The new 'file' does not hold the image that is open".into());
+            compared.await?.then(nothing).ok_or_else(other)
+        }))
     }
 }
 

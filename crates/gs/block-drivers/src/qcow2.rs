@@ -76,11 +76,20 @@ impl EngineControl for Control {
         self.engine.header().geometry.cluster_size().clamp(4 << 10, 64 << 10)
     }
 
+    fn names_child(&self, edge: &str) -> bool {
+        edge == ChildName::BACKING.as_str() && self.engine.header().backing_file.is_some()
+    }
+
     fn prepare_reopen(&mut self, to: &mut Reopening<'_>) -> GraphResult<PreparingReopen> {
         let own = Own::take(to.options, to.common.discard)?;
         let (engine, read_only, gs) = (self.engine.clone(), to.common.read_only, to.global().clone());
+        let coming = to.take_coming_child("file");
         let preparing = to.run("Could not reopen the qcow2 image", move |req| async move {
-            Ok(engine.prepare_reopen(&req, own.engine, read_only).await)
+            let prepared = engine.prepare_reopen(&req, own.engine, read_only).await;
+            match (prepared, coming) {
+                (Ok(prepared), Some(file)) => Ok(engine.check_same(&req, &file).await.map(|()| prepared)),
+                (prepared, _) => Ok(prepared),
+            }
         })?;
         Ok(Box::pin(async move {
             let engine = preparing.await?.map_err(|error| GraphError::Open(error.to_string()))?;
@@ -282,15 +291,20 @@ impl Qcow2Type {
         context: &mut OpenContext<'_>,
         option: Option<ChildOrNull>,
         header: &Header,
-    ) -> GraphResult<Option<Edge>> {
+    ) -> GraphResult<Edge> {
         let format = Stored::Image(header.backing_format.as_deref());
         let stored = header.backing_file.as_deref().map(|name| (name, format));
         let edge = self.named_child(context, (ChildName::BACKING, ChildRole::COW), option, stored).await;
-        edge.map_err(|error| match (header.backing_file.as_deref(), error) {
+        let edge = edge.map_err(|error| match (header.backing_file.as_deref(), error) {
             (Some(_), error @ GraphError::NotBuilt(_)) => error,
             (Some(_), error) => GraphError::Open(format!("Could not open backing file: {}", error.report())),
             (None, error) => error,
-        })
+        })?;
+        match edge {
+            Some(edge) => Ok(edge),
+            // A reopen may put one there.
+            None => context.no_child(ChildName::BACKING, ChildRole::COW).await,
+        }
     }
 
     async fn data_file(
@@ -355,7 +369,7 @@ impl DriverType for Qcow2Type {
         let data = self.data_file(context, option, &header).await?;
         let option = options.take_child_or_null(ChildName::BACKING.as_str())?;
         let backing = self.backing(context, option, &header).await?;
-        let children = Qcow2Children { file, data, backing, cipher };
+        let children = Qcow2Children { file, data, backing: Some(backing), cipher };
         let (pool, read_only) = (context.pool().clone(), common.read_only);
         let open = move |req| async move { Ok(Qcow2::open(&req, children, header, own.engine, read_only, pool).await) };
         let opened = context.run("Could not open the qcow2 image", open).await?;

@@ -24,11 +24,12 @@ impl EngineControl for Control {
 
     fn prepare_reopen(&mut self, to: &mut Reopening<'_>) -> GraphResult<PreparingReopen> {
         let options = window(to.options)?;
-        if options == self.0.options() {
+        let coming = to.take_coming_child("file");
+        if options == self.0.options() && coming.is_none() {
             return Ok(Box::pin(std::future::ready(Ok(Box::new(None::<RawReopen>) as Box<dyn Any>))));
         }
         let checked = to.run("Could not open the raw image", |req| {
-            let prepared = self.0.prepare(req, options);
+            let prepared = self.0.prepare(req, coming, options);
             async move { Ok(prepared.await) }
         })?;
         Ok(Box::pin(async move {

@@ -144,6 +144,11 @@ pub trait EngineControl: Any {
     #[doc(alias = "bdrv_abort_perm_update")]
     fn abort_perm(&mut self) {}
 
+    /// Whether the image names itself what is to be at the edge called `edge`: who leaves the option out then means that.
+    fn names_child(&self, _edge: &str) -> bool {
+        false
+    }
+
     /// The node is going to have other options: take from `to` those of the driver's own, and get ready. Changes nothing; what the future returns comes
     /// back with [`EngineControl::commit_reopen`], or is dropped.
     ///

@@ -71,6 +71,17 @@ pub enum GraphError {
     /// An open node keeps this option.
     #[error("Cannot change the option '{0}'")]
     CannotChange(String),
+    /// It keeps this option, which has no default, or another one.
+    #[error("Option '{0}' cannot be reset to its default value")]
+    CannotReset(String),
+    /// What is at this edge has to be said: it is not what would be there if nobody said anything.
+    #[error("{edge} is missing for '{node}'")]
+    ChildLeftOut {
+        /// The edge's name.
+        edge: String,
+        /// The node.
+        node: String,
+    },
     /// A node would be below itself.
     #[error("Making '{child}' a {edge} child of '{parent}' would create a cycle")]
     Cycle {

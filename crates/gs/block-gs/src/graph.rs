@@ -521,7 +521,7 @@ impl Graph {
     }
 
     /// The depths of `id` and of what is above it, after an edge of it was repointed.
-    fn refresh_depths(&mut self, id: Id) {
+    pub(crate) fn refresh_depths(&mut self, id: Id) {
         for above in self.parents_first(&self.above(DrainTarget::Node(id)).0).into_iter().rev() {
             let below = self.children(above).into_iter().map(|(_, child)| self.depth(child));
             let depth = 1 + below.max().unwrap_or(0);
@@ -533,15 +533,7 @@ impl Graph {
 
     /// Repoint edges, all or none: every parent must be drained by one of `sections`, no edge frozen, no cycle made, no permission in conflict.
     pub(crate) fn repoint(&mut self, changes: &[Change], sections: &[DrainTarget]) -> GraphResult<Vec<NodeRef>> {
-        let mut covered = (BTreeSet::new(), BTreeSet::new());
-        for section in sections {
-            let (nodes, roots) = self.above(*section);
-            covered.0.extend(nodes);
-            covered.1.extend(roots);
-        }
-        for change in changes {
-            self.check_repoint(change, &covered)?;
-        }
+        self.check_changes(changes, sections)?;
         let plan = Plan::new(self, changes, &[])?.prepare(self)?;
         let old = changes.iter().filter_map(|change| self.repoint_one(change)).collect();
         for change in changes {
@@ -555,6 +547,25 @@ impl Graph {
         Ok(old)
     }
 
+    /// Whether edges may be repointed, but for permissions: all of these changes together.
+    pub(crate) fn check_changes(&self, changes: &[Change], sections: &[DrainTarget]) -> GraphResult<()> {
+        let mut covered = (BTreeSet::new(), BTreeSet::new());
+        for section in sections {
+            let (nodes, roots) = self.above(*section);
+            covered.0.extend(nodes);
+            covered.1.extend(roots);
+        }
+        for change in changes {
+            self.check_repoint(change, &covered)?;
+        }
+        let after = After { graph: self, changes };
+        // What closes a circle is what comes last.
+        for change in changes.iter().rev() {
+            after.check_cycle(change)?;
+        }
+        after.check_depth()
+    }
+
     fn check_repoint(&self, change: &Change, covered: &(BTreeSet<Id>, BTreeSet<Id>)) -> GraphResult<()> {
         if let Some(child) = &change.child {
             self.node(child)?;
@@ -565,17 +576,6 @@ impl Graph {
                 let (edge, name) = (&parent.edges[at], parent.name.as_str());
                 if edge.frozen {
                     return Err(frozen(parent, edge));
-                }
-                if let Some(child) = &change.child
-                    && self.reaches(child.id(), id)
-                {
-                    let (parent, edge, child) = (name.into(), edge.name.as_str().into(), child.name().into());
-                    return Err(GraphError::Cycle { parent, edge, child });
-                }
-                if let Some(child) = &change.child
-                    && self.height(id) + self.depth(child.id()) > DEPTH_MAX
-                {
-                    return Err(GraphError::TooDeep(name.into()));
                 }
                 let drained = covered.0.contains(&id) && parent.control.proof().is_some() && !self.is_acted_on(id);
                 drained.then_some(()).ok_or_else(|| GraphError::NotDrained(name.into()))
@@ -636,6 +636,75 @@ impl Graph {
                 filter.control.set_length(child.control.node().length());
             }
         }
+    }
+}
+
+/// The graph as it will be when edges have been repointed.
+struct After<'a> {
+    graph: &'a Graph,
+    changes: &'a [Change],
+}
+
+impl After<'_> {
+    fn children(&self, id: Id) -> impl Iterator<Item = Id> {
+        let count = self.graph.nodes.get(&id).map_or(0, |node| node.edges.len());
+        (0..count).filter_map(move |at| {
+            let end = ParentEnd::Node(id, at);
+            match self.changes.iter().rev().find(|change| change.end == end) {
+                Some(change) => change.child.as_ref().map(NodeRef::id),
+                None => self.graph.child_at(end),
+            }
+        })
+    }
+
+    /// Whether the node that gets a child through `change` is below that child.
+    fn check_cycle(&self, change: &Change) -> GraphResult<()> {
+        let (ParentEnd::Node(parent, at), Some(child)) = (change.end, &change.child) else { return Ok(()) };
+        let (mut seen, mut stack) = (BTreeSet::new(), vec![child.id()]);
+        while let Some(id) = stack.pop() {
+            if id == parent {
+                let node = &self.graph.nodes[&parent];
+                let (edge, parent) = (node.edges[at].name.as_str().into(), node.name.as_str().into());
+                return Err(GraphError::Cycle { parent, edge, child: child.name().into() });
+            }
+            if seen.insert(id) {
+                stack.extend(self.children(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a way down from a node would be too long. There are no circles.
+    fn check_depth(&self) -> GraphResult<()> {
+        let mut above = BTreeSet::new();
+        for change in self.changes {
+            if let ParentEnd::Node(id, _) = change.end {
+                above.extend(self.graph.above(DrainTarget::Node(id)).0);
+            }
+        }
+        // Of all others the graph remembers how much is below them.
+        let mut depths: BTreeMap<Id, usize> = BTreeMap::new();
+        for top in &above {
+            let mut stack = vec![(*top, false)];
+            while let Some((id, left)) = stack.pop() {
+                if depths.contains_key(&id) {
+                    continue;
+                }
+                let changed = self.children(id).filter(|child| above.contains(child));
+                if !left {
+                    stack.push((id, true));
+                    stack.extend(changed.map(|child| (child, false)));
+                    continue;
+                }
+                let depth = |child| depths.get(&child).copied().unwrap_or_else(|| self.graph.depth(child));
+                let depth = 1 + self.children(id).map(depth).max().unwrap_or(0);
+                if depth > DEPTH_MAX {
+                    return Err(GraphError::TooDeep(self.graph.nodes[&id].name.as_str().into()));
+                }
+                depths.insert(id, depth);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -196,9 +196,17 @@ impl OpenContext<'_> {
         role: ChildRole,
     ) -> GraphResult<Edge> {
         match options.take_child_or_null(name.as_str())? {
-            None | Some(ChildOrNull::Null) => self.attach(name, role, None, false).await,
+            None | Some(ChildOrNull::Null) => self.no_child(name, role).await,
             Some(ChildOrNull::Child(spec)) => self.open_child(name, role, spec).await,
         }
+    }
+
+    /// An edge that leads nowhere, until a reopen gives the node a child there.
+    ///
+    /// # Errors
+    /// None today.
+    pub async fn no_child(&mut self, name: ChildName, role: ChildRole) -> GraphResult<Edge> {
+        self.attach(name, role, None, false).await
     }
 
     /// The name of the node that was attached as `name`.
@@ -401,7 +409,7 @@ async fn finish(
 
 async fn refresh_length(gs: &GlobalState, node: &GsNode) -> GraphResult<()> {
     let asked = run(gs, &node.control, &node.edges, |req| async move { NodeControl::refresh_length(&req).await }).await;
-    asked.map(drop).map_err(named(&format!("Could not get the length of '{}'", node.name.as_str())))
+    asked.map(drop).map_err(named("Could not refresh total sector count"))
 }
 
 /// Counts a node that is being opened.

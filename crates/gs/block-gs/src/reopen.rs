@@ -1,19 +1,19 @@
 //! Reopening: other options for open nodes, while requests wait.
 //!
-//! One reopen is about a node and those children that were opened for it: what these do not say themselves they take from it. All of them are drained and
-//! flushed; all prepare; then permissions are checked as the nodes will be, and either all have their new options, children before parents, or all have
-//! the old ones (rules reopen-1 and reopen-2). An option that cannot change is refused by name (rule reopen-3). Which nodes are children is not
-//! changed here.
+//! One reopen is about nodes and those children that were opened for them: what these do not say themselves they take from their parents. All of them are
+//! drained and flushed; all prepare; then the graph and its permissions are checked as they will be, and either all have their new options and children,
+//! children before parents, or all have the old ones (rules reopen-1 and reopen-2). An option that cannot change is refused by name (rule reopen-3). An image may get
+//! another backing file, or none, and any node another `file`; other children stay.
 
 use crate::driver::EngineControl;
 use crate::error::{GraphError, GraphResult};
-use crate::graph::{Graph, GsNode, Id, NodeRef};
+use crate::graph::{DrainTarget, Graph, GsEdge, GsNode, Id, NodeRef, ParentEnd};
 use crate::open::{CommonOptions, Inherited};
-use crate::perm::Plan;
+use crate::perm::{Change, Plan};
 use crate::state::GlobalState;
 use block_common::options::{Dialect, Dict, Value};
-use block_common::{IoResult, OptionReader, Options};
-use block_io::{NodeControl, Req};
+use block_common::{ChildRole, IoResult, OptionReader, Options, OptionsError, Perm, PermPair};
+use block_io::{Edge, EdgeWriter, NodeControl, Req};
 use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
@@ -42,12 +42,28 @@ pub struct Reopening<'a> {
     pub options: &'a mut OptionReader,
     gs: GlobalState,
     id: Id,
+    /// Those that the node is going to have instead of others, by their edges' names.
+    children: &'a mut [Coming],
+}
+
+/// A child that a node is going to have, and a way to it for whoever prepares for that.
+struct Coming {
+    edge: String,
+    child: NodeRef,
+    /// What holds the way open, and the way until somebody takes it.
+    trial: (EdgeWriter, Option<Edge>),
 }
 
 impl Reopening<'_> {
     /// Where the node is.
     pub fn global(&self) -> &GlobalState {
         &self.gs
+    }
+
+    /// The way to the child that the node is going to have at the edge called `edge`, if that is another one than now. For reading, and until the reopen is
+    /// over.
+    pub fn take_coming_child(&mut self, edge: &str) -> Option<Edge> {
+        self.children.iter_mut().find(|coming| coming.edge == edge)?.trial.1.take()
     }
 
     /// The work of running `work` on an I/O thread with a token on the node. It reaches the children, drained as they are.
@@ -63,7 +79,8 @@ impl Reopening<'_> {
         let gone = || GraphError::NotFound(format!("#{}", self.id));
         let entered = self.gs.0.graph.borrow().nodes.get(&self.id).ok_or_else(gone)?.control.enter();
         let req = entered.map_err(GraphError::io(what.to_owned()))?;
-        let (gs, act, work) = (self.gs.clone(), self.gs.act(vec![self.id]), work(req));
+        let reached = self.children.iter().map(|coming| coming.child.id()).chain([self.id]).collect();
+        let (gs, act, work) = (self.gs.clone(), self.gs.act(reached), work(req));
         Ok(Box::pin(async move {
             let answer = gs.main_io().run(work).await.ok_or(GraphError::ShuttingDown)?;
             drop(act);
@@ -87,7 +104,14 @@ struct Step {
     options: Dict,
     /// The driver's own.
     own: OptionReader,
+    /// The edges that are to lead elsewhere, by their places.
+    children: Vec<(usize, Option<NodeRef>)>,
+    /// Whether somebody named the node, and not only one above it.
+    is_named: bool,
 }
+
+/// The children that any node may exchange.
+const EXCHANGED: [&str; 2] = ["backing", "file"];
 
 /// The keys that every node has; the rest are the driver's own, and its children.
 const COMMON: [&str; 9] = [
@@ -121,17 +145,30 @@ impl GlobalState {
         changes: Options,
         left_out: LeftOut,
     ) -> impl Future<Output = GraphResult<()>> + 'static + use<> {
-        let node = node.clone();
-        self.mutate(move |gs| async move { gs.reopen_in_mutation(&node, changes, left_out).await })
+        self.reopen_all(vec![(node.clone(), changes)], left_out)
     }
 
-    /// As [`GlobalState::reopen`], for use within a mutation that holds the ticket already.
+    /// As [`GlobalState::reopen`], for several nodes, whose changes hold together or not at all. Of a node that is there twice the last changes count.
     ///
     /// # Errors
     /// As [`GlobalState::reopen`].
-    pub async fn reopen_in_mutation(&self, node: &NodeRef, changes: Options, left_out: LeftOut) -> GraphResult<()> {
-        let mut plan = Planning { steps: Vec::new(), dialect: changes.dialect(), left_out };
-        plan.add(&self.0.graph.borrow(), node, Some(changes.into_dict()), None)?;
+    pub fn reopen_all(
+        &self,
+        nodes: Vec<(NodeRef, Options)>,
+        left_out: LeftOut,
+    ) -> impl Future<Output = GraphResult<()>> + 'static + use<> {
+        self.mutate(move |gs| async move { gs.reopen_in_mutation(nodes, left_out).await })
+    }
+
+    /// As [`GlobalState::reopen_all`], for use within a mutation that holds the ticket already.
+    ///
+    /// # Errors
+    /// As [`GlobalState::reopen`].
+    pub async fn reopen_in_mutation(&self, nodes: Vec<(NodeRef, Options)>, left_out: LeftOut) -> GraphResult<()> {
+        let mut plan = Planning { steps: Vec::new(), left_out };
+        for (node, changes) in nodes {
+            plan.add_named(&self.0.graph.borrow(), &node, changes)?;
+        }
         let mut steps = plan.steps;
         let mut sections = Vec::new();
         for step in &steps {
@@ -149,7 +186,8 @@ impl GlobalState {
             section.settled().await;
         }
         let ids: Vec<_> = steps.iter().map(|step| step.node.id()).collect();
-        self.0.graph.borrow_mut().commit_reopen(&steps, prepared)?;
+        let former = self.0.graph.borrow_mut().commit_reopen(&steps, prepared)?;
+        drop(former);
         for (step, id) in steps.into_iter().zip(&ids) {
             if let Some(node) = self.0.graph.borrow_mut().nodes.get_mut(id) {
                 (node.common, node.options) = (step.common, step.options);
@@ -169,11 +207,18 @@ impl GlobalState {
     }
 
     async fn prepare_reopen(&self, step: &mut Step) -> GraphResult<Box<dyn Any>> {
+        let mut children = self.0.graph.borrow().coming(step)?;
         let preparing = {
             let busy = |_| GraphError::InUse(step.node.name().into());
             let mut control = step.control.try_borrow_mut().map_err(busy)?;
             let (common, gs, id) = (step.common, self.clone(), step.node.id());
-            control.prepare_reopen(&mut Reopening { common, options: &mut step.own, gs, id })?
+            control.prepare_reopen(&mut Reopening {
+                common,
+                options: &mut step.own,
+                gs,
+                id,
+                children: &mut children,
+            })?
         };
         preparing.await
     }
@@ -184,7 +229,7 @@ impl GlobalState {
             let graph = self.0.graph.borrow();
             let mut above = std::collections::BTreeSet::new();
             for id in changed {
-                above.extend(graph.above(crate::graph::DrainTarget::Node(*id)).0);
+                above.extend(graph.above(DrainTarget::Node(*id)).0);
             }
             let mut order = graph.all_parents_first();
             order.retain(|id| above.contains(id));
@@ -219,27 +264,58 @@ impl GlobalState {
 /// Collects the nodes that a reopen changes, parents before children.
 struct Planning {
     steps: Vec<Step>,
-    dialect: Dialect,
     left_out: LeftOut,
 }
 
 impl Planning {
+    /// Somebody names `node`. What it does not say itself it takes from the one that it was opened for, as that will be.
+    fn add_named(&mut self, graph: &Graph, node: &NodeRef, changes: Options) -> GraphResult<()> {
+        let owner = graph.node(node)?.parents.iter().find_map(|end| match end {
+            ParentEnd::Node(id, at) => {
+                let owner = graph.nodes.get(id)?;
+                let edge = owner.edges.get(*at).filter(|edge| edge.is_inline)?;
+                let coming = self.steps.iter().find(|step| step.node.id() == *id);
+                Some(coming.map_or(owner.common, |step| step.common).for_child(edge.role))
+            }
+            ParentEnd::Root(_) => None,
+        });
+        let dialect = changes.dialect();
+        self.add(graph, node, (dialect, Some(changes.into_dict())), owner)
+    }
+
     /// `node` is to have the options `changes`, and takes the rest from its parent's, `above`, if it was opened for one.
     fn add(
         &mut self,
         graph: &Graph,
         node: &NodeRef,
-        changes: Option<Dict>,
+        (dialect, changes): (Dialect, Option<Dict>),
         above: Option<CommonOptions>,
     ) -> GraphResult<()> {
         let found = graph.node(node)?;
+        let is_named = changes.is_some();
+        if !is_named && self.steps.iter().any(|step| step.is_named && step.node.id() == node.id()) {
+            return Ok(());
+        }
         // Of a child that is not named, everything is left as it says.
-        let left_out = if changes.is_some() { self.left_out } else { LeftOut::Stays };
+        let left_out = if is_named { self.left_out } else { LeftOut::Stays };
         let mut changes = changes.unwrap_or_default();
-        let mut below = Vec::new();
-        for edge in &found.edges {
-            let own = changes.remove(edge.name.as_str());
-            let own = child_changes(graph, edge.name.as_str(), edge.child.as_ref(), edge.is_inline, own)?;
+        let (mut below, mut children) = (Vec::new(), Vec::new());
+        for (at, edge) in found.edges.iter().enumerate() {
+            let own = match (changes.remove(edge.name.as_str()), left_out) {
+                (None, LeftOut::Default) if needs_naming(found, edge) => {
+                    let (edge, node) = (edge.name.as_str().to_owned(), node.name().to_owned());
+                    return Err(GraphError::ChildLeftOut { edge, node });
+                }
+                (changes, _) => child_changes(graph, edge, changes)?,
+            };
+            let own = match own {
+                Below::Same => None,
+                Below::Changed(changes) => Some(changes),
+                Below::Exchanged(child) => {
+                    children.push((at, child));
+                    continue;
+                }
+            };
             below.extend(edge.child.as_ref().filter(|_| edge.is_inline).map(|child| (child, edge.role, own)));
         }
         let was = &found.options;
@@ -262,7 +338,13 @@ impl Planning {
         {
             return Err(GraphError::CannotChange((*key).into()));
         }
-        let mut own = Options::from_dict(self.dialect, options.clone()).reader();
+        for (at, child) in &children {
+            let named = child.as_ref().map_or(Value::Null, |child| Value::Str(child.name().to_owned()));
+            let key = found.edges[*at].name.as_str();
+            drop(options.remove(key));
+            options.insert(key, named)?;
+        }
+        let mut own = Options::from_dict(dialect, options.clone()).reader();
         own.set_driver(found.driver.kind(), found.driver.name());
         drop((own.take("driver"), own.take("node-name")));
         let common = CommonOptions::take(&mut own, Inherited { common: above, depth: 0 })?;
@@ -274,33 +356,52 @@ impl Planning {
             drop(own.take(edge.name.as_str()));
         }
         check_unchanged(found, &options)?;
-        if common != found.common || options != *was {
+        self.steps.retain(|step| step.node.id() != node.id());
+        if common != found.common || options != *was || !children.is_empty() {
             let (node, control) = (node.clone(), found.engine_control.clone());
-            self.steps.push(Step { node, control, common, options, own });
+            self.steps.push(Step { node, control, common, options, own, children, is_named });
         }
         for (child, role, changes) in below {
-            self.add(graph, child, changes, Some(common.for_child(role)))?;
+            self.add(graph, child, (dialect, changes), Some(common.for_child(role)))?;
         }
         Ok(())
     }
 }
 
-/// What is to be changed of the child at an edge.
-fn child_changes(
-    graph: &Graph,
-    edge: &str,
-    child: Option<&NodeRef>,
-    is_inline: bool,
-    changes: Option<Value>,
-) -> GraphResult<Option<Dict>> {
+/// What becomes of the child at an edge.
+enum Below {
+    /// It stays, and what it says of itself.
+    Same,
+    /// It stays, with these changes.
+    Changed(Dict),
+    /// Another one comes in its place, or none.
+    Exchanged(Option<NodeRef>),
+}
+
+/// Whether to leave out what is at `edge` would mean something else than what is there: the image may name a backing file itself.
+fn needs_naming(node: &GsNode, edge: &GsEdge) -> bool {
+    let names = || node.engine_control.try_borrow().is_ok_and(|control| control.names_child(edge.name.as_str()));
+    edge.role.contains(ChildRole::COW) && (edge.child.is_some() || names())
+}
+
+fn child_changes(graph: &Graph, edge: &GsEdge, changes: Option<Value>) -> GraphResult<Below> {
+    let (key, is_there) = (edge.name.as_str(), edge.child.is_some());
+    let exchanged = |child| match EXCHANGED.contains(&key) {
+        true => Ok(Below::Exchanged(child)),
+        false => Err(GraphError::CannotChange(key.into())),
+    };
     match changes {
-        None => Ok(None),
-        Some(Value::Dict(changes)) if is_inline => Ok(Some(changes)),
-        Some(Value::Str(name)) if child.is_some_and(|child| child.name() == name) => Ok(None),
-        Some(Value::Str(name)) if graph.find(&name).is_none() => {
-            Err(GraphError::Open(format!("Cannot find device='' nor node-name='{name}'")))
-        }
-        Some(_) => Err(GraphError::NotBuilt(format!("Another child '{edge}' of an open node"))),
+        None => Ok(Below::Same),
+        Some(Value::Dict(changes)) if edge.is_inline => Ok(Below::Changed(changes)),
+        Some(Value::Dict(_)) => Err(GraphError::CannotChange(format!("{key}.driver"))),
+        Some(Value::Null) if !is_there => Ok(Below::Same),
+        Some(Value::Null) if edge.role.contains(ChildRole::COW) => exchanged(None),
+        Some(Value::Str(name)) if edge.child.as_ref().is_some_and(|child| child.name() == name) => Ok(Below::Same),
+        Some(Value::Str(name)) => match graph.find(&name) {
+            Some(child) => exchanged(Some(child)),
+            None => Err(GraphError::Open(format!("Cannot find device='' nor node-name='{name}'"))),
+        },
+        Some(_) => Err(OptionsError::WrongType { key: key.into(), expected: "BlockdevRef" }.into()),
     }
 }
 
@@ -349,16 +450,41 @@ fn check_unchanged(node: &GsNode, options: &Dict) -> GraphResult<()> {
             continue;
         }
         let of = |dict: &Dict| Options::from_dict(Dialect::Legacy, dict.clone()).lookup(&key).map(text);
-        if of(&node.options) != of(options) {
-            return Err(GraphError::CannotChange(key));
+        match (of(&node.options), of(options)) {
+            (was, is) if was == is => {}
+            (Some(_), None) => return Err(GraphError::CannotReset(key)),
+            _ => return Err(GraphError::CannotChange(key)),
         }
     }
     Ok(())
 }
 
 impl Graph {
-    /// Everything is prepared: check permissions as they will be, and then let all of `steps` have happened. Or nothing.
-    fn commit_reopen(&mut self, steps: &[Step], prepared: Vec<Box<dyn Any>>) -> GraphResult<()> {
+    /// Ways to the children that a node is going to have.
+    fn coming(&self, step: &Step) -> GraphResult<Vec<Coming>> {
+        let node = self.node(&step.node)?;
+        let reading = PermPair::new(Perm::CONSISTENT_READ, Perm::all());
+        let coming = |(at, child): &(usize, Option<NodeRef>)| {
+            let child = child.clone()?;
+            let edge = &node.edges[*at];
+            let (writer, way) = node.control.edge(edge.role, reading, Some(child.target()));
+            Some(Coming { edge: edge.name.as_str().into(), child, trial: (writer, Some(way)) })
+        };
+        Ok(step.children.iter().filter_map(coming).collect())
+    }
+
+    /// Everything is prepared: check the graph and its permissions as they will be, and then let all of `steps` have happened. Or nothing. Returns the children that are none any
+    /// more, to be dropped when the graph is no longer borrowed.
+    fn commit_reopen(&mut self, steps: &[Step], prepared: Vec<Box<dyn Any>>) -> GraphResult<Vec<NodeRef>> {
+        let changes: Vec<_> = steps
+            .iter()
+            .flat_map(|step| {
+                let end = |at| ParentEnd::Node(step.node.id(), at);
+                step.children.iter().map(move |(at, child)| Change { end: end(*at), child: child.clone() })
+            })
+            .collect();
+        let sections: Vec<_> = steps.iter().map(|step| DrainTarget::Node(step.node.id())).collect();
+        self.check_changes(&changes, &sections)?;
         let before: Vec<_> =
             steps.iter().map(|step| self.nodes.get(&step.node.id()).map(|node| node.read_only)).collect();
         for step in steps {
@@ -366,7 +492,7 @@ impl Graph {
             node.read_only = step.common.read_only;
         }
         let ids: Vec<_> = steps.iter().map(|step| step.node.id()).collect();
-        let checked = Plan::new(self, &[], &ids).and_then(|plan| plan.prepare(self)).and_then(|plan| {
+        let checked = Plan::new(self, &changes, &ids).and_then(|plan| plan.prepare(self)).and_then(|plan| {
             for step in steps {
                 let node = self.node(&step.node)?;
                 let is_free = step.control.try_borrow_mut().is_ok();
@@ -390,7 +516,17 @@ impl Graph {
                 });
             }
         };
+        let former = changes.iter().filter_map(|change| self.repoint_one(change)).collect();
+        for step in steps {
+            for (at, _) in &step.children {
+                if let Some(node) = self.nodes.get_mut(&step.node.id()) {
+                    node.edges[*at].is_inline = false;
+                }
+            }
+            self.refresh_depths(step.node.id());
+        }
         plan.commit(self);
+        self.apply_drains();
         for (step, prepared) in steps.iter().zip(prepared).rev() {
             let Ok(node) = self.node(&step.node) else { continue };
             if let Some(proof) = node.control.proof() {
@@ -399,6 +535,6 @@ impl Graph {
             node.control.set_read_only(step.common.read_only);
             node.control.set_modes(step.common.modes());
         }
-        Ok(())
+        Ok(former)
     }
 }

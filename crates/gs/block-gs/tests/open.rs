@@ -185,11 +185,11 @@ fn a_failure_anywhere_leaves_the_graph_as_it_was() {
             // The engine exists when its options are found to be too many.
             (format!(r#"{{"driver": "fmt", "file": {inner}, "bogus": 1}}"#), "Parameter 'bogus' is unexpected"),
             (r#"{"driver": "leaf", "bogus": 1}"#.into(), "Parameter 'bogus' is unexpected"),
-            (r#"{"driver": "leaf", "node-name": "l", "fail-length": true}"#.into(), "Could not get the length of 'l': Input/output error"),
+            (r#"{"driver": "leaf", "node-name": "l", "fail-length": true}"#.into(), "Could not refresh total sector count: Input/output error"),
             (r#"{"driver": "leaf", "node-name": "l", "fail-open": true}"#.into(), "Could not open leaf 'l'"),
             // The second child fails, the first one goes.
             (format!(r#"{{"driver": "fmt", "file": {inner}, "backing": {{"driver": "leaf", "fail-length": true, "node-name": "m"}}}}"#),
-             "Could not get the length of 'm': Input/output error"),
+             "Could not refresh total sector count: Input/output error"),
             (format!(r#"{{"driver": "fmt", "file": {inner}, "backing": "nowhere"}}"#),
              "Cannot find device='nowhere' nor node-name='nowhere'"),
             // Both ways lead to the same file, which one grows and the other reads.

@@ -79,7 +79,8 @@ fn reopen_3_options_that_cannot_change_are_named() {
             (r#"{"file": {"file": {"size": 5}}}"#, "Cannot change the option 'size'"),
             (r#"{"bogus": 1}"#, "Cannot change the option 'bogus'"),
             (r#"{"file": "nobody"}"#, "Cannot find device='' nor node-name='nobody'"),
-            (r#"{"file": "other"}"#, "Another child 'file' of an open node is not supported"),
+            (r#"{"file": null}"#, "Invalid parameter type for 'file', expected: BlockdevRef"),
+            (r#"{"file": ["other"]}"#, "Invalid parameter type for 'file', expected: BlockdevRef"),
             (
                 r#"{"detect-zeroes": "unmap"}"#,
                 "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
@@ -93,7 +94,7 @@ fn reopen_3_options_that_cannot_change_are_named() {
         reopen(&world, &top, same).await.expect("nothing changes");
         // A node that somebody else opened is not one's own to change.
         let above = world.add(r#"{"driver": "pass", "node-name": "above", "file": "other"}"#).await;
-        let told = "Another child 'file' of an open node is not supported";
+        let told = "Cannot change the option 'file.driver'";
         assert_eq!(message(reopen(&world, &above, r#"{"file": {"read-only": true}}"#).await), told);
         reopen(&world, &above, r#"{"read-only": true}"#).await.expect("its own it is");
         assert!(above.io().is_read_only() && !other.io().is_read_only());

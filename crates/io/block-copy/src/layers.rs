@@ -66,7 +66,8 @@ pub async fn commit(
         salvage: false,
         offload: false,
         speed: options.speed,
-        flags: options.flags,
+        // All of it has to be on the disk at the end.
+        flags: options.flags | RequestFlags::DONT_CACHE,
     };
     copy_extents(layers, (extents, asking), base.clone(), options, note).await?;
     base.flush().await.map_err(CopyError::at(CopyAct::Flush, 0))

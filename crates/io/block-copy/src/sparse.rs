@@ -23,6 +23,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 const HOSTED_MAX: usize = 2;
 /// How long such a thread waits for the piece before its own to be written.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// Shorter writes stay in the cache until many can go to the disk together.
+const DROP_BEHIND_MIN: usize = 64 << 10;
 
 /// How to copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -590,7 +592,11 @@ impl Copier {
             }
             Act::Write(writes) => {
                 let places: Vec<u64> = writes.iter().map(|(at, _)| *at).collect();
-                let written = self.target.write_many(writes, self.options.flags).await;
+                let mut flags = self.options.flags;
+                if writes.iter().any(|(_, buf)| buf.len() < DROP_BEHIND_MIN) {
+                    flags.remove(RequestFlags::DONT_CACHE);
+                }
+                let written = self.target.write_many(writes, flags).await;
                 written.map_err(|(index, error)| CopyError::at(CopyAct::Write, places[index])(error))
             }
         }

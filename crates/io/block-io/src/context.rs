@@ -779,7 +779,7 @@ fn bounce_for(op: &FileOp) -> Option<Box<IoBuf>> {
 fn entry(slot: &mut Slot, fixed: Option<u16>) -> io_uring::squeue::Entry {
     let fd = types::Fd(slot.op.fd);
     let offset = slot.op.offset + slot.progress as u64;
-    let flags = if slot.op.kind == (FileOpKind::Write { fua: true }) { libc::RWF_DSYNC } else { 0 };
+    let flags = slot.op.kind.write_flags();
     match (slot.op.kind, slot.bounce.as_deref().or(slot.op.buf.as_ref())) {
         (FileOpKind::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
         (FileOpKind::Allocate(mode), _) => opcode::Fallocate::new(fd, slot.op.len).offset(offset).mode(mode).build(),

@@ -95,6 +95,8 @@ pub(crate) struct FileShared {
     memory_alignment: AtomicU32,
     /// What the host knows of the file is in its memory: asking does not sleep.
     is_local: AtomicBool,
+    /// The host cannot write without keeping what it wrote in its cache.
+    keeps_cached: AtomicBool,
     pool: ThreadPool,
 }
 
@@ -102,6 +104,11 @@ impl FileShared {
     #[inline]
     fn options(&self) -> HostFileOptions {
         HostFileOptions { engine: self.engine, memory_alignment: self.memory_alignment.load(Ordering::Relaxed) }
+    }
+
+    /// Whether writes may ask that what they wrote goes to the disk, and then out of the cache. O_DIRECT has no use for it.
+    fn may_drop_behind(&self) -> bool {
+        self.options().memory_alignment <= 1 && !self.keeps_cached.load(Ordering::Relaxed)
     }
 }
 
@@ -141,6 +148,7 @@ impl HostFile {
             engine: options.engine,
             memory_alignment: AtomicU32::new(options.memory_alignment.max(1)),
             is_local: AtomicBool::new(false),
+            keeps_cached: AtomicBool::new(false),
             pool,
         });
         (Self(shared.clone()), HostFileControl(shared))
@@ -159,7 +167,17 @@ impl HostFile {
     /// # Errors
     /// What the host answered.
     pub async fn write(&self, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
-        self.start(FileOp::write(offset.0, buf.clone(), flags.contains(RequestFlags::FUA)))?.await
+        let fua = flags.contains(RequestFlags::FUA);
+        if flags.contains(RequestFlags::DONT_CACHE) && self.0.may_drop_behind() {
+            let kind = FileOpKind::Write { fua, drop_behind: true };
+            match self.start(FileOp::new(kind, offset.0, buf.len() as u64, Some(buf.clone())))?.await {
+                Err(error) if error.errno() == IoError::UNSUPPORTED.errno() => {
+                    self.0.keeps_cached.store(true, Ordering::Relaxed)
+                }
+                done => return done,
+            }
+        }
+        self.start(FileOp::write(offset.0, buf.clone(), fua))?.await
     }
 
     /// Bring the data that was written to stable storage, and the metadata that is needed to read it back.
@@ -480,9 +498,23 @@ fn data_at(fd: BorrowedFd<'_>, offset: u64) -> IoResult<FileExtent> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileOpKind {
     Read,
-    Write { fua: bool },
+    Write {
+        fua: bool,
+        /// What was written is on its way to the disk, and leaves the cache when it is there.
+        drop_behind: bool,
+    },
     Sync,
     Allocate(i32),
+}
+
+impl FileOpKind {
+    /// What the kernel is told of a write (`RWF_*`).
+    pub(crate) fn write_flags(self) -> i32 {
+        let Self::Write { fua, drop_behind } = self else { return 0 };
+        // Linux 6.14; before that, and on file systems that have no such thing, writes are refused.
+        const RWF_DONTCACHE: i32 = 0x80;
+        (if fua { libc::RWF_DSYNC } else { 0 }) | if drop_behind { RWF_DONTCACHE } else { 0 }
+    }
 }
 
 /// One operation on a host file.
@@ -522,7 +554,7 @@ impl FileOp {
 
     pub(crate) fn write(offset: u64, buf: IoBuf, fua: bool) -> Self {
         let len = buf.len() as u64;
-        Self::new(FileOpKind::Write { fua }, offset, len, Some(buf))
+        Self::new(FileOpKind::Write { fua, drop_behind: false }, offset, len, Some(buf))
     }
 }
 
@@ -588,8 +620,8 @@ pub(crate) fn run_blocking(
     let answer = unsafe {
         match kind {
             FileOpKind::Read => libc::preadv(fd, base, count, offset) as i64,
-            FileOpKind::Write { fua: false } => libc::pwritev(fd, base, count, offset) as i64,
-            FileOpKind::Write { fua: true } => libc::pwritev2(fd, base, count, offset, libc::RWF_DSYNC) as i64,
+            FileOpKind::Write { fua: false, drop_behind: false } => libc::pwritev(fd, base, count, offset) as i64,
+            FileOpKind::Write { .. } => libc::pwritev2(fd, base, count, offset, kind.write_flags()) as i64,
             FileOpKind::Sync => i64::from(libc::fdatasync(fd)),
             FileOpKind::Allocate(mode) => i64::from(libc::fallocate(fd, mode, offset, len as libc::off_t)),
         }

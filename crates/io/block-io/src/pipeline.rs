@@ -181,7 +181,7 @@ pub(crate) fn uncode(
 pub(crate) fn aim(context: &IoContext, path: &Path, mut op: FileOp, recode_by: Option<(usize, u64)>) -> Aimed {
     let access = match op.kind {
         FileOpKind::Read => Access::Read,
-        FileOpKind::Write { fua: true } => Access::WriteFua,
+        FileOpKind::Write { fua: true, .. } => Access::WriteFua,
         _ => Access::Write,
     };
     let engine = path.last().and_then(|node| node.engine().ok());

@@ -70,7 +70,7 @@ async fn in_the_host((end, range): (Held, GuestRange), writes: Vec<(u64, IoBuf)>
 fn write(fd: i32, offset: u64, buf: &IoBuf) -> IoResult<()> {
     let mut done = 0;
     while done < buf.len() {
-        let kind = FileOpKind::Write { fua: false };
+        let kind = FileOpKind::Write { fua: false, drop_behind: false };
         let rest = (buf.len() - done) as u64;
         let _turn = write_turn(kind, fd, rest);
         match run_blocking(kind, fd, offset + done as u64, rest, Some(buf), done) {

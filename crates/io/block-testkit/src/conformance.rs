@@ -260,10 +260,11 @@ impl Suite {
 
     async fn read_your_writes(&mut self) -> Check {
         self.fill().await?;
+        let kinds = [RequestFlags::empty(), RequestFlags::DONT_CACHE, RequestFlags::DONT_CACHE | RequestFlags::FUA];
         for max in [self.alignment, self.alignment * 3, 5000, 70_000, self.region()] {
-            for shape in SHAPES {
+            for (shape, flags) in SHAPES.into_iter().zip(kinds) {
                 let (offset, len) = self.range(max);
-                self.write(offset, len, shape, RequestFlags::empty()).await?;
+                self.write(offset, len, shape, flags).await?;
                 for shape in SHAPES {
                     let data = self.read(offset, len, shape).await?;
                     let right = data == self.mirror[offset as usize..(offset + len) as usize];

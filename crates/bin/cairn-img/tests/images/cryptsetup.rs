@@ -423,7 +423,11 @@ fn what_cannot_be_opened_is_told() {
         cut(file, 100);
         assert_eq!(told("info -f luks cut"), "LUKS header is truncated: 100 bytes");
         cut(file, 6000);
-        assert_eq!(bed.img("info -f luks cut").status.code(), Some(i32::from(file == "two")), "{file}");
+        let cut_off = match file {
+            "one" => "Could not refresh total sector count: Input/output error",
+            _ => "LUKS header is truncated: 6000 bytes",
+        };
+        assert_eq!(told("info -f luks cut"), cut_off);
     }
     // What has begun to be encrypted is another program's business.
     bed.file("half", 36);

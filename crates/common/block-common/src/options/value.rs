@@ -71,6 +71,16 @@ pub enum Value {
     Dict(Dict),
 }
 
+impl Value {
+    /// The one value in a JSON text of at most [`TEXT_BYTES_MAX`](super::TEXT_BYTES_MAX) bytes. Strings may stand in single quotes.
+    ///
+    /// # Errors
+    /// [`OptionsError::Json`] says what is wrong with it; or it is too long, nests too deep, or has too many values.
+    pub fn parse_json(text: &str) -> Result<Self, OptionsError> {
+        super::json::parse(text)
+    }
+}
+
 macro_rules! value_from {
     ($($from:ty => $make:expr),* $(,)?) => {
         $(impl From<$from> for Value {

@@ -34,7 +34,7 @@ fn check(kind: FileOpKind, answers: &[i32], expected: Option<IoResult<()>>) -> S
     slot
 }
 
-const WRITE: FileOpKind = FileOpKind::Write { fua: false };
+const WRITE: FileOpKind = FileOpKind::Write { fua: false, drop_behind: false };
 
 #[test]
 fn answers_of_the_kernel() {
@@ -102,7 +102,7 @@ fn flags_of(kind: FileOpKind, in_pieces: bool) -> u32 {
 #[test]
 fn flush_2_fua_is_in_the_rings_entry() {
     for pieces in [false, true] {
-        assert_eq!(flags_of(FileOpKind::Write { fua: true }, pieces), libc::RWF_DSYNC as u32);
+        assert_eq!(flags_of(FileOpKind::Write { fua: true, drop_behind: false }, pieces), libc::RWF_DSYNC as u32);
         assert_eq!(flags_of(WRITE, pieces), 0);
         assert_eq!(flags_of(FileOpKind::Read, pieces), 0);
     }

@@ -240,7 +240,7 @@ impl Driver for Blkdebug {
     }
 
     fn write_flags(&self) -> RequestFlags {
-        RequestFlags::FUA | RequestFlags::WRITE_UNCHANGED
+        RequestFlags::FUA | RequestFlags::WRITE_UNCHANGED | RequestFlags::DONT_CACHE
     }
 
     fn filtered(&self) -> Option<&Edge> {

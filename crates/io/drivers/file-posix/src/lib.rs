@@ -479,7 +479,7 @@ impl Driver for FilePosix {
     }
 
     fn write_flags(&self) -> RequestFlags {
-        RequestFlags::FUA
+        RequestFlags::FUA | RequestFlags::DONT_CACHE
     }
 
     #[inline]

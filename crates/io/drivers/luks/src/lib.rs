@@ -160,7 +160,7 @@ impl Driver for Luks {
     }
 
     fn write_flags(&self) -> RequestFlags {
-        RequestFlags::FUA | RequestFlags::WRITE_UNCHANGED
+        RequestFlags::FUA | RequestFlags::WRITE_UNCHANGED | RequestFlags::DONT_CACHE
     }
 
     /// Short requests are worked on where they come from.

@@ -1,7 +1,7 @@
 //! Another backing file, and nothing left of an image's own content.
 
 use crate::image::{Qcow2Control, Shared};
-use block_common::{AlignedBuf, BlockStatus, GuestRange, IoResult};
+use block_common::{AlignedBuf, BlockStatus, GuestRange, IoResult, RequestFlags};
 use block_io::Req;
 use block_qcow2_format::{Header, Version};
 
@@ -59,7 +59,7 @@ impl Shared {
                     let mut from = at;
                     while from < end {
                         let piece = (end - from).min(EXPAND);
-                        self.write(req, from, &zeroes.slice(0, piece as usize)).await?;
+                        self.write(req, from, &zeroes.slice(0, piece as usize), RequestFlags::empty()).await?;
                         from += piece;
                     }
                 } else {

@@ -3,7 +3,7 @@
 use crate::deflate::{Deflate, SLACK};
 use crate::image::Shared;
 use crate::refcounts::Class;
-use block_common::{IoBuf, IoError, IoResult};
+use block_common::{IoBuf, IoError, IoResult, RequestFlags};
 use block_io::Req;
 use block_qcow2_format::{CompressionType, L2Entry, L2Kind, SubclusterBits};
 use flate2::{Decompress, FlushDecompress, Status};
@@ -139,7 +139,7 @@ impl Shared {
     async fn write_compressed_cluster(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
         let (size, kind, source) = (self.geometry.cluster_size() as usize, self.compression, buf.clone());
         let Some(data) = self.pool.run(move || compress(kind, &source, size)).await.ok_or(IoError::BUG)? else {
-            return self.write(req, offset, buf).await;
+            return self.write(req, offset, buf, RequestFlags::empty()).await;
         };
         let cluster = self.geometry.cluster(offset);
         let _lock = self.locks.lock(cluster..cluster + 1).await;

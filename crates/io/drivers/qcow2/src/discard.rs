@@ -141,7 +141,12 @@ impl Shared {
                 let (guest, at) = (guest + i * size, host + i * size);
                 let is_free =
                     i < clusters && (self.data.is_some() || self.overlap(at, size, OverlapChecks::NONE).is_none());
-                let is_empty = is_free && self.is_empty_at(req, guest, at).await;
+                let mut is_empty = is_free && self.is_empty_at(req, guest, at).await;
+                if is_empty && !self.is_stable_at(req, guest).await {
+                    // It was filled and emptied once more since. The disk's entry may still be the one in between, which somebody may come to read.
+                    self.lists().emptied.push(Emptied { guest, host: at, clusters: 1 });
+                    is_empty = false;
+                }
                 match (run, is_empty) {
                     (None, true) => run = Some(i),
                     (Some(from), false) => {
@@ -155,6 +160,14 @@ impl Shared {
                     _ => {}
                 }
             }
+        }
+    }
+
+    /// Whether the entry of the cluster at `guest` is on the disk as it is.
+    async fn is_stable_at(&self, req: &Req, guest: u64) -> bool {
+        match self.slice(req, guest).await {
+            Ok(slice) => slice.is_none_or(|slice| slice.is_stable()),
+            Err(_) => false,
         }
     }
 

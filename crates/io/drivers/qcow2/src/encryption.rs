@@ -94,13 +94,19 @@ impl Shared {
     }
 
     /// Store `buf`, whole sectors of an encrypted image, at `host`, as the guest's data of `guest`.
-    pub(crate) async fn write_data(&self, req: &Req, guest: u64, host: u64, buf: &IoBuf) -> IoResult<()> {
+    pub(crate) async fn write_data(
+        &self,
+        req: &Req,
+        (guest, host): (u64, u64),
+        buf: &IoBuf,
+        flags: RequestFlags,
+    ) -> IoResult<()> {
         match &self.encryption {
-            None => self.data_edge().write(req, HostOffset(host), buf, RequestFlags::empty()).await,
+            None => self.data_edge().write(req, HostOffset(host), buf, flags).await,
             Some(encryption) => {
                 let (crypt, number) = encryption.at(guest, host)?;
                 let edge = self.data_edge();
-                Box::pin(crypt.write(req, edge, HostOffset(host), number, buf, RequestFlags::empty())).await
+                Box::pin(crypt.write(req, edge, HostOffset(host), number, buf, flags)).await
             }
         }
     }
@@ -111,7 +117,7 @@ impl Shared {
         let mut done = 0;
         while done < len {
             let piece = zeroes.slice(0, (len - done).min(ZEROES) as usize);
-            self.write_data(req, guest + done, host + done, &piece).await?;
+            self.write_data(req, (guest + done, host + done), &piece, RequestFlags::empty()).await?;
             done += piece.len() as u64;
         }
         Ok(())
@@ -137,7 +143,14 @@ impl Shared {
     }
 
     /// Store `buf` with what the whole sectors around it have beside it. Nobody else changes these meanwhile.
-    pub(crate) async fn write_parts(&self, req: &Req, all: Range<u64>, offset: u64, buf: &IoBuf) -> IoResult<()> {
+    pub(crate) async fn write_parts(
+        &self,
+        req: &Req,
+        all: Range<u64>,
+        offset: u64,
+        buf: &IoBuf,
+        flags: RequestFlags,
+    ) -> IoResult<()> {
         let whole = self.buffer(req, self.data_edge(), (all.end - all.start) as usize)?.into_io();
         let last = whole.len() - SECTOR;
         if all.start < offset || last == 0 {
@@ -147,7 +160,7 @@ impl Shared {
             self.read_sectors(req, all.end - SECTOR as u64, &whole.slice(last, SECTOR)).await?;
         }
         whole.slice((offset - all.start) as usize, buf.len()).copy_from(buf);
-        self.write_sectors(req, all.start, &whole).await
+        self.write_sectors(req, all.start, &whole, flags).await
     }
 }
 

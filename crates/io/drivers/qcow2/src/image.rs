@@ -50,6 +50,9 @@ pub enum Qcow2Error {
         /// What the file answered.
         error: IoError,
     },
+    /// A file that was to take the place of the image's own has something else in it.
+    #[error("The new 'file' does not hold the image that is open")]
+    OtherImage,
     /// The directory of bitmaps makes no sense.
     #[error(transparent)]
     Bitmaps(#[from] BitmapError),
@@ -371,6 +374,15 @@ impl Qcow2Control {
             shared.flush(req).await.map_err(failed)?;
         }
         Ok(Qcow2Reopen { options, read_only, lazy, caches })
+    }
+
+    /// Whether `file` holds the image that is open: its header is what this one's is. `req` is a token on the node, beside which nothing is in flight.
+    ///
+    /// # Errors
+    /// [`Qcow2Error::OtherImage`] if it holds another one; [`Qcow2Error`] says why if it holds none.
+    pub async fn check_same(&self, req: &Req, file: &Edge) -> Result<(), Qcow2Error> {
+        let found = Qcow2::read_header(req, file).await?;
+        if found == *self.0.header() { Ok(()) } else { Err(Qcow2Error::OtherImage) }
     }
 
     /// Have the options that were prepared.

@@ -62,10 +62,8 @@ impl Driver for Qcow2 {
 
     fn write_flags(&self) -> RequestFlags {
         // What is compressed is not encrypted.
-        match self.0.is_encrypted() {
-            true => RequestFlags::FUA,
-            false => RequestFlags::FUA | RequestFlags::WRITE_COMPRESSED,
-        }
+        let always = RequestFlags::FUA | RequestFlags::DONT_CACHE;
+        if self.0.is_encrypted() { always } else { always | RequestFlags::WRITE_COMPRESSED }
     }
 
     fn backing(&self) -> Option<&Edge> {
@@ -109,7 +107,7 @@ impl Driver for Qcow2 {
             self.0.write_compressed(req, offset.0, buf).await?;
         } else {
             self.0.reach(req, GuestRange::new(offset.0, buf.len() as u64)?.end()).await?;
-            self.0.write(req, offset.0, buf).await?;
+            self.0.write(req, offset.0, buf, flags & RequestFlags::DONT_CACHE).await?;
         }
         // The data may need the tables to be found again.
         if flags.contains(RequestFlags::FUA) { self.0.flush(req).await } else { Ok(()) }

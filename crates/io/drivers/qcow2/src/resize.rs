@@ -70,7 +70,7 @@ impl Shared {
         let tail = old.next_multiple_of(self.geometry.cluster_size()).min(len);
         if old < tail && !self.is_zero(req, old..tail).await? {
             let zeroes = AlignedBuf::zeroed((tail - old) as usize, 4096).into_io();
-            self.write(req, old, &zeroes).await?;
+            self.write(req, old, &zeroes, RequestFlags::empty()).await?;
         }
         // A machine's state that no snapshot has would be taken for the disk's. After a power cut, too: whatever made it zero may still be in memory.
         if self.clear_vmstate(req, u64::MAX).await? || old < tail {

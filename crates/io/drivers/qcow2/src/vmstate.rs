@@ -1,7 +1,7 @@
 //! The state of a machine, which stands behind the disk in the image's own addresses: snapshots keep it with the disk.
 
 use crate::image::Shared;
-use block_common::{IoBuf, IoError, IoResult};
+use block_common::{IoBuf, IoError, IoResult, RequestFlags};
 use block_io::Req;
 use std::sync::atomic::Ordering;
 
@@ -35,7 +35,7 @@ impl Shared {
         if entries > self.l1.load().len() as u64 {
             self.grow_l1(req, entries).await?;
         }
-        self.write(req, at, buf).await
+        self.write(req, at, buf, RequestFlags::empty()).await
     }
 
     /// Fill `buf` from `offset` of the state. What was not stored reads as zeroes.

@@ -5,7 +5,7 @@ use crate::image::Shared;
 use crate::lookup::Source;
 use crate::meta;
 use crate::refcounts::{Allocated, Class};
-use block_common::{IoBuf, IoError, IoResult};
+use block_common::{IoBuf, IoError, IoResult, RequestFlags};
 use block_io::Req;
 use block_qcow2_format::{L1Entry, L2Entry, L2Kind, SubclusterBits};
 use std::ops::Range;
@@ -26,16 +26,16 @@ enum Plan {
 }
 
 impl Shared {
-    /// Store `buf` at `offset` of the virtual disk.
-    pub(crate) async fn write(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+    /// Store `buf` at `offset` of the virtual disk. `flags` are those of the write of the data.
+    pub(crate) async fn write(&self, req: &Req, offset: u64, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
         match self.sectors_around(offset, buf.len()) {
-            None => self.write_sectors(req, offset, buf).await,
-            Some(all) => Box::pin(self.write_parts(req, all, offset, buf)).await,
+            None => self.write_sectors(req, offset, buf, flags).await,
+            Some(all) => Box::pin(self.write_parts(req, all, offset, buf, flags)).await,
         }
     }
 
     /// As [`Shared::write`]; of an encrypted image whole sectors.
-    pub(crate) async fn write_sectors(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+    pub(crate) async fn write_sectors(&self, req: &Req, offset: u64, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
         let mut done = 0;
         while done < buf.len() {
             let (at, left) = (offset + done as u64, (buf.len() - done) as u64);
@@ -45,10 +45,10 @@ impl Shared {
                 Some((host, len)) => {
                     self.guard_data(req, host, len).await?;
                     let part = buf.slice(done, len as usize);
-                    self.write_data(req, at, host, &part).await?;
+                    self.write_data(req, (at, host), &part, flags).await?;
                     len
                 }
-                None => self.write_allocating(req, at, &buf.slice(done, left as usize)).await?,
+                None => self.write_allocating(req, at, &buf.slice(done, left as usize), flags).await?,
             } as usize;
         }
         self.write_back(req).await
@@ -66,7 +66,7 @@ impl Shared {
 
     /// Store the beginning of `buf`, where new clusters are needed. Returns how many bytes that was; none when somebody else has just
     /// made room for them.
-    async fn write_allocating(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<u64> {
+    async fn write_allocating(&self, req: &Req, offset: u64, buf: &IoBuf, flags: RequestFlags) -> IoResult<u64> {
         let end = (offset + buf.len() as u64).min(self.slice_end(offset)).min(offset + ALLOCATE_MAX);
         let clusters = self.geometry.cluster(offset)..self.geometry.cluster(end - 1) + 1;
         let _lock = self.locks.lock(clusters.clone()).await;
@@ -83,14 +83,14 @@ impl Shared {
             Plan::Fill(host) => {
                 let place = Allocated { offset: host, clusters: 1, is_fresh: false };
                 self.guard_data(req, host, self.geometry.cluster_size()).await?;
-                self.fill(req, offset, end, buf, place).await
+                self.fill(req, offset..end, buf, place, flags).await
             }
             Plan::New => {
                 let wanted = (first..first + (clusters.end - clusters.start) as usize)
                     .take_while(|at| self.plan(slice.get(*at)) == Plan::New)
                     .count() as u64;
                 let place = self.place_for(req, clusters.start, wanted).await?;
-                let filled = self.fill(req, offset, end, buf, place).await;
+                let filled = self.fill(req, offset..end, buf, place, flags).await;
                 if filled.is_err() && self.data.is_none() {
                     // Rule qcow2-4.
                     self.give_back(req, place.offset, place.clusters).await;
@@ -112,7 +112,14 @@ impl Shared {
     }
 
     /// Store as much of `buf` as fits into `place`, and what has to be there around it, and let the entries say so.
-    async fn fill(&self, req: &Req, offset: u64, end: u64, buf: &IoBuf, place: Allocated) -> IoResult<u64> {
+    async fn fill(
+        &self,
+        req: &Req,
+        Range { start: offset, end }: Range<u64>,
+        buf: &IoBuf,
+        place: Allocated,
+        flags: RequestFlags,
+    ) -> IoResult<u64> {
         let size = self.geometry.cluster_size();
         let base = offset - self.geometry.within(offset);
         let end = end.min(base + place.clusters * size);
@@ -125,7 +132,7 @@ impl Shared {
         };
         let merged = self.merge(req, &around, offset, &data).await?;
         let host = place.offset + (around.start - base);
-        self.write_data(req, around.start, host, &merged).await?;
+        self.write_data(req, (around.start, host), &merged, flags).await?;
         // Where the new place is zeroes anyway, it counts as filled.
         let filled = self.around(req, offset..end).await?;
         self.enter(req, base, end, place, filled).await?;

@@ -242,6 +242,33 @@ fn leaks_are_freed_and_nothing_else_is_done() {
     assert!(storage.bytes(0, image.0.len()) == image.0);
 }
 
+/// Scenario: a power cut left counts where the file was to grow. Nothing of that is in the file, so nothing is told; but what is repaired has no leaks when it
+/// grows.
+#[test]
+fn counts_past_the_end_go_with_a_repair() {
+    let bed = Bed::new();
+    for is_wrong in [false, true] {
+        let right = Image::new();
+        let mut image = right.clone();
+        image.set_count(END, 1);
+        image.set_count(END + 5, 2);
+        image.set_count(ENTRIES, 1);
+        if is_wrong {
+            image.set_count(END - 1, 3);
+        }
+        for repair in [Repair::Leaks, Repair::All] {
+            let (found, repaired, mut after) = bed.repair(&image, repair);
+            let leaks = u64::from(is_wrong);
+            assert_eq!((found.leaks, repaired.leaks_fixed, found.image_end), (leaks, leaks, (END * CLUSTER) as u64));
+            assert!(after.0 == right.0 || is_wrong && repair == Repair::All, "{repair:?}");
+            after.0.resize((END + 10) * CLUSTER, 0);
+            assert!(bed.is_clean(&after));
+        }
+        image.0.resize((END + 10) * CLUSTER, 0);
+        assert!(!bed.is_clean(&image), "they are leaks in a longer file");
+    }
+}
+
 /// Scenario: the bits that say that an image is dirty or corrupt, with and without a reason.
 #[test]
 fn qcow2_5_the_headers_bits_go_when_their_reasons_have_gone() {

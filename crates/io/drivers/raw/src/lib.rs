@@ -92,9 +92,10 @@ impl Shared {
         (self.offset.load(Ordering::Acquire), self.size.load(Ordering::Acquire))
     }
 
-    async fn check(&self, req: &Req, options: RawOptions) -> Result<RawReopen, RawError> {
-        let length = self.file.refresh_length(req).await.map_err(RawError::Child)?;
-        let limits = self.limits_of(req, options).map_err(RawError::Child)?;
+    /// Whether `file` has such a window.
+    async fn check(file: &Edge, req: &Req, options: RawOptions) -> Result<RawReopen, RawError> {
+        let length = file.refresh_length(req).await.map_err(RawError::Child)?;
+        let limits = Self::limits_of(file, req, options).map_err(RawError::Child)?;
         let RawOptions { offset, size } = options;
         if offset > length {
             return Err(RawError::OffsetPastEnd { offset, length });
@@ -111,8 +112,8 @@ impl Shared {
     }
 
     /// The limits of a window on the child as it is.
-    fn limits_of(&self, req: &Req, options: RawOptions) -> IoResult<Limits> {
-        let mut limits = self.file.limits(req)?;
+    fn limits_of(file: &Edge, req: &Req, options: RawOptions) -> IoResult<Limits> {
+        let mut limits = file.limits(req)?;
         // A window that cuts the child's blocks is not made of blocks itself: the child pads what comes through it.
         let cuts = |bytes: u64| !bytes.is_multiple_of(limits.request_alignment.into());
         if cuts(options.offset) || options.size.is_some_and(cuts) {
@@ -163,7 +164,7 @@ impl Raw {
             guessed: AtomicBool::new(false),
             first_sector: tokio::sync::Mutex::default(),
         };
-        let window = shared.check(req, options).await?;
+        let window = Shared::check(&shared.file, req, options).await?;
         shared.set(window);
         let shared = Arc::new(shared);
         Ok((Self(shared.clone()), RawControl(shared)))
@@ -215,7 +216,7 @@ impl RawControl {
         self.0.options()
     }
 
-    /// Check whether the window may become `options`, and look at the child's limits again. Changes nothing. To be
+    /// Check whether the window may become `options`, on the child that is `coming` if that is another one, and look at its limits again. Changes nothing. To be
     /// awaited on an I/O thread, with a token on the node.
     ///
     /// # Errors
@@ -223,10 +224,11 @@ impl RawControl {
     pub fn prepare(
         &self,
         req: Req,
+        coming: Option<Edge>,
         options: RawOptions,
     ) -> impl Future<Output = Result<RawReopen, RawError>> + Send + use<> {
         let shared = self.0.clone();
-        async move { shared.check(&req, options).await }
+        async move { Shared::check(coming.as_ref().unwrap_or(&shared.file), &req, options).await }
     }
 
     /// Somebody guessed the format: from now on no write may make the first sector look like a header of another one. To be called before the
@@ -317,7 +319,7 @@ impl Driver for Raw {
     }
 
     async fn refresh_limits(&self, req: &Req) -> IoResult<()> {
-        let limits = self.0.limits_of(req, self.0.options())?;
+        let limits = Shared::limits_of(&self.0.file, req, self.0.options())?;
         *self.0.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
         Ok(())
     }

@@ -338,7 +338,7 @@ fn a_reopen_moves_the_window_when_nothing_is_in_flight() {
     let root = root_control.root();
 
     let prepare = |node: &NodeControl, control: &RawControl, options: RawOptions| {
-        let prepared = control.prepare(node.enter().expect("a token"), options);
+        let prepared = control.prepare(node.enter().expect("a token"), None, options);
         block_on(home.run(prepared)).expect("it ran")
     };
     let too_far = RawOptions { offset: 2 << 20, size: None };

@@ -248,6 +248,60 @@ fn many_writes_are_as_many_requests() {
     });
 }
 
+/// How much of the beginning of a file the page cache has, in bytes, or why that cannot be told.
+fn cached(file: &std::fs::File, len: usize) -> Result<usize, rustix::io::Errno> {
+    let mut buf = vec![0; len];
+    let vec = std::io::IoSliceMut::new(&mut buf);
+    match rustix::io::preadv2(file, &mut [vec], 0, rustix::io::ReadWriteFlags::NOWAIT) {
+        Err(rustix::io::Errno::AGAIN) => Ok(0),
+        other => other,
+    }
+}
+
+/// What is not needed again soon leaves the host's cache when it is on the disk, where the host can do that, and is written all the same where it
+/// cannot.
+#[test]
+fn the_host_need_not_keep_what_is_written() {
+    let test = "the_host_need_not_keep_what_is_written";
+    let memory = tempfile::tempdir_in("/dev/shm").map_err(|_| skipped(test, "no /dev/shm")).ok();
+    let disk = dir();
+    let len = 1 << 20;
+    for (number, place) in [Some(&disk), memory.as_ref()].into_iter().flatten().enumerate() {
+        for way in Way::ALL {
+            let path = place.path().join(format!("{way:?}"));
+            create(&path, len as u64);
+            let (engine, _) = open(options(&path, false)).expect("opened");
+            let opened = graph(way, engine);
+            for byte in 1..4 {
+                let written = block_on(opened.root.write(0, filled(len, byte), RequestFlags::DONT_CACHE));
+                assert_eq!(written.0, Ok(()));
+                assert!(read(&opened.root, 0, len) == vec![byte; len]);
+            }
+            assert_eq!(block_on(opened.root.write(0, filled(len, 4), RequestFlags::DONT_CACHE)).0, Ok(()));
+            assert_eq!(block_on(opened.root.flush()), Ok(()));
+            opened.close();
+            let file = std::fs::File::open(&path).expect("opened");
+            if number == 0 && drops_behind(place.path()) {
+                let left = (0..100).find(|_| {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    cached(&file, len).expect("the file system tells") < len
+                });
+                assert!(left.is_some(), "{way:?}: all of it is still in the cache");
+            } else if number == 0 {
+                skipped(test, "this file system keeps in the cache what was written");
+            }
+            assert!(std::fs::read(&path).expect("read") == vec![4; len]);
+        }
+    }
+}
+
+/// Whether the file system of `dir` knows such writes.
+fn drops_behind(dir: &Path) -> bool {
+    let file = tempfile::tempfile_in(dir).expect("a file");
+    let flag = rustix::io::ReadWriteFlags::from_bits_retain(0x80);
+    rustix::io::pwritev2(&file, &[std::io::IoSlice::new(&[1; 4096])], 0, flag).is_ok()
+}
+
 /// Work on a host file is a request while it lasts, keeps to its range, and is done for those alone who may.
 #[test]
 fn drain_4_work_on_a_host_file_is_in_flight() {

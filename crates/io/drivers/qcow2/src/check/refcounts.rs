@@ -164,13 +164,37 @@ impl Walk<'_> {
                     found.corruptions - before.corruptions + std::mem::take(&mut self.refcounts.corruptions);
                 Ok(())
             }
-            (repair, false) if is_wrong => {
-                self.report = before;
-                let pages = self.compare(repair)?;
+            (repair, false) => {
+                let mut pages = BTreeSet::new();
+                if is_wrong {
+                    self.report = before;
+                    pages = self.compare(repair)?;
+                }
+                pages.extend(self.free_past_end()?);
                 self.put_pages(pages).await
             }
-            _ => Ok(()),
         }
+    }
+
+    /// Count clusters past the file's end that nobody refers to no more, in memory; the pages come back. A power cut leaves such counts where the file was to grow. Nothing is said
+    /// of them, for they take no place; but they would when the file grows.
+    fn free_past_end(&mut self) -> Result<BTreeSet<u64>, CheckError> {
+        let page_bits = self.counts.page_bits();
+        let pages_bits = self.block_bits() - page_bits;
+        let mut changed = BTreeSet::new();
+        for key in self.refcounts.counts.keys() {
+            let (first, end) = (key << page_bits, (key + 1) << page_bits);
+            if end <= self.clusters || self.refcounts.unreadable.contains(&(key >> pages_bits)) {
+                continue;
+            }
+            for cluster in first.max(self.clusters)..end {
+                if self.refcounts.counts.get(cluster) > 0 && self.counts.get(cluster) == 0 {
+                    self.refcounts.counts.set(cluster, 0)?;
+                    changed.insert(key);
+                }
+            }
+        }
+        Ok(changed)
     }
 
     /// Say which counts are wrong. Those that `repair` is to change are changed in memory; their pages come back.

@@ -1,0 +1,97 @@
+//! Dirty bitmaps of nodes.
+
+use super::Call;
+use crate::error::{QmpError, QmpResult};
+use block_common::OptionsError;
+use block_common::options::{Item, Value};
+use block_gs::{BitmapOptions, GlobalState, NodeRef};
+use serde_json::json;
+
+fn find(gs: &GlobalState, name: &str) -> Result<NodeRef, QmpError> {
+    gs.find_node(name).map_err(|_| QmpError::new(format!("Node '{name}' not found")))
+}
+
+/// What most of these commands are about.
+struct Which {
+    gs: GlobalState,
+    node: NodeRef,
+    name: String,
+}
+
+impl Which {
+    fn take(mut call: Call) -> Result<Self, QmpError> {
+        let gs = call.gs();
+        let node = call.arguments.require_str("node")?;
+        let name = call.arguments.require_str("name")?;
+        call.finish()?;
+        Ok(Self { node: find(&gs, &node)?, gs, name })
+    }
+}
+
+pub(super) async fn add(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let arguments = &mut call.arguments;
+    let node = arguments.require_str("node")?;
+    let options = BitmapOptions {
+        name: arguments.require_str("name")?,
+        granularity: arguments.take_u32("granularity")?.map(u64::from),
+        persistent: arguments.take_bool("persistent")?.unwrap_or(false),
+        disabled: arguments.take_bool("disabled")?.unwrap_or(false),
+    };
+    call.finish()?;
+    if options.name.is_empty() {
+        return Err(block_gs::BitmapError::NoName.into());
+    }
+    gs.add_bitmap(&gs.find_node(&node)?, options).await?;
+    Ok(json!({}))
+}
+
+pub(super) async fn remove(call: Call) -> QmpResult {
+    let Which { gs, node, name } = Which::take(call)?;
+    gs.remove_bitmap(&node, &name)?;
+    Ok(json!({}))
+}
+
+pub(super) async fn clear(call: Call) -> QmpResult {
+    let Which { gs, node, name } = Which::take(call)?;
+    gs.clear_bitmap(&node, &name)?;
+    Ok(json!({}))
+}
+
+pub(super) async fn enable(call: Call) -> QmpResult {
+    let Which { gs, node, name } = Which::take(call)?;
+    gs.enable_bitmap(&node, &name).await?;
+    Ok(json!({}))
+}
+
+pub(super) async fn disable(call: Call) -> QmpResult {
+    let Which { gs, node, name } = Which::take(call)?;
+    gs.disable_bitmap(&node, &name)?;
+    Ok(json!({}))
+}
+
+/// A bitmap to be merged: of the target's node, or of another one.
+fn source(item: Item) -> Result<(Option<String>, String), OptionsError> {
+    match item.value() {
+        Value::Str(_) => Ok((None, item.into_str()?)),
+        Value::Dict(_) => item.into_dict(|named| Ok((Some(named.require_str("node")?), named.require_str("name")?))),
+        _ => Err(OptionsError::WrongType { key: item.key(), expected: "BlockDirtyBitmapOrStr" }),
+    }
+}
+
+pub(super) async fn merge(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let node = call.arguments.require_str("node")?;
+    let target = call.arguments.require_str("target")?;
+    let bitmaps = call.arguments.take_list("bitmaps", source)?;
+    let bitmaps = bitmaps.ok_or_else(|| call.arguments.missing("bitmaps"))?;
+    call.finish()?;
+    let node = find(&gs, &node)?;
+    let mut sources = Vec::new();
+    for (of, name) in bitmaps {
+        sources.push((of.map_or_else(|| Ok(node.clone()), |of| find(&gs, &of))?, name));
+    }
+    let sources: Vec<_> = sources.iter().map(|(node, name)| (node, name.as_str())).collect();
+    gs.merge_bitmaps(&node, &target, &sources)?;
+    Ok(json!({}))
+}

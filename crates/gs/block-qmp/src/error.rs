@@ -1,0 +1,74 @@
+//! What a command answers when it fails: a class that programs look at, and a description for people.
+
+use block_common::OptionsError;
+use block_gs::{BitmapError, GraphError};
+use block_jobs::JobError;
+use serde_json::{Value, json};
+
+/// The classes of errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorClass {
+    /// Nearly all of them.
+    Generic,
+    /// There is no such command, or not now.
+    CommandNotFound,
+    /// A device or a job that is not at work.
+    DeviceNotActive,
+    /// There is no such device or node.
+    DeviceNotFound,
+}
+
+impl ErrorClass {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Generic => "GenericError",
+            Self::CommandNotFound => "CommandNotFound",
+            Self::DeviceNotActive => "DeviceNotActive",
+            Self::DeviceNotFound => "DeviceNotFound",
+        }
+    }
+}
+
+/// Why a command failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{desc}")]
+pub struct QmpError {
+    /// Its class.
+    pub class: ErrorClass,
+    /// Why, in a sentence.
+    pub desc: String,
+}
+
+/// What a command answers.
+pub(crate) type QmpResult = Result<Value, QmpError>;
+
+impl QmpError {
+    /// An error of the class that nearly all have.
+    pub fn new(desc: impl Into<String>) -> Self {
+        Self::of(ErrorClass::Generic, desc)
+    }
+
+    pub(crate) fn of(class: ErrorClass, desc: impl Into<String>) -> Self {
+        Self { class, desc: desc.into() }
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        json!({ "class": self.class.name(), "desc": self.desc })
+    }
+}
+
+macro_rules! generic {
+    ($($error:ty),*) => {
+        $(impl From<$error> for QmpError {
+            fn from(error: $error) -> Self {
+                // What follows in a line of its own is advice for a person at a terminal.
+                let text = error.to_string();
+                Self::new(text.lines().next().unwrap_or_default())
+            }
+        })*
+    };
+}
+
+generic!(OptionsError, GraphError, JobError, BitmapError);

@@ -1,0 +1,117 @@
+//! The monitor of a block layer: who is connected, what they are told of, and whether somebody wants it to end.
+
+use crate::events;
+use block_gs::GlobalState;
+use block_jobs::JobRegistry;
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+use tokio::sync::Notify;
+
+use crate::session::Outgoing;
+use std::time::Duration;
+
+/// How many milliseconds a client has at the end to read what it was answered.
+const PATIENCE_MS: u32 = 2000;
+
+/// What a monitor says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MonitorOptions {
+    /// The version of QEMU whose commands these are: major, minor, micro.
+    pub version: [u32; 3],
+    /// Which program this is, in the place of the name of a distribution's package.
+    pub package: String,
+}
+
+pub(crate) struct Inner {
+    pub(crate) gs: GlobalState,
+    pub(crate) options: MonitorOptions,
+    /// Who is connected.
+    clients: RefCell<Vec<Outgoing>>,
+    quit: Cell<bool>,
+    quit_asked: Notify,
+}
+
+/// The monitor of a block layer. Clones are the same one.
+#[derive(Clone)]
+#[doc(alias = "monitor_init")]
+pub struct Monitor(pub(crate) Rc<Inner>);
+
+impl Monitor {
+    /// A monitor of `gs`, which nobody else listens to from now on.
+    pub fn new(gs: &GlobalState, options: MonitorOptions) -> Self {
+        let monitor = Self(Rc::new(Inner {
+            gs: gs.clone(),
+            options,
+            clients: RefCell::default(),
+            quit: Cell::new(false),
+            quit_asked: Notify::new(),
+        }));
+        if let Some(mut told) = gs.take_events() {
+            let inner = Rc::downgrade(&monitor.0);
+            drop(gs.main().spawn(async move {
+                while let (Some(event), Some(inner)) = (told.next().await, inner.upgrade()) {
+                    events::of_graph(event).iter().for_each(|event| inner.tell(event));
+                }
+            }));
+        }
+        let mut told = JobRegistry::of(gs).take_events();
+        let inner = Rc::downgrade(&monitor.0);
+        drop(gs.main().spawn(async move {
+            while let (Some(event), Some(inner)) = (told.next().await, inner.upgrade()) {
+                events::of_job(event).iter().for_each(|event| inner.tell(event));
+            }
+        }));
+        monitor
+    }
+
+    /// Wait until a client has said `quit`.
+    pub async fn quit_asked(&self) {
+        while !self.0.quit.get() {
+            self.0.quit_asked.notified().await;
+        }
+    }
+
+    /// As if a client had said `quit`.
+    pub fn quit(&self) {
+        self.0.quit.set(true);
+        self.0.quit_asked.notify_waiters();
+    }
+
+    /// Wait, but not for long, until what was answered has reached all clients: the program is about to end.
+    pub async fn answers_out(&self) {
+        for _ in 0..PATIENCE_MS {
+            if self.0.clients.borrow().iter().all(Outgoing::is_idle) {
+                return;
+            }
+            self.0.gs.main().sleep(Duration::from_millis(1)).await;
+        }
+        tracing::warn!("a monitor's client does not read what it was answered");
+    }
+
+    pub(crate) fn is_quitting(&self) -> bool {
+        self.0.quit.get()
+    }
+
+    /// The client has gone.
+    pub(crate) fn forget(&self, client: &Outgoing) {
+        self.0.clients.borrow_mut().retain(|known| !known.is_same(client));
+    }
+
+    pub(crate) fn connect(&self, client: Outgoing) {
+        self.0.clients.borrow_mut().push(client);
+    }
+}
+
+impl Inner {
+    /// Tell an event to all who have negotiated.
+    fn tell(&self, event: &serde_json::Value) {
+        self.clients.borrow_mut().retain(|client| client.tell(event));
+    }
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Monitor({} clients)", self.0.clients.borrow().len())
+    }
+}
