@@ -26,7 +26,7 @@ use block_common::{
     AlignedBuf, BlockStatus, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation,
     RequestFlags, StatusExtent,
 };
-use block_io::{Access, Driver, Edge, Mapping, Req};
+use block_io::{Access, Clusters, Driver, Edge, Mapping, Req};
 use clusters::{Clusters, Entry};
 use disk::Geometry;
 use locks::ClusterLocks;
@@ -458,6 +458,11 @@ impl Driver for ToyCow {
 
     fn write_flags(&self) -> RequestFlags {
         RequestFlags::FUA
+    }
+
+    fn clusters(&self, _req: &Req) -> Option<Clusters> {
+        let size = self.0.geometry.cluster_size();
+        Some(Clusters { cluster: size, subcluster: size })
     }
 
     #[inline]
