@@ -29,6 +29,8 @@ pub(crate) struct File {
     pub(crate) backend: Backend,
     /// How it is cached.
     pub(crate) cache: CacheFlags,
+    /// Whether the topmost node is a copy-on-read filter that no options described: nobody is told of it.
+    pub(crate) copies: bool,
 }
 
 /// Texts that cannot be taken for names or options.
@@ -100,7 +102,7 @@ impl Image {
         let backend = Backend::new(gs, options).map_err(failed)?;
         backend.insert(&node).await.map_err(failed)?;
         backend.io().set_write_cache(!cache.writethrough);
-        Ok(File { backend, cache })
+        Ok(File { backend, cache, copies: copy_on_read })
     }
 
     async fn open_node(mut self, gs: &GlobalState, out: &Output) -> GraphResult<NodeRef> {

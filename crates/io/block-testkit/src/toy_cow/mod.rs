@@ -26,7 +26,7 @@ use block_common::{
     AlignedBuf, BlockStatus, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation,
     RequestFlags, StatusExtent,
 };
-use block_io::{Access, Clusters, Driver, Edge, Mapping, Req};
+use block_io::{Access, Driver, Edge, Mapping, Req};
 use clusters::{Clusters, Entry};
 use disk::Geometry;
 use locks::ClusterLocks;
@@ -460,9 +460,9 @@ impl Driver for ToyCow {
         RequestFlags::FUA
     }
 
-    fn clusters(&self, _req: &Req) -> Option<Clusters> {
+    fn clusters(&self, _req: &Req) -> Option<block_io::Clusters> {
         let size = self.0.geometry.cluster_size();
-        Some(Clusters { cluster: size, subcluster: size })
+        Some(block_io::Clusters { cluster: size, subcluster: size })
     }
 
     #[inline]
