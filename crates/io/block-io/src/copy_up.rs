@@ -4,10 +4,10 @@
 //! in line, the whole units, the end of the node, and how far down data is taken from.
 
 use crate::node::{IoNode, Req};
+use crate::pad;
 use crate::pipeline::{carried_out, check, debug_event, pieces, refresh_length, zero_parts};
 use crate::status::{block_status, chain_status, refreshed};
 use crate::track::track;
-use crate::pad;
 use block_common::{AlignedBuf, BlockStatus, DebugEvent, GuestRange, IoBuf, IoError, IoResult, RequestFlags, is_zero};
 
 /// So many bytes are copied at a time, and looked at whether they are all zeroes. As QEMU does.

@@ -120,7 +120,10 @@ fn job_1_whole_clusters_are_copied_and_once() {
     // What the image has is asked of nobody else.
     bed.backing.clear_log();
     bed.file.clear_log();
-    assert_eq!(read(&bed.root, 2 * CLUSTER, 2 * CLUSTER as usize), Ok(bed.backing.bytes(2 * CLUSTER, 2 * CLUSTER as usize)));
+    assert_eq!(
+        read(&bed.root, 2 * CLUSTER, 2 * CLUSTER as usize),
+        Ok(bed.backing.bytes(2 * CLUSTER, 2 * CLUSTER as usize))
+    );
     assert!(bed.backing.log().is_empty());
     assert_eq!(bed.file.count(MemOpKind::Write), 0);
     bed.close();
