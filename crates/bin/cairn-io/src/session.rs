@@ -379,7 +379,8 @@ impl Session {
             self.out.print(format!("format name: {name}\n"));
         }
         // A filter has the clusters of what it filters; the rest is no business of a format's.
-        let is_filter = self.gs.driver(name).is_ok_and(|driver| driver.is_filter() && driver.kind() == DriverKind::Format);
+        let is_filter =
+            self.gs.driver(name).is_ok_and(|driver| driver.is_filter() && driver.kind() == DriverKind::Format);
         let top = if is_filter { self.gs.skip_filters(&top) } else { top };
         if let Ok(control) = self.gs.with_control(&top, |control: &mut Qcow2Control| control.clone()) {
             let ask = |req| async move { Ok(control.info(&req).await) };
@@ -428,8 +429,11 @@ impl Session {
         if self.is_qcow2() {
             return self.fail(resize_failure(error, old, len, preallocation));
         }
-        let driver = self.nodes().and_then(|(_, leaf)| leaf.io().driver());
-        let (is_file, is_device) = (driver == Some("file"), driver == Some("host_device"));
+        let drivers = self.nodes().map(|(top, leaf)| (top.io().driver(), leaf.io().driver()));
+        let (top, driver) = drivers.unwrap_or_default();
+        // What shows the past of a file cannot have another length, whatever the file can.
+        let (is_file, is_device) =
+            (driver == Some("file") && top != Some("snapshot-access"), driver == Some("host_device"));
         let shrinks = root.length().is_ok_and(|before| len < before);
         let message = match preallocation {
             _ if is_device => "Cannot grow device files".into(),

@@ -76,15 +76,11 @@ fn units(range: GuestRange, unit: u64, length: u64) -> IoResult<GuestRange> {
 
 /// Who decides the parts of a range, one behind the other.
 async fn runs(child: &Req, area: GuestRange, how: &CopyUp) -> IoResult<Vec<(Layer, u64)>> {
-    let mut runs: Vec<(Layer, u64)> = Vec::new();
+    let mut runs = Vec::new();
     let mut at = 0;
     while at < area.len() {
         let (layer, len) = layer(child, area.slice(at, area.len() - at), how.bottom.as_ref()).await?;
-        match runs.last_mut() {
-            // Where all layers count, they are one to who copies.
-            Some(last) if last.0 == layer && how.bottom.is_none() => last.1 += len,
-            _ => runs.push((layer, len)),
-        }
+        runs.push((layer, len));
         at += len;
     }
     Ok(runs)
