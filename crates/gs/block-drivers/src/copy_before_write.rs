@@ -15,8 +15,6 @@ const TARGET: ChildName = ChildName::from_static("target");
 const CLUSTER_MAX: u64 = i64::MAX as u64;
 
 /// The copy-before-write driver.
-#[doc(alias = "bdrv_cbw_append")]
-#[doc(alias = "bdrv_cbw_drop")]
 #[derive(Clone, Copy, Debug)]
 pub struct CopyBeforeWriteType;
 

@@ -302,7 +302,6 @@ impl Edge {
     ///
     /// # Errors
     /// As [`Edge::read`], and [`IoError::NOT_PERMITTED`] without the permission to write what does not change. Some of it may have been copied.
-    #[doc(alias = "bdrv_round_to_clusters")]
     pub async fn copy_up(&self, req: &Req, offset: HostOffset, len: u64, how: &CopyUp) -> IoResult<bool> {
         let range = GuestRange::new(offset.0, len)?;
         self.writable(RequestFlags::WRITE_UNCHANGED)?;

@@ -59,7 +59,8 @@ fn told(dir: &Path, image: &str) -> Vec<String> {
     map.lines().map(|line| line.split(", \"offset\"").next().unwrap_or_default().to_owned()).collect()
 }
 
-/// Extents that differ in nothing but their place are one.
+/// Extents that differ in nothing but their place are one, and so are those that an image does not have itself: what the host says of a hole below depends on who
+/// has read it.
 fn joined(map: Vec<String>) -> Vec<(u64, u64, String)> {
     let mut extents: Vec<(u64, u64, String)> = Vec::new();
     for line in map {
@@ -68,7 +69,8 @@ fn joined(map: Vec<String>) -> Vec<(u64, u64, String)> {
             rest.split(',').next().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
         };
         let (start, len) = (number("\"start\":"), number("\"length\":"));
-        let rest = line.split_once("\"depth\"").map_or("", |(_, rest)| rest).to_owned();
+        let rest = line.split_once("\"depth\": ").map_or("", |(_, rest)| rest);
+        let rest = if rest.starts_with('0') { rest.trim_end_matches([',', '}', ']']) } else { "below" }.to_owned();
         match extents.last_mut() {
             Some(last) if last.2 == rest && last.0 + last.1 == start => last.1 += len,
             _ => extents.push((start, len, rest)),
