@@ -328,6 +328,19 @@ fn each_cluster_is_copied_once_and_zeroes_as_zeroes() {
     });
 }
 
+/// Scenario: a cluster that is larger than anything.
+#[test]
+fn one_cluster_may_be_all() {
+    run(plain(), |bed| async move {
+        let open = bed.open(r#", "min-cluster-size": 4611686018427387904"#).await;
+        write(open.guest.io(), SIZE - 1, 1, 1).await.expect("written");
+        assert_eq!(open.control.state().bytes_to_copy(), 0);
+        bed.check_all(open.past.io()).await;
+        open.past.io().discard(0, SIZE).await.expect("forgotten");
+        assert_eq!(read(open.past.io(), 0, 1).await.expect_err("forgotten").errno().raw(), LOST);
+    });
+}
+
 /// Scenario: two guest writes to one cluster, while its copy is under way.
 #[test]
 fn writers_of_a_cluster_wait_for_its_copy() {

@@ -434,7 +434,7 @@ async fn write_zeroes(req: &Req, range: GuestRange, flags: RequestFlags) -> IoRe
     };
     let alignment = limits.memory_alignment.max(limits.request_alignment).max(1);
     let zeroes = AlignedBuf::zeroed(range.len().min(max) as usize, alignment as usize).into_io();
-    let flags = flags & RequestFlags::FUA;
+    let flags = flags & (RequestFlags::FUA | RequestFlags::WRITE_UNCHANGED);
     for (at, len) in pieces(range.len(), max) {
         let (part, data) = (range.slice(at, len), zeroes.slice(0, len as usize));
         if part.is_aligned(req.node.request_alignment()) {

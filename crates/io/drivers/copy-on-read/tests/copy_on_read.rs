@@ -1,8 +1,12 @@
 //! The copy-on-read engine over an image with a backing file, both in memory: what is copied, how much, beside whom; and what is not.
 
-use block_common::{AlignedBuf, ChildRole, IoBuf, IoError, Perm, RequestFlags};
+use async_trait::async_trait;
+use block_common::{
+    AlignedBuf, ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Perm, RequestFlags,
+    StatusExtent,
+};
 use block_copy_on_read::CopyOnRead;
-use block_io::{IoThread, Queue, Request, Root, StaticGraph, StaticNode};
+use block_io::{Driver, Edge, IoThread, Queue, Req, Request, Root, StaticGraph, StaticNode};
 use block_testkit::bed::{block_on, drop_after, io_thread, join_all, toy_cow};
 use block_testkit::conformance::{ConformanceOptions, run_everywhere};
 use block_testkit::model::{self, ModelOptions};
@@ -198,6 +202,69 @@ fn perm_4_copies_need_a_permission() {
     with.close();
 }
 
+/// Scenario: below the filter is another one, which has no zero writes, and nobody may write but what is there already.
+#[test]
+fn perm_4_zeroes_that_are_written_out_change_nothing_either() {
+    let thread = io_thread(true);
+    let mut graph = StaticGraph::new(thread.handle());
+    let file = MemStorage::new(MemOptions::new(1 << 16));
+    let root = block_on(async {
+        let file_node = graph.node("file").install(file.driver(), false).await.expect("storage");
+        let (image, _) = toy_cow(&mut graph, &file_node, None, Some(ToyFormat::new(SIZE))).await.expect("an image");
+        let mut shell = graph.node("between");
+        let edge = shell.child(ChildRole::FILTERED_PRIMARY, Perm::WRITE_UNCHANGED, &image);
+        let between = shell.install(NoZeroes(edge), false).await.expect("a node");
+        let mut shell = graph.node("filter");
+        let edge = shell.child(ChildRole::FILTERED_PRIMARY, Perm::WRITE_UNCHANGED, &between);
+        let opened = shell.run(|req| async move { CopyOnRead::open(&req, edge, None).await }).await.expect("opens");
+        let filter = shell.install(opened, false).await.expect("a node");
+        graph.root("root", &filter, Perm::CONSISTENT_READ)
+    });
+    let nobodys = block_on(root.block_status(0, CLUSTER)).expect("a status");
+    assert!(!nobodys.is_allocated());
+    assert_eq!(read(&root, 0, 512), Ok(vec![0; 512]));
+    assert!(block_on(root.block_status(0, CLUSTER)).expect("a status").is_allocated());
+    block_on(graph.close()).expect("closed");
+}
+
+/// A filter without zero writes.
+struct NoZeroes(Edge);
+
+#[async_trait]
+impl Driver for NoZeroes {
+    fn format_name(&self) -> &'static str {
+        "no-zeroes"
+    }
+
+    fn filtered(&self) -> Option<&Edge> {
+        Some(&self.0)
+    }
+
+    fn write_flags(&self) -> RequestFlags {
+        RequestFlags::WRITE_UNCHANGED
+    }
+
+    async fn length(&self, req: &Req) -> IoResult<u64> {
+        self.0.refresh_length(req).await
+    }
+
+    async fn read(&self, req: &Req, offset: GuestOffset, buf: &IoBuf) -> IoResult<()> {
+        self.0.read(req, HostOffset(offset.0), buf).await
+    }
+
+    async fn write(&self, req: &Req, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
+        self.0.write(req, HostOffset(offset.0), buf, flags).await
+    }
+
+    async fn flush(&self, req: &Req) -> IoResult<()> {
+        self.0.flush(req).await
+    }
+
+    async fn block_status(&self, req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
+        self.0.block_status(req, HostOffset(range.offset().0), range.len()).await
+    }
+}
+
 /// Scenario: there is no room for the copy, or the source cannot be read. The read fails with that; the next one, when there is, does not.
 #[test]
 fn a_copy_that_fails_fails_the_read() {
@@ -246,6 +313,7 @@ fn drain_1_a_copy_is_waited_for() {
     block_on(bed.backing.wait_held(1));
     let (backing, image) = (bed.backing.clone(), bed.image.clone());
     let releaser = std::thread::spawn(move || {
+        #[allow(clippy::disallowed_methods, reason = "this is a thread of the test's own")]
         std::thread::sleep(Duration::from_millis(20));
         backing.release_all();
     });
