@@ -29,6 +29,8 @@ pub(crate) struct File {
     pub(crate) backend: Backend,
     /// How it is cached.
     pub(crate) cache: CacheFlags,
+    /// Whether the topmost node is a copy-on-read filter that no options described: nobody is told of it.
+    pub(crate) copies: bool,
 }
 
 /// Texts that cannot be taken for names or options.
@@ -69,21 +71,23 @@ impl Image {
     }
 
     async fn open_file(self, gs: &GlobalState, out: &Output) -> Result<File, String> {
-        if self.how.copy_on_read {
-            return Err(match self.how.read_only {
-                true => "Can't use copy-on-read on read-only device".into(),
-                false => "copy-on-read is not supported yet: it needs the copy-on-read filter".into(),
-            });
+        if self.how.copy_on_read && self.how.read_only {
+            return Err("Can't use copy-on-read on read-only device".into());
         }
         if self.name.as_deref() == Some("") {
             return Err("The 'file' block driver requires a file name".into());
         }
         let (read_only, cache, is_temporary) = (self.how.read_only, self.how.cache.0, self.how.snapshot);
+        let copy_on_read = self.how.copy_on_read;
         let opened = match self.open_node(gs, out).await {
             Ok(node) if is_temporary => open_temporary(gs, node, read_only).await,
             opened => opened,
         };
-        let node = opened.map_err(|error| error.report())?;
+        let node = match opened {
+            Ok(node) if copy_on_read => copy_on_read_above(gs, node).await,
+            opened => opened,
+        };
+        let node = node.map_err(|error| error.report())?;
         if node.io().is_read_only() && !read_only {
             return Err("Block node is read-only".into());
         }
@@ -98,7 +102,7 @@ impl Image {
         let backend = Backend::new(gs, options).map_err(failed)?;
         backend.insert(&node).await.map_err(failed)?;
         backend.io().set_write_cache(!cache.writethrough);
-        Ok(File { backend, cache })
+        Ok(File { backend, cache, copies: copy_on_read })
     }
 
     async fn open_node(mut self, gs: &GlobalState, out: &Output) -> GraphResult<NodeRef> {
@@ -142,6 +146,16 @@ impl Image {
             (None, _) => open_described(gs, self.options, &how, out).await,
         }
     }
+}
+
+/// A filter above an open node that has it keep what is read from its backing files.
+async fn copy_on_read_above(gs: &GlobalState, node: NodeRef) -> GraphResult<NodeRef> {
+    let mut options = Options::new(Dialect::Qmp);
+    options.insert("driver", "copy-on-read")?;
+    options.insert("file", node.name())?;
+    // As one with its own options would inherit them.
+    options.insert("discard", "unmap")?;
+    gs.open(options).await
 }
 
 /// The options of an image that has a name besides.

@@ -361,6 +361,8 @@ impl Session {
     /// The image's node, and the one at the end of its chain of files.
     fn nodes(&self) -> Option<(NodeRef, NodeRef)> {
         let top = self.file.as_ref()?.backend.node()?;
+        let copies = self.file.as_ref().is_some_and(|file| file.copies);
+        let top = if copies { self.gs.primary_child(&top).ok()?? } else { top };
         let mut leaf = top.clone();
         while let Ok(Some(below)) = self.gs.child(&leaf, "file") {
             leaf = below;
@@ -376,6 +378,10 @@ impl Session {
         if self.gs.driver(name).is_ok_and(|driver| driver.kind() == DriverKind::Protocol) {
             self.out.print(format!("format name: {name}\n"));
         }
+        // A filter has the clusters of what it filters; the rest is no business of a format's.
+        let is_filter =
+            self.gs.driver(name).is_ok_and(|driver| driver.is_filter() && driver.kind() == DriverKind::Format);
+        let top = if is_filter { self.gs.skip_filters(&top) } else { top };
         if let Ok(control) = self.gs.with_control(&top, |control: &mut Qcow2Control| control.clone()) {
             let ask = |req| async move { Ok(control.info(&req).await) };
             let info = match self.gs.run_drained(&top, "", ask).await {
@@ -384,6 +390,10 @@ impl Session {
             };
             let (cluster, state) = (info.header.geometry.cluster_size(), info.vm_state_offset());
             let (cluster, state) = (amount(cluster as f64), amount(state as f64));
+            if is_filter {
+                self.out.print(format!("cluster size: {cluster}\nvm state offset: {state}\n"));
+                return Ok(());
+            }
             let luks = match LuksHeader::within(&self.gs, &top).await {
                 Ok(luks) => luks,
                 Err(error) => return self.fail(error.report()),
@@ -419,8 +429,11 @@ impl Session {
         if self.is_qcow2() {
             return self.fail(resize_failure(error, old, len, preallocation));
         }
-        let driver = self.nodes().and_then(|(_, leaf)| leaf.io().driver());
-        let (is_file, is_device) = (driver == Some("file"), driver == Some("host_device"));
+        let drivers = self.nodes().map(|(top, leaf)| (top.io().driver(), leaf.io().driver()));
+        let (top, driver) = drivers.unwrap_or_default();
+        // What shows the past of a file cannot have another length, whatever the file can.
+        let (is_file, is_device) =
+            (driver == Some("file") && top != Some("snapshot-access"), driver == Some("host_device"));
         let shrinks = root.length().is_ok_and(|before| len < before);
         let message = match preallocation {
             _ if is_device => "Cannot grow device files".into(),

@@ -6,12 +6,15 @@
 #![forbid(unsafe_code)]
 
 mod blkdebug;
+mod copy_before_write;
+mod copy_on_read;
 mod crypt;
 mod file;
 mod luks;
 mod null;
 mod qcow2;
 mod raw;
+mod snapshot_access;
 mod told;
 
 mod create;
@@ -19,8 +22,11 @@ mod image;
 
 pub use blkdebug::BlkdebugType;
 pub use block_blkdebug::{BlkdebugControl, Stop};
+pub use block_copy_before_write::{CbwControl, CbwState, OnCbwError};
 pub use block_qcow2::{Qcow2Control, refuse_length, resize_failure};
 pub use block_qcow2_format::Measured;
+pub use copy_before_write::CopyBeforeWriteType;
+pub use copy_on_read::CopyOnReadType;
 pub use create::{
     Amend, CreateError, CreateOption, CreateOptionKind, Measuring, MeasuringOf, NewImage, SlotOptions, amend_options,
     check_format, check_not_open, creation_options,
@@ -34,6 +40,7 @@ pub use luks::{LuksImage, LuksType, change_slots};
 pub use null::NullType;
 pub use qcow2::{Qcow2Type, StoredNames, file_of};
 pub use raw::RawType;
+pub use snapshot_access::SnapshotAccessType;
 pub use told::{TOLD, print_told};
 
 use block_gs::GlobalState;
@@ -50,4 +57,7 @@ pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(Qcow2Type(StoredNames::Open)));
     gs.register(Rc::new(LuksType));
     gs.register(Rc::new(BlkdebugType));
+    gs.register(Rc::new(CopyOnReadType));
+    gs.register(Rc::new(CopyBeforeWriteType));
+    gs.register(Rc::new(SnapshotAccessType));
 }

@@ -30,6 +30,7 @@ impl GlobalState {
     /// As [`GlobalState::open`] and [`GlobalState::replace_node`]; [`GraphError::NotUsedBy`] when the new node does not use `node` or the chosen user
     /// does not. The graph is then as it was, and what was opened is closed.
     #[doc(alias = "bdrv_insert_node")]
+    #[doc(alias = "bdrv_cbw_append")]
     pub fn insert_node(
         &self,
         node: &NodeRef,
@@ -105,6 +106,7 @@ impl GlobalState {
     /// # Errors
     /// As [`GlobalState::replace_node`]; [`GraphError::NotAFilter`]. Nothing has changed then.
     #[doc(alias = "bdrv_drop_filter")]
+    #[doc(alias = "bdrv_cbw_drop")]
     pub async fn drop_filter(&self, filter: &NodeRef) -> GraphResult<()> {
         let section = self.drain(filter).await;
         let old = {

@@ -86,6 +86,15 @@ pub enum NowRequest<'a> {
     Write(GuestOffset, &'a IoBuf),
 }
 
+/// In what units a node allocates storage, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clusters {
+    /// What is allocated at a time.
+    pub cluster: u64,
+    /// What can be filled by itself within it: a part of a cluster, or all of it.
+    pub subcluster: u64,
+}
+
 /// A driver's engine.
 ///
 /// # Contract
@@ -139,6 +148,12 @@ pub trait Driver: Send + Sync + 'static {
     #[doc(alias = "bdrv_filter_bs")]
     fn filtered(&self) -> Option<&Edge> {
         None
+    }
+
+    /// In what units the node allocates storage, if it does so in units: a filter says what the node below it says.
+    #[doc(alias = "bdrv_round_to_clusters")]
+    fn clusters(&self, req: &Req) -> Option<Clusters> {
+        self.filtered()?.clusters(req)
     }
 
     /// Where `range` lies, if that is known without waiting and a plain read or write of those bytes is all that is left
@@ -263,6 +278,31 @@ pub trait Driver: Send + Sync + 'static {
     /// As [`Driver::block_status`], for the first extent.
     async fn block_statuses(&self, req: &Req, range: GuestRange, _max: usize) -> IoResult<Vec<StatusExtent>> {
         Ok(vec![self.block_status(req, range).await?])
+    }
+
+    /// Fill `buf` with what the node had from `offset` on at the point in time that it keeps.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where it keeps none; EACCES where it does not keep these bytes, or no more; else what the host or the child
+    /// answered.
+    async fn read_snapshot(&self, _req: &Req, _offset: GuestOffset, _buf: &IoBuf) -> IoResult<()> {
+        Err(IoError::UNSUPPORTED)
+    }
+
+    /// As [`Driver::block_status`], of the point in time that the node keeps.
+    ///
+    /// # Errors
+    /// As [`Driver::read_snapshot`].
+    async fn snapshot_status(&self, _req: &Req, _range: GuestRange) -> IoResult<StatusExtent> {
+        Err(IoError::UNSUPPORTED)
+    }
+
+    /// Nobody is going to ask for `range` of the point in time that the node keeps: it need not be kept. Whole units only; doing nothing is right.
+    ///
+    /// # Errors
+    /// As [`Driver::read_snapshot`].
+    async fn discard_snapshot(&self, _req: &Req, _range: GuestRange) -> IoResult<()> {
+        Err(IoError::UNSUPPORTED)
     }
 
     /// Whether bytes of the node that nobody has written read as zeroes: those that [`Driver::truncate`] adds, and all of an image that was just made. Where that

@@ -7,6 +7,8 @@
 //! Memory safety does not rest on that proof: a child that was repointed away from is kept until every pin on the parent from
 //! before is gone (see `link`). The proof is about requests: none may run half on the old child and half on the new.
 
+use crate::copy_up::{self, CopyUp};
+use crate::driver::Clusters;
 use crate::gate::{GateState, Gated, Pin, Way};
 use crate::link::{Epochs, Link};
 use crate::node::{IoNode, NodeBody, NodeTarget, Quiesced, Req};
@@ -289,6 +291,51 @@ impl Edge {
         status::chain_status(&self.child(req)?, range).await
     }
 
+    /// In what units the child allocates storage: see [`Driver::clusters`](crate::Driver::clusters). `None` also where there is no child.
+    pub fn clusters(&self, req: &Req) -> Option<Clusters> {
+        let child = self.child(req).ok()?;
+        child.node.engine().ok()?.clusters(&child)
+    }
+
+    /// Have the child hold for itself what it takes from its backing files within `len` bytes at `offset`, rounded to whole units. Nobody else is at work there
+    /// meanwhile, and what can be read stays as it is. Returns whether the child holds all of it now: there may be what is not to be copied.
+    ///
+    /// # Errors
+    /// As [`Edge::read`], and [`IoError::NOT_PERMITTED`] without the permission to write what does not change. Some of it may have been copied.
+    pub async fn copy_up(&self, req: &Req, offset: HostOffset, len: u64, how: &CopyUp) -> IoResult<bool> {
+        let range = GuestRange::new(offset.0, len)?;
+        self.writable(RequestFlags::WRITE_UNCHANGED)?;
+        copy_up::copy_up(&self.child(req)?, range, how).await
+    }
+
+    /// Fill `buf` with what the child had from `offset` on at the point in time that it keeps: see
+    /// [`Driver::read_snapshot`](crate::Driver::read_snapshot).
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child, or the child's error.
+    pub async fn read_snapshot(&self, req: &Req, offset: HostOffset, buf: &IoBuf) -> IoResult<()> {
+        let child = self.child(req)?;
+        child.node.engine()?.read_snapshot(&child, Self::descend(offset), buf).await
+    }
+
+    /// The block status of the point in time that the child keeps: see [`Driver::snapshot_status`](crate::Driver::snapshot_status).
+    ///
+    /// # Errors
+    /// As [`Edge::read_snapshot`].
+    pub async fn snapshot_status(&self, req: &Req, offset: HostOffset, len: u64) -> IoResult<StatusExtent> {
+        let child = self.child(req)?;
+        child.node.engine()?.snapshot_status(&child, GuestRange::new(offset.0, len)?).await
+    }
+
+    /// The child need not keep these bytes of its point in time: see [`Driver::discard_snapshot`](crate::Driver::discard_snapshot).
+    ///
+    /// # Errors
+    /// As [`Edge::read_snapshot`].
+    pub async fn discard_snapshot(&self, req: &Req, offset: HostOffset, len: u64) -> IoResult<()> {
+        let child = self.child(req)?;
+        child.node.engine()?.discard_snapshot(&child, GuestRange::new(offset.0, len)?).await
+    }
+
     /// Whether bytes of the child that nobody has written read as zeroes: see [`Driver::has_zero_init`](crate::Driver::has_zero_init). Not where there is no child.
     pub fn has_zero_init(&self, req: &Req) -> bool {
         self.child(req).is_ok_and(|child| child.node.engine().is_ok_and(|engine| engine.has_zero_init(&child)))
@@ -322,6 +369,24 @@ impl Edge {
         if let Ok(child) = self.child(req) {
             pipeline::debug_event(&child, event).await;
         }
+    }
+
+    /// Store part of a machine's state in the child: see [`Driver::save_vmstate`](crate::Driver::save_vmstate).
+    ///
+    /// # Errors
+    /// As [`Edge::write`], or the child's error.
+    pub async fn save_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        self.writable(RequestFlags::empty())?;
+        pipeline::save_vmstate(&self.child(req)?, offset, buf).await
+    }
+
+    /// Read part of a machine's state from the child: see [`Driver::load_vmstate`](crate::Driver::load_vmstate).
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child, or the child's error.
+    pub async fn load_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        let child = self.child(req)?;
+        child.node.engine()?.load_vmstate(&child, offset, buf).await
     }
 
     /// Pass an ioctl to the child: see [`Driver::ioctl`](crate::Driver::ioctl).

@@ -23,6 +23,7 @@ mod root;
 
 mod context;
 mod copy_range;
+mod copy_up;
 mod file;
 mod flight;
 mod flush;
@@ -43,7 +44,8 @@ mod model;
 
 pub use bitmap::{DirtyBitmap, KeptBitmap, NodeBitmap};
 pub use context::ring_available;
-pub use driver::{Access, Driver, Mapping, NowRequest};
+pub use copy_up::CopyUp;
+pub use driver::{Access, Clusters, Driver, Mapping, NowRequest};
 pub use edge::{Edge, EdgeWriter};
 pub use file::{DiskGeometry, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
 pub use flight::Flight;
@@ -57,4 +59,4 @@ pub use request::{Completed, Done, Request, RequestKind};
 pub use root::{RequestCount, Root, RootControl};
 pub use static_graph::{StaticGraph, StaticNode, StaticShell};
 pub use status::ChainStatus;
-pub use thread::{IoThread, IoThreadHandle, IoThreadOptions};
+pub use thread::{IoThread, IoThreadHandle, IoThreadOptions, run_beside};

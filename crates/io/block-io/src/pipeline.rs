@@ -350,7 +350,7 @@ pub(crate) async fn write(
 }
 
 /// The flags of a write that the engine is given, and whether the core must flush in the place of one that it is not.
-fn carried_out(engine: &dyn Driver, flags: RequestFlags) -> IoResult<(RequestFlags, bool)> {
+pub(crate) fn carried_out(engine: &dyn Driver, flags: RequestFlags) -> IoResult<(RequestFlags, bool)> {
     let supported = engine.write_flags();
     if flags.difference(supported).contains(RequestFlags::WRITE_COMPRESSED) {
         return Err(IoError::UNSUPPORTED);
@@ -397,7 +397,7 @@ pub(crate) async fn zero(req: Req, range: GuestRange, flags: RequestFlags, may_e
 }
 
 /// Zero what lies between multiples of the driver's alignment at once, and what is left before and after by itself.
-async fn zero_parts(req: &Req, range: GuestRange, flags: RequestFlags) -> IoResult<()> {
+pub(crate) async fn zero_parts(req: &Req, range: GuestRange, flags: RequestFlags) -> IoResult<()> {
     let limits = req.node.limits();
     let engine = req.node.engine()?;
     let max = aligned_max(req, limits.zero_max);
@@ -434,7 +434,7 @@ async fn write_zeroes(req: &Req, range: GuestRange, flags: RequestFlags) -> IoRe
     };
     let alignment = limits.memory_alignment.max(limits.request_alignment).max(1);
     let zeroes = AlignedBuf::zeroed(range.len().min(max) as usize, alignment as usize).into_io();
-    let flags = flags & RequestFlags::FUA;
+    let flags = flags & (RequestFlags::FUA | RequestFlags::WRITE_UNCHANGED);
     for (at, len) in pieces(range.len(), max) {
         let (part, data) = (range.slice(at, len), zeroes.slice(0, len as usize));
         if part.is_aligned(req.node.request_alignment()) {
@@ -543,7 +543,6 @@ pub(crate) async fn debug_event(req: &Req, event: DebugEvent) {
     }
 }
 
-/// Pass an ioctl on. It may change anything.
 /// Store part of a machine's state. It is no part of the disk: nothing waits for it, and no bitmap hears of it.
 pub(crate) async fn save_vmstate(req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
     if req.node.is_read_only() {
@@ -554,6 +553,7 @@ pub(crate) async fn save_vmstate(req: &Req, offset: u64, buf: &IoBuf) -> IoResul
     result
 }
 
+/// Pass an ioctl on. It may change anything.
 pub(crate) async fn ioctl(req: &Req, number: u64, argument: &IoBuf) -> IoResult<()> {
     let result = req.node.engine()?.ioctl(req, number, argument).await;
     req.node.status_cache().forget();

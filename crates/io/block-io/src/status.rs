@@ -202,7 +202,7 @@ async fn down_the_chain(req: &Req, range: GuestRange) -> IoResult<ChainStatus> {
 }
 
 /// The length of a node, asked anew if the range does not lie within what is remembered.
-async fn refreshed(req: &Req, range: GuestRange) -> IoResult<u64> {
+pub(crate) async fn refreshed(req: &Req, range: GuestRange) -> IoResult<u64> {
     let length = req.node.length();
     if range.end() <= length { Ok(length) } else { crate::pipeline::refresh_length(req).await }
 }

@@ -4,6 +4,7 @@
 //! futures and may be held anywhere. The graph is not here, and no thread owns a node.
 
 use crate::context::IoContext;
+use crate::node::Req;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -229,6 +230,17 @@ impl fmt::Debug for IoThreadHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "IoThread({})", self.0.name)
     }
+}
+
+/// Run a part of a request beside it, on the I/O thread that this is called on, with a token of its own: to its end, whatever becomes of who asked. `false`, and
+/// nothing is run, on any other thread.
+#[allow(clippy::disallowed_methods, reason = "an I/O thread's own runtime, seen from one of its requests")]
+pub fn run_beside<F: Future<Output = ()> + Send + 'static>(req: &Req, work: impl FnOnce(Req) -> F) -> bool {
+    let is_here = IoContext::current().is_some() && tokio::runtime::Handle::try_current().is_ok();
+    if is_here {
+        drop(tokio::spawn(work(req.again())));
+    }
+    is_here
 }
 
 #[cfg_attr(

@@ -68,9 +68,6 @@ fn memory_that_is_not_there_fails_the_command_alone() {
 
 #[test]
 fn what_is_not_built_is_refused_by_name() {
-    let told =
-        "qemu-io: can't open device t.raw: copy-on-read is not supported yet: it needs the copy-on-read filter\n";
-    check(&["-C", "-f", "raw", "t.raw"], &["length"], 1, "", told);
     check(
         &["--object", "throttle-group,id=s"],
         &["help quit"],

@@ -460,6 +460,11 @@ impl Driver for ToyCow {
         RequestFlags::FUA
     }
 
+    fn clusters(&self, _req: &Req) -> Option<block_io::Clusters> {
+        let size = self.0.geometry.cluster_size();
+        Some(block_io::Clusters { cluster: size, subcluster: size })
+    }
+
     #[inline]
     fn map_cached(&self, access: Access, range: GuestRange) -> Mapping<'_> {
         let shared = &*self.0;

@@ -48,7 +48,7 @@ use async_trait::async_trait;
 use block_common::{
     GuestOffset, GuestRange, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags, StatusExtent,
 };
-use block_io::{Access, Driver, Edge, Mapping, Req};
+use block_io::{Access, Clusters, Driver, Edge, Mapping, Req};
 
 #[async_trait]
 impl Driver for Qcow2 {
@@ -87,6 +87,11 @@ impl Driver for Qcow2 {
 
     async fn length(&self, _req: &Req) -> IoResult<u64> {
         Ok(self.0.length())
+    }
+
+    fn clusters(&self, _req: &Req) -> Option<Clusters> {
+        let geometry = self.0.geometry;
+        Some(Clusters { cluster: geometry.cluster_size(), subcluster: geometry.subcluster_size() })
     }
 
     async fn allocated_size(&self, req: &Req) -> IoResult<u64> {

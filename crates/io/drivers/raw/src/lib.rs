@@ -11,7 +11,7 @@ use block_common::{
     AlignedBuf, DebugEvent, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation,
     RequestFlags, StatusExtent, probe_format,
 };
-use block_io::{Access, Driver, Edge, Mapping, Quiesced, Req};
+use block_io::{Access, Clusters, Driver, Edge, Mapping, Quiesced, Req};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -272,6 +272,12 @@ impl Driver for Raw {
         let (offset, size) = self.0.window();
         let length = self.0.file.refresh_length(req).await?;
         Ok(length.saturating_sub(offset).min(size))
+    }
+
+    /// Clusters of an image within a window need not begin where those of its node do: what is rounded to them is rounded to none.
+    fn clusters(&self, req: &Req) -> Option<Clusters> {
+        let clusters = self.0.file.clusters(req)?;
+        self.0.window().0.is_multiple_of(clusters.cluster).then_some(clusters)
     }
 
     async fn allocated_size(&self, req: &Req) -> IoResult<u64> {
