@@ -12,6 +12,7 @@ mod luks;
 mod null;
 mod qcow2;
 mod raw;
+mod throttle;
 mod told;
 
 mod create;
@@ -34,6 +35,7 @@ pub use luks::{LuksImage, LuksType, change_slots};
 pub use null::NullType;
 pub use qcow2::{Qcow2Type, StoredNames, file_of};
 pub use raw::RawType;
+pub use throttle::ThrottleType;
 pub use told::{TOLD, print_told};
 
 use block_gs::GlobalState;
@@ -50,4 +52,5 @@ pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(Qcow2Type(StoredNames::Open)));
     gs.register(Rc::new(LuksType));
     gs.register(Rc::new(BlkdebugType));
+    gs.register(Rc::new(ThrottleType));
 }
