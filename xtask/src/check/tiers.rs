@@ -75,9 +75,9 @@ fn allowed(from: Place, to: Place, kind: Kind) -> Result<(), &'static str> {
         Role::Driver if !(common || block_io || shared || testkit) => Err(
             "rule drivers: a driver names block-io, block-crypt-io, block-throttle and common crates only (and block-testkit in dev-dependencies)",
         ),
-        Role::Shared if !(common || block_io || testkit) => {
-            Err("rule shared: block-crypt-io and block-throttle name block-io and common crates only (and block-testkit in dev-dependencies)")
-        }
+        Role::Shared if !(common || block_io || testkit) => Err(
+            "rule shared: block-crypt-io and block-throttle name block-io and common crates only (and block-testkit in dev-dependencies)",
+        ),
         Role::BlockIo if !(common || testkit) => {
             Err("rule block-io: block-io names common crates only (and block-testkit in dev-dependencies)")
         }

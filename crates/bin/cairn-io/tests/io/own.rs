@@ -72,11 +72,11 @@ fn what_is_not_built_is_refused_by_name() {
         "qemu-io: can't open device t.raw: copy-on-read is not supported yet: it needs the copy-on-read filter\n";
     check(&["-C", "-f", "raw", "t.raw"], &["length"], 1, "", told);
     check(
-        &["--object", "throttle-group,id=s"],
+        &["--object", "authz-simple,id=s"],
         &["help quit"],
         1,
         "",
-        "qemu-io: Object type 'throttle-group' is not supported\n",
+        "qemu-io: Object type 'authz-simple' is not supported\n",
     );
 }
 

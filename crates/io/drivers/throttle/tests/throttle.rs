@@ -91,7 +91,7 @@ fn beside<T>(clock: &ManualClock, mut more: impl FnMut(u64) + Send, work: impl F
             while !over.load(Ordering::SeqCst) {
                 match clock.next() {
                     Some(next) => clock.advance(next),
-                    None => std::thread::sleep(Duration::from_micros(20)),
+                    None => std::thread::yield_now(),
                 }
                 count += 1;
                 more(count);
@@ -157,7 +157,7 @@ fn it_agrees_with_the_model_while_limits_change() {
     let (group, clock) = group(&[]);
     let changing = group.clone();
     let change = move |count: u64| {
-        if count % 50 == 0 {
+        if count.is_multiple_of(50) {
             changing.set_limits(match count / 50 % 4 {
                 0 => ThrottleLimits::default(),
                 1 => limits(&[(IopsTotal, 30)]),
