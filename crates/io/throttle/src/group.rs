@@ -32,7 +32,6 @@ impl Direction {
 
 /// Limits that are shared by their members. Clones are the same group; it lives as long as a clone or a member does.
 #[derive(Clone)]
-#[doc(alias = "blk_io_limits_enable")]
 pub struct ThrottleGroup(pub(crate) Arc<Shared>);
 
 pub(crate) struct Shared {
@@ -392,7 +391,6 @@ impl ThrottleGroup {
     }
 
     /// Other limits from now on, also for those who wait. What was let through before is forgotten.
-    #[doc(alias = "blk_set_io_limits")]
     pub fn set_limits(&self, limits: ThrottleLimits) {
         let ((), after) = self.0.turn(|state, after| state.set_limits(limits, after));
         drop(after);

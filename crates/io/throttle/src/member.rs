@@ -65,7 +65,8 @@ impl ThrottleMember {
         self.turn(|state, number, after| state.arrive(number, direction, bytes, after)).0
     }
 
-    /// Wait until a request of `bytes` may go. It has been counted when this returns; who drops the future before that has not asked.
+    /// Wait until a request of `bytes` may go. It has been counted when this returns; who drops the future before that has not asked. To be polled whenever it is
+    /// woken, as a task of an I/O thread is: others stand behind it.
     ///
     /// # Panics
     /// By the host's clock, when polled outside a runtime of tokio with timers: an I/O thread has one.
@@ -74,13 +75,11 @@ impl ThrottleMember {
     }
 
     /// While `on`, let requests go at once, those that wait first. They count, so that everybody pays for it afterwards. Never waits.
-    #[doc(alias = "blk_io_limits_disable")]
     pub fn hurry(&self, on: bool) {
         self.turn(|state, number, after| state.hurry(number, on, after));
     }
 
     /// Be a member of `group`, and of no other. Requests that wait do so there, behind others.
-    #[doc(alias = "blk_io_limits_update_group")]
     pub fn join(&self, group: &ThrottleGroup) {
         let mut at = self.membership();
         if at.group.same(group) {

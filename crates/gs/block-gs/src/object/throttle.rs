@@ -153,7 +153,6 @@ struct Named {
 
 impl ThrottleGroupRef {
     /// The group's name.
-    #[doc(alias = "blk_get_public")]
     pub fn name(&self) -> &str {
         &self.0.name
     }

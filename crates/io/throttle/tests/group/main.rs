@@ -311,6 +311,17 @@ fn waiting_costs_little() {
 /// Scenario: whoever is woken, or whose waker goes, comes back to the member and its group at once.
 #[test]
 fn nobody_is_woken_with_a_lock_held() {
+    // Where one is held, the thread never ends.
+    let (ended, end) = std::sync::mpsc::channel();
+    let test = std::thread::spawn(move || {
+        come_back();
+        ended.send(()).expect("somebody waits");
+    });
+    end.recv_timeout(ms(30_000)).expect("it ends");
+    test.join().expect("no panic");
+}
+
+fn come_back() {
     let group = ThrottleGroup::with_clock(limits(&[(IopsTotal, 1, 0, 1)], 0), ManualClock::new());
     let member = Arc::new(group.member());
     assert!(member.try_admit(Read, 1));
