@@ -13,6 +13,8 @@ use block_qcow2_format::{Layout, NewImage, Step};
 use block_raw::{Raw, RawOptions};
 use block_testkit::bed::block_on;
 use block_testkit::{ToyCow, ToyFilter, ToyFormat};
+use block_throttle::{ThrottleGroup, ThrottleLimits};
+use block_throttle_filter::Throttle;
 use std::path::Path;
 
 const ROLE: ChildRole = ChildRole::DATA.union(ChildRole::PRIMARY);
@@ -105,6 +107,25 @@ impl Stack {
             let opened = shell.run(|req| async move { Ok(Raw::open(&req, edge, RawOptions::default()).await) });
             let (engine, _control) = opened.await??;
             Ok::<_, anyhow::Error>(shell.install(engine, false).await?)
+        })?;
+        Ok(())
+    }
+
+    /// Put a throttle in a group with `limits` on top.
+    ///
+    /// # Errors
+    /// The child does not tell its length.
+    pub fn throttle(&mut self, limits: ThrottleLimits) -> Result<()> {
+        let mut shell = self.graph.node("throttle");
+        let edge = shell.child(ROLE, Perm::CONSISTENT_READ | Perm::WRITE, &self.top);
+        let group = ThrottleGroup::new(limits);
+        self.top = block_on(async {
+            let opened = shell.run(|req| async move {
+                let below = edge.limits(&req)?;
+                Ok(Throttle::new(edge, below, &group))
+            });
+            let (engine, _control) = opened.await?;
+            shell.install(engine, false).await
         })?;
         Ok(())
     }

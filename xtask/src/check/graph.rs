@@ -164,13 +164,14 @@ pub(crate) mod testing {
     }
 
     /// The folders of the made-up workspace: one crate of every place that the rules tell apart.
-    pub(crate) const DIRS: [(&str, &str); 14] = [
+    pub(crate) const DIRS: [(&str, &str); 15] = [
         ("block-common", "crates/common/block-common"),
         ("nbd-proto", "crates/common/nbd-proto"),
         ("block-io", "crates/io/block-io"),
         ("block-testkit", "crates/io/block-testkit"),
         ("block-backend-io", "crates/io/block-backend-io"),
         ("block-crypt-io", "crates/io/crypt-io"),
+        ("block-throttle", "crates/io/throttle"),
         ("block-nbd-export", "crates/io/exports/nbd"),
         ("block-raw", "crates/io/drivers/raw"),
         ("block-null", "crates/io/drivers/null"),
@@ -194,12 +195,14 @@ pub(crate) mod testing {
     }
 
     /// Edges of a workspace that obeys every rule.
-    pub(crate) const GOOD: [(&str, &str, Kind); 14] = [
+    pub(crate) const GOOD: [(&str, &str, Kind); 16] = [
         ("block-io", "block-common", Kind::Normal),
         ("block-io", "block-testkit", Kind::Dev),
         ("block-testkit", "block-io", Kind::Normal),
         ("block-crypt-io", "block-io", Kind::Normal),
         ("block-raw", "block-crypt-io", Kind::Normal),
+        ("block-raw", "block-throttle", Kind::Normal),
+        ("block-backend-io", "block-throttle", Kind::Normal),
         ("block-raw", "block-io", Kind::Normal),
         ("block-raw", "nbd-proto", Kind::Build),
         ("block-raw", "block-testkit", Kind::Dev),

@@ -73,11 +73,11 @@ fn allowed(from: Place, to: Place, kind: Kind) -> Result<(), &'static str> {
     let shared = to_role == Role::Shared;
     match from_role {
         Role::Driver if !(common || block_io || shared || testkit) => Err(
-            "rule drivers: a driver names block-io, block-crypt-io and common crates only (and block-testkit in dev-dependencies)",
+            "rule drivers: a driver names block-io, block-crypt-io, block-throttle and common crates only (and block-testkit in dev-dependencies)",
         ),
-        Role::Shared if !(common || block_io || testkit) => {
-            Err("rule block-crypt-io: it names block-io and common crates only (and block-testkit in dev-dependencies)")
-        }
+        Role::Shared if !(common || block_io || testkit) => Err(
+            "rule shared: block-crypt-io and block-throttle name block-io and common crates only (and block-testkit in dev-dependencies)",
+        ),
         Role::BlockIo if !(common || testkit) => {
             Err("rule block-io: block-io names common crates only (and block-testkit in dev-dependencies)")
         }
@@ -99,7 +99,7 @@ fn place(item: &Crate) -> Result<Place, String> {
     let role = match (TIERS[tier], rest) {
         ("io", "block-io") => Role::BlockIo,
         ("io", "block-testkit") => Role::Testkit,
-        ("io", "crypt-io") => Role::Shared,
+        ("io", "crypt-io" | "throttle") => Role::Shared,
         ("io", rest) if rest.starts_with("drivers/") => Role::Driver,
         _ => Role::Plain,
     };
@@ -170,8 +170,10 @@ mod tests {
 
     #[test]
     fn what_drivers_share_names_block_io_and_common_only() {
-        check_broken("block-crypt-io", "block-raw", Kind::Normal, "block-crypt-io");
-        check_broken("block-crypt-io", "block-testkit", Kind::Normal, "block-crypt-io");
+        check_broken("block-crypt-io", "block-raw", Kind::Normal, "shared");
+        check_broken("block-crypt-io", "block-testkit", Kind::Normal, "shared");
+        check_broken("block-throttle", "block-raw", Kind::Normal, "shared");
+        check_broken("block-throttle", "block-crypt-io", Kind::Normal, "shared");
         check_broken("block-io", "block-crypt-io", Kind::Normal, "block-io");
     }
 

@@ -163,7 +163,7 @@ fn own_options(info: &NodeInfo) -> Vec<(&str, &Value)> {
 }
 
 /// Keys in the order in which qemu-img 10.0.2 was seen to print them. Others come last.
-const ORDER: [&str; 36] = [
+const ORDER: [&str; 37] = [
     "set-state.1.event",
     "inject-error.1.state",
     "inject-error.0.state",
@@ -180,6 +180,7 @@ const ORDER: [&str; 36] = [
     "set-state.1.new_state",
     "offset",
     "read-zeroes",
+    "throttle-group",
     "driver",
     "set-state.1.state",
     "config",

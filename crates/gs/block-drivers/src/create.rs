@@ -60,6 +60,22 @@ const NOT_CREATABLE: [&str; 22] = [
     "vvfat",
 ];
 
+/// Those of them that no name of a file begins with.
+const NO_PROTOCOLS: [&str; 12] = [
+    "blklogwrites",
+    "bochs",
+    "cloop",
+    "compress",
+    "copy-before-write",
+    "copy-on-read",
+    "dmg",
+    "preallocate",
+    "quorum",
+    "snapshot-access",
+    "throttle",
+    "vvfat",
+];
+
 /// What a creation option takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CreateOptionKind {
@@ -213,7 +229,9 @@ async fn protocol_of(gs: &GlobalState, name: &str) -> Result<(HostKind, String),
         FileName::Protocol { protocol, name } if protocol == HOST_DEVICE => {
             Ok((HostKind::Device, strip_protocol(&name, HOST_DEVICE)))
         }
-        FileName::Protocol { protocol, .. } if NOT_CREATABLE.contains(&protocol.as_str()) => {
+        FileName::Protocol { protocol, .. }
+            if NOT_CREATABLE.contains(&protocol.as_str()) && !NO_PROTOCOLS.contains(&protocol.as_str()) =>
+        {
             Err(CreateError::ProtocolCreatesNothing(protocol))
         }
         FileName::Protocol { protocol, .. } => Err(CreateError::UnknownProtocol(protocol)),

@@ -15,6 +15,7 @@ mod null;
 mod qcow2;
 mod raw;
 mod snapshot_access;
+mod throttle;
 mod told;
 
 mod create;
@@ -41,6 +42,7 @@ pub use null::NullType;
 pub use qcow2::{Qcow2Type, StoredNames, file_of};
 pub use raw::RawType;
 pub use snapshot_access::SnapshotAccessType;
+pub use throttle::ThrottleType;
 pub use told::{TOLD, print_told};
 
 use block_gs::GlobalState;
@@ -60,4 +62,5 @@ pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(CopyOnReadType));
     gs.register(Rc::new(CopyBeforeWriteType));
     gs.register(Rc::new(SnapshotAccessType));
+    gs.register(Rc::new(ThrottleType));
 }

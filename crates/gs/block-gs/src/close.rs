@@ -43,7 +43,9 @@ impl GlobalState {
             let Some(node) = graph.nodes.get_mut(&id) else { return };
             node.closing = true;
             node.control.set_quiesced(true);
-            (node.control.idle(), node.name.as_str().to_owned())
+            let waiting = (node.control.idle(), node.name.as_str().to_owned());
+            graph.apply_hurry();
+            waiting
         };
         idle.await;
         // Entered as the main loop, never held back: the node may lie below a drain.
@@ -88,7 +90,9 @@ impl GlobalState {
             root.closing = true;
             root.control.shut();
             root.control.set_quiesced(true);
-            root.control.idle()
+            let idle = root.control.idle();
+            graph.apply_hurry();
+            idle
         };
         idle.await;
         let (released, gone) = {

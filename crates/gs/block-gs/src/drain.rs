@@ -97,6 +97,8 @@ impl DrainGuard {
             if is_acted_on {
                 changed.await;
             } else if waiting.is_empty() {
+                // Those who share a throttle with what is drained are throttled again, however long the section lasts.
+                self.gs.0.graph.borrow_mut().apply_hurry();
                 return;
             }
             for idle in waiting {
@@ -140,14 +142,19 @@ impl GlobalState {
     /// Requests of the main loop's own are going to enter at `nodes`, drained or not.
     pub(crate) fn act(&self, nodes: Vec<Id>) -> Act {
         let id = number();
-        self.0.graph.borrow_mut().acts.insert(id, nodes);
+        let mut graph = self.0.graph.borrow_mut();
+        graph.acts.insert(id, nodes);
+        graph.apply_hurry();
         Act { gs: self.clone(), id }
     }
 }
 
 impl Drop for Act {
     fn drop(&mut self) {
-        self.gs.0.graph.borrow_mut().acts.remove(&self.id);
+        let mut graph = self.gs.0.graph.borrow_mut();
+        graph.acts.remove(&self.id);
+        graph.apply_hurry();
+        drop(graph);
         self.gs.0.changed.notify_waiters();
     }
 }
@@ -180,7 +187,7 @@ impl Graph {
         (nodes, roots)
     }
 
-    /// Close the gates that lie above an active drain, open the others.
+    /// Close the gates that lie above an active drain, open the others. Who is waited for from then on hurries.
     pub(crate) fn apply_drains(&mut self) {
         let (mut nodes, mut roots) = (BTreeSet::new(), BTreeSet::new());
         for target in self.drains.values() {
@@ -194,6 +201,32 @@ impl Graph {
         for (id, node) in &mut self.nodes {
             node.control.set_quiesced(node.closing || nodes.contains(id));
         }
+        self.apply_hurry();
+    }
+
+    /// Let requests that wait for nothing but time go on at once, in every node that one may be in which somebody waits for, and in no other (rule drain-5).
+    pub(crate) fn apply_hurry(&mut self) {
+        let wanted = self.below_any(self.waited_for());
+        if wanted == self.hurried {
+            return;
+        }
+        for id in wanted.symmetric_difference(&self.hurried) {
+            if let Some(node) = self.nodes.get_mut(id) {
+                node.control.set_hurried(wanted.contains(id));
+            }
+        }
+        self.hurried = wanted;
+    }
+
+    /// Where requests are that somebody waits for: at gates that are closed and not idle, and where the main loop has, or is going to have, requests of its own on a node
+    /// that is drained or closing. Nothing else comes to a closed gate but through one of these.
+    fn waited_for(&self) -> Vec<Id> {
+        let is_closed = |id: &Id| self.nodes.get(id).is_some_and(|node| node.control.is_quiesced());
+        let roots = self.roots.values().filter(|root| root.control.is_quiesced() && !root.control.is_idle());
+        let roots = roots.filter_map(|root| root.child.as_ref().map(NodeRef::id));
+        let nodes = self.nodes.iter().filter(|(_, node)| node.control.is_quiesced() && !node.control.is_idle());
+        let acts = self.acts.values().flatten().copied().filter(is_closed);
+        roots.chain(nodes.map(|(id, _)| *id)).chain(acts).collect()
     }
 
     /// What a drain covers and was not yet seen idle, topmost first.

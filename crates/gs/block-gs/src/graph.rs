@@ -273,6 +273,8 @@ pub(crate) struct Graph {
     names: BTreeMap<String, Id>,
     names_made: u64,
     pub(crate) drains: BTreeMap<Id, DrainTarget>,
+    /// Nodes that were told to hurry.
+    pub(crate) hurried: BTreeSet<Id>,
     /// What the main loop itself is doing to nodes: reading headers through them, closing them. Each with the nodes at which its
     /// requests enter, drained or not.
     pub(crate) acts: BTreeMap<Id, Vec<Id>>,
@@ -488,7 +490,12 @@ impl Graph {
 
     /// The nodes below `id`, itself included.
     pub(crate) fn below(&self, id: Id) -> BTreeSet<Id> {
-        let (mut seen, mut stack) = (BTreeSet::new(), vec![id]);
+        self.below_any(vec![id])
+    }
+
+    /// The nodes below any of `ids`, these included.
+    pub(crate) fn below_any(&self, ids: Vec<Id>) -> BTreeSet<Id> {
+        let (mut seen, mut stack) = (BTreeSet::new(), ids);
         while let Some(id) = stack.pop() {
             if seen.insert(id) {
                 stack.extend(self.children(id).into_iter().map(|(_, child)| child));

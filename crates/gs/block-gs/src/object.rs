@@ -1,25 +1,30 @@
-//! Objects that users make by name beside the graph, as `--object` and `object-add` do: secrets, so far.
+//! Objects that users make by name beside the graph, as `--object` and `object-add` do: secrets and throttle groups.
 //!
 //! This file has the registry and what is common to all types; what a type's properties mean is a module of its own below this one. What
 //! a property holds is in no error, no list and no `Debug` output.
 
 mod secret;
+mod throttle;
+
+pub use throttle::ThrottleGroupRef;
 
 use crate::error::{GraphError, GraphResult};
 use crate::state::GlobalState;
 use block_common::options::JsonErrorKind;
 use block_common::{OptionReader, Options, OptionsError, is_wellformed_id};
 use block_crypt::{CbcError, Secret};
+use block_throttle::{LimitsError, ThrottleGroup};
 use secret::SecretProperties;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use throttle::{GroupObject, ThrottleProperties, Unowned};
 
 /// The property that names the type.
 const TYPE: &str = "qom-type";
 
 /// Types that QEMU's tools have and this build does not.
-const NOT_BUILT: [&str; 11] = [
+const NOT_BUILT: [&str; 10] = [
     "authz-list",
     "authz-listfile",
     "authz-simple",
@@ -27,7 +32,6 @@ const NOT_BUILT: [&str; 11] = [
     "pr-manager-helper",
     "secret_keyring",
     "thread-context",
-    "throttle-group",
     "tls-creds-anon",
     "tls-creds-psk",
     "tls-creds-x509",
@@ -96,6 +100,24 @@ pub enum ObjectError {
     /// There is no object of this id.
     #[error("object '{0}' not found")]
     NotFound(String),
+    /// Somebody needs it.
+    #[error("object '{0}' is in use, can not be deleted")]
+    InUse(String),
+    /// There is no throttle group of this name.
+    #[error("Throttle group '{0}' does not exist")]
+    NoThrottleGroup(String),
+    /// There is a throttle group of this name, which is no object.
+    #[error("A group with this name already exists")]
+    GroupExists,
+    /// A limit is below zero.
+    #[error("Property values cannot be negative")]
+    Negative,
+    /// The length of a burst is out of range; what it is called.
+    #[error("{0} value must be in the range [0, {max}]", max = u32::MAX)]
+    BurstLength(String),
+    /// Limits do not go together.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
     /// There is no object of this id, and it would have to be a secret.
     #[error("No secret with id '{0}'")]
     NoSecret(String),
@@ -234,8 +256,9 @@ fn help(options: Options) -> GraphResult<String> {
     let name = options.reader().take_str(TYPE)?;
     match name.map(|name| Kind::of(&name)) {
         Some(Ok(Kind::Secret)) => Ok(secret::HELP.into()),
+        Some(Ok(Kind::ThrottleGroup)) => Ok(throttle::HELP.into()),
         Some(Ok(Kind::NotBuilt(name))) => Err(not_built(name)),
-        _ => Ok("List of user creatable objects:\n  secret\n".into()),
+        _ => Ok("List of user creatable objects:\n  secret\n  throttle-group\n".into()),
     }
 }
 
@@ -246,6 +269,7 @@ fn not_built(name: &str) -> GraphError {
 /// A type's name that somebody knows.
 enum Kind {
     Secret,
+    ThrottleGroup,
     NotBuilt(&'static str),
     ForMachines(&'static str),
 }
@@ -257,6 +281,7 @@ impl Kind {
             (Some(name), _) => Ok(Self::NotBuilt(name)),
             (_, Some(name)) => Ok(Self::ForMachines(name)),
             _ if name == "secret" => Ok(Self::Secret),
+            _ if name == "throttle-group" => Ok(Self::ThrottleGroup),
             _ => Err(OptionsError::BadValue { key: TYPE.into(), value: name.chars().take(100).collect() }.into()),
         }
     }
@@ -265,12 +290,21 @@ impl Kind {
 /// An object, whatever it is.
 enum Object {
     Secret(Secret),
+    ThrottleGroup(GroupObject),
 }
 
 impl Object {
     fn qom_type(&self) -> &'static str {
         match self {
             Self::Secret(_) => "secret",
+            Self::ThrottleGroup(_) => "throttle-group",
+        }
+    }
+
+    fn is_in_use(&self) -> bool {
+        match self {
+            Self::Secret(_) => false,
+            Self::ThrottleGroup(group) => group.is_in_use(),
         }
     }
 }
@@ -278,6 +312,7 @@ impl Object {
 /// An object's properties, which make sense by themselves.
 enum Properties {
     Secret(SecretProperties),
+    ThrottleGroup(ThrottleProperties),
 }
 
 impl Properties {
@@ -285,6 +320,7 @@ impl Properties {
     fn read(kind: Kind, options: &mut OptionReader) -> GraphResult<Self> {
         match kind {
             Kind::Secret => Ok(Self::Secret(SecretProperties::read(options)?)),
+            Kind::ThrottleGroup => Ok(Self::ThrottleGroup(ThrottleProperties::read(options)?)),
             Kind::NotBuilt(name) => Err(not_built(name)),
             Kind::ForMachines(name) => Err(ObjectError::ForMachines(name.into()).into()),
         }
@@ -293,14 +329,22 @@ impl Properties {
 
 /// The objects of one block layer.
 #[derive(Default)]
-pub(crate) struct Objects(RefCell<BTreeMap<String, Object>>);
+pub(crate) struct Objects {
+    all: RefCell<BTreeMap<String, Object>>,
+    /// Throttle groups that are no objects.
+    unowned: RefCell<Unowned>,
+}
 
 impl Objects {
     fn check_new(&self, id: &str) -> GraphResult<()> {
-        match self.0.borrow().contains_key(id) {
+        match self.all.borrow().contains_key(id) {
             true => Err(ObjectError::Duplicate(id.into()).into()),
             false => Ok(()),
         }
+    }
+
+    fn put(&self, id: &str, object: Object) {
+        self.all.borrow_mut().insert(id.into(), object);
     }
 }
 
@@ -314,6 +358,8 @@ impl GlobalState {
     /// | | `format` | `raw` (as it is) or `base64` |
     /// | | `keyid` | the secret of 32 bytes that this one is encrypted with: AES-256-CBC with PKCS#7 padding |
     /// | | `iv` | the initialisation vector, 16 bytes in base64 |
+    /// | `throttle-group` | `limits` | a dictionary: `iops-total`, `iops-read`, `iops-write`, `bps-total`, `bps-read`, `bps-write` (0: no limit), each with `-max` and `-max-length` (seconds), and `iops-size` (bytes) |
+    /// | | `x-iops-total`, … | the same by their old names; those among `limits` count |
     ///
     /// # Errors
     /// An unknown type, or one that is not built; a property that is missing, unknown or makes no sense; an id that is none, or is taken; a file that
@@ -327,27 +373,44 @@ impl GlobalState {
         if !is_wellformed_id(&id) {
             return Err(ObjectError::BadId.into());
         }
-        self.0.objects.check_new(&id)?;
         let object = match properties {
-            Properties::Secret(properties) => Object::Secret(properties.load(self, &id).await?),
+            Properties::Secret(properties) => {
+                self.0.objects.check_new(&id)?;
+                Object::Secret(properties.load(self, &id).await?)
+            }
+            Properties::ThrottleGroup(properties) => {
+                // What is wrong with one number is told before the id is looked at, and what is wrong with all of them afterwards.
+                let settings = properties.settings()?;
+                self.0.objects.check_new(&id)?;
+                let limits = self.new_limits(&id, settings)?;
+                Object::ThrottleGroup(GroupObject::new(&id, ThrottleGroup::new(limits)))
+            }
         };
         self.0.objects.check_new(&id)?;
-        self.0.objects.0.borrow_mut().insert(id, object);
+        self.0.objects.put(&id, object);
         Ok(())
     }
 
     /// Remove an object. Who has taken a secret from it keeps that.
     ///
     /// # Errors
-    /// [`ObjectError::NotFound`].
+    /// [`ObjectError::NotFound`]; [`ObjectError::InUse`] for a throttle group that somebody uses.
     pub fn remove_object(&self, id: &str) -> GraphResult<()> {
-        let removed = self.0.objects.0.borrow_mut().remove(id);
-        removed.map(drop).ok_or_else(|| ObjectError::NotFound(id.into()).into())
+        let removed = {
+            let mut all = self.0.objects.all.borrow_mut();
+            match all.get(id) {
+                None => return Err(ObjectError::NotFound(id.into()).into()),
+                Some(object) if object.is_in_use() => return Err(ObjectError::InUse(id.into()).into()),
+                Some(_) => all.remove(id),
+            }
+        };
+        drop(removed);
+        Ok(())
     }
 
     /// The objects, by id.
     pub fn objects(&self) -> Vec<ObjectInfo> {
-        let objects = self.0.objects.0.borrow();
+        let objects = self.0.objects.all.borrow();
         objects.iter().map(|(id, object)| ObjectInfo { id: id.clone(), qom_type: object.qom_type() }).collect()
     }
 
@@ -356,9 +419,9 @@ impl GlobalState {
     /// # Errors
     /// [`ObjectError::NoSecret`].
     pub fn secret(&self, id: &str) -> GraphResult<Secret> {
-        match self.0.objects.0.borrow().get(id) {
+        match self.0.objects.all.borrow().get(id) {
             Some(Object::Secret(secret)) => Ok(secret.clone()),
-            None => Err(ObjectError::NoSecret(id.into()).into()),
+            _ => Err(ObjectError::NoSecret(id.into()).into()),
         }
     }
 

@@ -124,7 +124,7 @@ fn what_makes_no_sense_is_refused() {
     let duplicate = "attempt to add duplicate property 's' to object (type 'container')";
     check_refused(&["secret,id=s,data=x", "secret,id=s,file=/nonexistent"], duplicate);
 
-    check_refused(&["throttle-group,id=s"], "Object type 'throttle-group' is not supported");
+    check_refused(&["authz-simple,id=s"], "Object type 'authz-simple' is not supported");
     check_refused(&["secret,id=s,data=x,iv=AAAA"], "'iv' is given without 'keyid'");
     for text in ["Y", "YQ", "YQ=", "YR==", "YWJj=", "YQ==YQ==", "=", "YW=J"] {
         let secret = format!("secret,id=s,data={text},format=base64");
@@ -238,7 +238,7 @@ fn help_lists_what_can_be_made() {
         Ok(ObjectText::Help(help)) => assert_eq!(help, expected, "{text}"),
         other => panic!("{text}: {other:?}"),
     };
-    let types = "List of user creatable objects:\n  secret\n";
+    let types = "List of user creatable objects:\n  secret\n  throttle-group\n";
     let secret = "secret options:\n  data=<string>\n  file=<string>\n  format=<QCryptoSecretFormat>\n  iv=<string>\n  keyid=<string>\n";
     for text in ["help", "?", "help,", "help,id=s", "help,help", "id=s,help", "nope,help", "iothread,help"] {
         check(text, types);
@@ -252,7 +252,7 @@ fn help_lists_what_can_be_made() {
     };
     refused("help,secret", "Expected '=' after parameter 'secret'");
     refused(",help", "Invalid parameter ''");
-    refused("throttle-group,help", "Object type 'throttle-group' is not supported");
+    refused("authz-simple,help", "Object type 'authz-simple' is not supported");
     for text in ["help=1", "qom-type=help", "secret,data=x,,help", "secret,data=help", r#"{"qom-type":"help"}"#] {
         assert!(matches!(ObjectText::parse(text), Ok(ObjectText::Make(_))), "{text}");
     }

@@ -330,6 +330,13 @@ pub trait Driver: Send + Sync + 'static {
         Ok(())
     }
 
+    /// A section waits for requests that may be in this node: while `on`, let those go on that wait for nothing but time (a throttle) or for a peer that may never
+    /// come (one that reconnects), and those that come later as well (rule drain-5). Told by the graph's owner on its own thread, with the graph in its hands, once
+    /// for each change: it neither waits nor changes anything but this engine (rule drain-2), and wakes tasks of I/O threads at most.
+    #[doc(alias = "bdrv_co_drain_begin")]
+    #[doc(alias = "bdrv_co_drain_end")]
+    fn hurry(&self, _on: bool) {}
+
     /// Forget cached metadata and read it again: somebody else had the image. Touches no permission and no graph.
     ///
     /// # Errors

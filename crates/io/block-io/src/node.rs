@@ -363,6 +363,10 @@ impl<T> GateControl<T> {
         }
     }
 
+    pub(crate) fn is_idle(&self) -> bool {
+        self.gate.is_idle()
+    }
+
     pub(crate) fn idle(&self) -> impl Future<Output = ()> + use<T> {
         let (gate, generation, idle) = (self.gate.clone(), self.generation.clone(), self.idle.clone());
         let (asked, quiesced) = (generation.get(), self.quiesced);
@@ -393,6 +397,7 @@ impl<T> Drop for GateControl<T> {
 /// The graph's half of a node. Not `Clone`, bound to its thread, and out of reach from an [`IoNode`].
 pub struct NodeControl {
     gate: GateControl<NodeBody>,
+    hurried: bool,
 }
 
 impl NodeControl {
@@ -412,7 +417,7 @@ impl NodeControl {
             status_cache: StatusCache::default(),
             observers: RwLock::default(),
         });
-        Self { gate: GateControl::new(gate) }
+        Self { gate: GateControl::new(gate), hurried: false }
     }
 
     /// The node.
@@ -465,6 +470,26 @@ impl NodeControl {
     /// Whether requests from outside are held back.
     pub fn is_quiesced(&self) -> bool {
         self.gate.is_quiesced()
+    }
+
+    /// Let requests that wait in the engine for nothing but time go on at once (or not any more): a section waits for them (rule drain-5). Neither waits nor
+    /// changes the graph (rule drain-2).
+    pub fn set_hurried(&mut self, hurried: bool) {
+        if std::mem::replace(&mut self.hurried, hurried) != hurried
+            && let Ok(engine) = self.gate.gate.engine()
+        {
+            engine.hurry(hurried);
+        }
+    }
+
+    /// Whether they are to go on at once.
+    pub fn is_hurried(&self) -> bool {
+        self.hurried
+    }
+
+    /// Whether no request is on the node at this moment: for good, if the node is quiesced and so is everybody above.
+    pub fn is_idle(&self) -> bool {
+        self.gate.is_idle()
     }
 
     /// Wait until no request is on the node. Borrows nothing. Wait for the ancestors first, top down.

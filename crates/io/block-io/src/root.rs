@@ -636,6 +636,11 @@ impl RootControl {
         self.gate.is_quiesced()
     }
 
+    /// Whether no request is in flight at this moment: for good, if the entry is quiesced.
+    pub fn is_idle(&self) -> bool {
+        self.gate.is_idle()
+    }
+
     /// Wait until no request is in flight. Borrows nothing.
     pub fn idle(&self) -> impl Future<Output = ()> + use<> {
         self.gate.idle()

@@ -72,10 +72,7 @@ impl StaticGraph {
         node: &StaticNode,
         work: impl FnOnce(Req) -> F,
     ) -> IoResult<Option<T>> {
-        for root in &mut self.roots {
-            root.set_quiesced(true);
-            root.idle().await;
-        }
+        self.quiesce().await;
         let entry = self.nodes.iter().find(|entry| entry.control.node().same(&node.0));
         let done = match entry.map(|entry| (entry.control.enter(), entry.control.enter())) {
             Some((Ok(req), Ok(after))) => {
@@ -88,10 +85,28 @@ impl StaticGraph {
             }
             _ => Err(IoError::CLOSED),
         };
+        self.set_hurried(false);
         for root in &mut self.roots {
             root.set_quiesced(false);
         }
         done
+    }
+
+    /// Hold back what comes, and wait for what is in flight, and for nothing that time alone would bring (rule drain-5). All nodes hurry from then on.
+    async fn quiesce(&mut self) {
+        for root in &mut self.roots {
+            root.set_quiesced(true);
+        }
+        self.set_hurried(true);
+        for root in &self.roots {
+            root.idle().await;
+        }
+    }
+
+    fn set_hurried(&mut self, hurried: bool) {
+        for entry in &mut self.nodes {
+            entry.control.set_hurried(hurried);
+        }
     }
 
     /// Let requests in flight finish, refuse further ones, flush and close every node, parents first.
@@ -99,9 +114,8 @@ impl StaticGraph {
     /// # Errors
     /// The first error; everything is closed all the same.
     pub async fn close(mut self) -> IoResult<()> {
+        self.quiesce().await;
         for root in &mut self.roots {
-            root.set_quiesced(true);
-            root.idle().await;
             root.shut();
         }
         let mut result = Ok(());

@@ -24,7 +24,7 @@ fn what_is_not_built_is_refused_by_name() {
         1,
         "PROGRAM: n.raw: Option 'extent_size_hint' of driver 'file' is not supported\n",
     );
-    for kind in ["throttle-group", "tls-creds-x509", "authz-simple", "secret_keyring"] {
+    for kind in ["tls-creds-x509", "authz-simple", "secret_keyring"] {
         let told = format!("PROGRAM: Object type '{kind}' is not supported\n");
         check(&format!("create --object {kind},id=a n.raw 1M"), 1, &told);
         check(&format!("create --object {kind},help"), 1, &told);

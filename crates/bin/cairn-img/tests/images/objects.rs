@@ -235,3 +235,130 @@ fn no_secret_is_printed() {
         }
     }
 }
+
+/// Groups in both spellings, and each rule about what goes together, with what is told first of several mistakes.
+#[test]
+fn throttle_groups_are_made_and_refused_alike() {
+    let properties = [
+        "",
+        "x-iops-total=100",
+        "limits.iops-total=100",
+        "limits.bps-read=1,x-iops-total=0x10",
+        "x-iops-total=020,x-iops-size=4096",
+        "x-bps-total=1,x-bps-read=1",
+        "limits.iops-total=1,limits.iops-write=1",
+        "x-bps-total-max=10,x-bps-read-max=30",
+        "x-bps-total=1,x-bps-read=1,x-iops-size=4096",
+        "x-iops-total=1,x-iops-read=1,x-bps-total=1000000000000001",
+        "x-bps-total=1000000000000001,x-iops-size=4096",
+        "x-bps-read=1000000000000001,x-bps-total-max-length=0",
+        "x-iops-size=4096",
+        "limits.iops-size=4096,limits.bps-total=3",
+        "x-iops-total=1000000000000000",
+        "x-iops-total=1000000000000001",
+        "limits.iops-total=-1",
+        "x-iops-total=-1",
+        "x-iops-total=100,x-iops-total-max=1000000000000001",
+        "x-iops-total-max=100",
+        "x-iops-total=100,x-iops-total-max=50",
+        "x-iops-total=100,x-iops-total-max=100",
+        "x-iops-total=100,x-iops-total-max-length=2",
+        "x-iops-total=100,x-iops-total-max-length=1",
+        "x-iops-total=100,x-iops-total-max-length=0",
+        "x-iops-total=100,x-iops-total-max=200,x-iops-total-max-length=4294967295",
+        "limits.iops-total=100,limits.iops-total-max=200,limits.iops-total-max-length=4294967296",
+        "limits.bps-total-max-length=-1,limits.bps-total=1,limits.bps-total-max=2",
+        "limits.bps-total-max-length=-1",
+        "x-bps-total=10,x-bps-total-max=500000000000000,x-bps-total-max-length=2",
+        "x-bps-total=10,x-bps-total-max=500000000000001,x-bps-total-max-length=2",
+        "x-bps-total-max=100000000000000,x-bps-total-max-length=50",
+        "x-bps-total=900000000000000,x-bps-total-max=800000000000000,x-bps-total-max-length=50",
+        "x-iops-total=10,x-iops-total-max=5,x-bps-read-max=3",
+        "x-bps-read=10,x-bps-read-max=5,x-bps-write-max=4",
+        "x-iops-total-max=5,x-bps-write-max-length=0",
+        "x-iops-read-max=5,x-iops-write-max-length=0",
+        "x-iops-write-max=5,x-iops-read-max-length=0",
+        "x-bps-total=abc",
+        "x-bps-total=1k",
+        "limits.bps-total=",
+        "limits.bps-total=1.5",
+        "limits.bps-total=9223372036854775808",
+        "x-bps-read=-1,x-bps-total=abc",
+        "x-bps-read=-1,x-bogus=2",
+        "x-iops-total=-1,limits.bogus=1,x-bps-read=abc",
+        "limits.bogus=1",
+        "limits=1",
+        "limits=help",
+        "limits.=3",
+        "limits.iops-total.x=3",
+        "x-iops-total.x=3",
+        "iops-total=1",
+    ];
+    let mut described: Vec<String> = properties
+        .iter()
+        .map(|properties| match *properties {
+            "" => "throttle-group,id=g".into(),
+            properties => format!("throttle-group,id=g,{properties}"),
+        })
+        .collect();
+    let others = [
+        "throttle-group",
+        "throttle-group,x-iops-total=abc",
+        "throttle-group,id=1a,x-iops-total=-1",
+        "throttle-group,id=1a,x-bogus=1",
+        "throttle-group,help",
+        "throttle-group,id=g,x-bogus=1,help",
+        "throttle-group,id=g throttle-group,id=g",
+        "throttle-group,id=g throttle-group,id=g,x-iops-total-max=3",
+        "throttle-group,id=g throttle-group,id=g,x-iops-total=-1",
+        "secret,id=g,data=x throttle-group,id=g",
+        r#"{"qom-type":"throttle-group","id":"g","limits":{"iops-total":100,"bps-read":3}}"#,
+        r#"{"qom-type":"throttle-group","id":"g","limits":{}}"#,
+        r#"{"qom-type":"throttle-group","id":"g","limits":null}"#,
+        r#"{"qom-type":"throttle-group","id":"g","limits":3}"#,
+        r#"{"qom-type":"throttle-group","id":"g","limits":{"iops-total":"100"}}"#,
+        r#"{"qom-type":"throttle-group","id":"g","limits":{"iops-total":true}}"#,
+        r#"{"qom-type":"throttle-group","id":"g","limits":{"iops-bogus":1}}"#,
+        r#"{"qom-type":"throttle-group","id":"g","x-iops-total":100}"#,
+        r#"{"qom-type":"throttle-group","id":"g","x-iops-total":100.5}"#,
+        r#"{"qom-type":"throttle-group","id":"g","x-iops-total":null}"#,
+        r#"{"qom-type":"throttle-group","id":"g","x-iops-total":18446744073709551616}"#,
+    ];
+    described.extend(others.map(str::to_owned));
+    check("throttle_groups_are_made_and_refused_alike", &described.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// Nodes that are members of a group, and what is told of those that cannot be.
+#[test]
+fn throttled_images_are_opened_alike() {
+    let group = "--object throttle-group,id=g";
+    let above = "driver=throttle,throttle-group=g,file.driver";
+    let lines = [
+        format!("info {group} --image-opts {above}=raw,file.file.driver=file,file.file.filename=a.raw"),
+        format!("info {group},x-bps-read=1 --image-opts {above}=null-co"),
+        format!("info {group} --image-opts {above}=null-co,bogus=1"),
+        format!("info {group} --image-opts {above}=nope"),
+        format!("info {group} --image-opts driver=throttle,throttle-group=g"),
+        format!("info {group} --image-opts driver=throttle,throttle-group=,file.driver=null-co"),
+        "info --image-opts driver=throttle".into(),
+        "info --image-opts driver=throttle,file.driver=null-co".into(),
+        "info --image-opts driver=throttle,throttle-group=g,file.driver=null-co".into(),
+        "info --object secret,id=g,data=x --image-opts driver=throttle,throttle-group=g,file.driver=null-co".into(),
+        "info -f throttle a.raw".into(),
+        format!("info {group} throttle:a.raw"),
+        r#"info json:{"driver":"throttle","throttle-group":3,"file":{"driver":"null-co"}}"#.into(),
+        format!("map {group} --image-opts {above}=file,file.filename=a.raw"),
+        format!("convert {group},x-bps-total=1000000000 --image-opts {above}=file,file.filename=a.raw -O raw n.raw"),
+        format!(
+            "compare {group},x-iops-read=1000000 --image-opts {above}=file,file.filename=a.raw {above}=file,file.filename=a.raw"
+        ),
+        format!(
+            "convert {group},x-bps-write=1000000000 -n --target-image-opts -f raw hole.raw {above}=file,file.filename=a.raw"
+        ),
+        format!("create {group} -f throttle n 1M"),
+        format!("create {group} -f raw throttle:n 1M"),
+        "create -f raw quorum:n 1M".into(),
+        "create -f raw blkdebug:n 1M".into(),
+    ];
+    check_all("throttled_images_are_opened_alike", &lines.each_ref().map(String::as_str));
+}

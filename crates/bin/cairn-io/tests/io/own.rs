@@ -69,11 +69,11 @@ fn memory_that_is_not_there_fails_the_command_alone() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     check(
-        &["--object", "throttle-group,id=s"],
+        &["--object", "authz-simple,id=s"],
         &["help quit"],
         1,
         "",
-        "qemu-io: Object type 'throttle-group' is not supported\n",
+        "qemu-io: Object type 'authz-simple' is not supported\n",
     );
 }
 
