@@ -183,6 +183,12 @@ pub trait Driver: Send + Sync + 'static {
     #[doc(alias = "bdrv_debug_event")]
     async fn debug_event(&self, _req: &Req, _event: DebugEvent) {}
 
+    /// The size in bytes of the pieces in which the node gives its data space, a power of two, for a driver that does so; a filter's are those of
+    /// what it passes on.
+    fn cluster_size(&self, req: &Req) -> Option<u64> {
+        self.filtered().and_then(|child| child.cluster_size(req))
+    }
+
     /// The length in bytes, asked anew: may differ from last time when something outside changed it.
     ///
     /// # Errors

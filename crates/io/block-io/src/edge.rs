@@ -294,6 +294,12 @@ impl Edge {
         self.child(req).is_ok_and(|child| child.node.engine().is_ok_and(|engine| engine.has_zero_init(&child)))
     }
 
+    /// The size in bytes of the child's clusters: see [`Driver::cluster_size`](crate::Driver::cluster_size). None where there is no child.
+    pub fn cluster_size(&self, req: &Req) -> Option<u64> {
+        let child = self.child(req).ok()?;
+        child.node.engine().ok()?.cluster_size(&child)
+    }
+
     /// Change the child's length to `len` bytes.
     ///
     /// # Errors

@@ -87,6 +87,10 @@ impl Driver for Qcow2 {
         Ok(())
     }
 
+    fn cluster_size(&self, _req: &Req) -> Option<u64> {
+        Some(self.0.geometry.cluster_size())
+    }
+
     async fn length(&self, _req: &Req) -> IoResult<u64> {
         Ok(self.0.length())
     }

@@ -266,6 +266,12 @@ impl Driver for Raw {
         }
     }
 
+    /// The child's, where its clusters begin at the same places.
+    fn cluster_size(&self, req: &Req) -> Option<u64> {
+        let (offset, _) = self.0.window();
+        self.0.file.cluster_size(req).filter(|size| offset.is_multiple_of(*size))
+    }
+
     async fn length(&self, req: &Req) -> IoResult<u64> {
         let (offset, size) = self.0.window();
         let length = self.0.file.refresh_length(req).await?;
