@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod blkdebug;
+mod compress;
 mod crypt;
 mod file;
 mod luks;
@@ -21,6 +22,7 @@ pub use blkdebug::BlkdebugType;
 pub use block_blkdebug::{BlkdebugControl, Stop};
 pub use block_qcow2::{Qcow2Control, refuse_length, resize_failure};
 pub use block_qcow2_format::Measured;
+pub use compress::CompressType;
 pub use create::{
     Amend, CreateError, CreateOption, CreateOptionKind, Measuring, MeasuringOf, NewImage, SlotOptions, amend_options,
     check_format, check_not_open, creation_options,
@@ -50,4 +52,5 @@ pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(Qcow2Type(StoredNames::Open)));
     gs.register(Rc::new(LuksType));
     gs.register(Rc::new(BlkdebugType));
+    gs.register(Rc::new(CompressType));
 }

@@ -34,6 +34,11 @@ pub trait DriverType: 'static {
     #[doc(alias = "bdrv_file_open")]
     async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened>;
 
+    /// Whether its nodes can be reopened at all.
+    fn reopens(&self) -> bool {
+        true
+    }
+
     /// The options of its own that a reopen may change; all others it refuses by name.
     fn reopenable(&self) -> &'static [&'static str] {
         &[]

@@ -71,6 +71,14 @@ pub enum GraphError {
     /// An open node keeps this option.
     #[error("Cannot change the option '{0}'")]
     CannotChange(String),
+    /// Nodes of this driver keep all their options.
+    #[error("Block format '{driver}' used by node '{node}' does not support reopening files")]
+    CannotReopen {
+        /// The driver.
+        driver: String,
+        /// The node.
+        node: String,
+    },
     /// A node would be below itself.
     #[error("Making '{child}' a {edge} child of '{parent}' would create a cycle")]
     Cycle {

@@ -233,6 +233,10 @@ impl Planning {
         above: Option<CommonOptions>,
     ) -> GraphResult<()> {
         let found = graph.node(node)?;
+        if !found.driver.reopens() {
+            let (driver, node) = (found.driver.name().into(), found.name.as_str().into());
+            return Err(GraphError::CannotReopen { driver, node });
+        }
         // Of a child that is not named, everything is left as it says.
         let left_out = if changes.is_some() { self.left_out } else { LeftOut::Stays };
         let mut changes = changes.unwrap_or_default();

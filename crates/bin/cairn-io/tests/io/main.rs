@@ -5,6 +5,7 @@
 mod support;
 
 mod differential;
+mod filters;
 mod locking;
 mod luks;
 mod own;
