@@ -11,6 +11,7 @@ mod crypt;
 mod file;
 mod luks;
 mod null;
+mod preallocate;
 mod qcow2;
 mod raw;
 mod told;
@@ -34,6 +35,7 @@ pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options, open_temporary};
 pub use luks::{LuksImage, LuksType, change_slots};
 pub use null::NullType;
+pub use preallocate::PreallocateType;
 pub use qcow2::{Qcow2Type, StoredNames, file_of};
 pub use raw::RawType;
 pub use told::{TOLD, print_told};
@@ -53,4 +55,5 @@ pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(LuksType));
     gs.register(Rc::new(BlkdebugType));
     gs.register(Rc::new(CompressType));
+    gs.register(Rc::new(PreallocateType));
 }

@@ -105,8 +105,8 @@ pub trait EngineControl: Any {
     /// For downcasting.
     fn as_any(&mut self) -> &mut dyn Any;
 
-    /// What each edge of the node asks of its child, and does not share, beside what the driver says of all its nodes. Asked once, when the node
-    /// is complete.
+    /// What each edge of the node asks of its child, and does not share, beside what the driver says of all its nodes. Asked when the node is
+    /// complete, and whenever the permissions of its edges are computed anew.
     fn child_perm_more(&self) -> PermPair {
         PermPair::NONE
     }
