@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod blkdebug;
+mod blkverify;
 mod compress;
 mod crypt;
 mod file;
@@ -20,7 +21,9 @@ mod create;
 mod image;
 
 pub use blkdebug::BlkdebugType;
+pub use blkverify::BlkverifyType;
 pub use block_blkdebug::{BlkdebugControl, Stop};
+pub use block_blkverify::BlkverifyControl;
 pub use block_qcow2::{Qcow2Control, refuse_length, resize_failure};
 pub use block_qcow2_format::Measured;
 pub use compress::CompressType;
@@ -54,6 +57,7 @@ pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(Qcow2Type(StoredNames::Open)));
     gs.register(Rc::new(LuksType));
     gs.register(Rc::new(BlkdebugType));
+    gs.register(Rc::new(BlkverifyType));
     gs.register(Rc::new(CompressType));
     gs.register(Rc::new(PreallocateType));
 }

@@ -32,6 +32,13 @@ pub enum Event {
         /// What was found.
         message: String,
     },
+    /// The children of a node that compares them do not agree.
+    VerifyFailed {
+        /// The node's name.
+        node: String,
+        /// On what.
+        message: String,
+    },
     /// A write went past a node's threshold.
     WriteThreshold {
         /// The node's name.

@@ -48,9 +48,11 @@ pub(crate) fn make_files(dir: &Path) {
         }
     };
     sparse("t.raw", &[(65536, b'x', 65536), (262_144, b'y', 4096)]);
+    sparse("t2.raw", &[(65536, b'x', 65536), (262_144, b'y', 4096)]);
     sparse("h.raw", &[(4096, b'h', 4096)]);
     sparse("ro.raw", &[]);
     write("odd.raw", &b"abc".repeat(333));
+    write("odd2.raw", &b"abc".repeat(333));
     write("empty.raw", b"");
     write("pat", b"abc");
     write("pat0", b"");
