@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod blkdebug;
+mod blklogwrites;
 mod blkverify;
 mod compress;
 mod crypt;
@@ -21,6 +22,7 @@ mod create;
 mod image;
 
 pub use blkdebug::BlkdebugType;
+pub use blklogwrites::BlklogwritesType;
 pub use blkverify::BlkverifyType;
 pub use block_blkdebug::{BlkdebugControl, Stop};
 pub use block_blkverify::BlkverifyControl;
@@ -57,6 +59,7 @@ pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(Qcow2Type(StoredNames::Open)));
     gs.register(Rc::new(LuksType));
     gs.register(Rc::new(BlkdebugType));
+    gs.register(Rc::new(BlklogwritesType));
     gs.register(Rc::new(BlkverifyType));
     gs.register(Rc::new(CompressType));
     gs.register(Rc::new(PreallocateType));
