@@ -411,8 +411,8 @@ impl Session {
             self.out.print(format!("cluster size: {cluster}\nvm state offset: {state}\n"));
             return Ok(());
         }
-        // A null node has nothing to tell. The other drivers have neither clusters nor room for a machine's state.
-        if driver(&leaf).starts_with("null-") {
+        // A null node has nothing to tell, nor has a quorum. The other drivers have neither clusters nor room for a machine's state.
+        if driver(&leaf).starts_with("null-") || name == "quorum" {
             return Err(Failed);
         }
         let none = amount(0.0);

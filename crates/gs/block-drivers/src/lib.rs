@@ -15,6 +15,7 @@ mod luks;
 mod null;
 mod preallocate;
 mod qcow2;
+mod quorum;
 mod raw;
 mod told;
 
@@ -42,6 +43,7 @@ pub use luks::{LuksImage, LuksType, change_slots};
 pub use null::NullType;
 pub use preallocate::PreallocateType;
 pub use qcow2::{Qcow2Type, StoredNames, file_of};
+pub use quorum::QuorumType;
 pub use raw::RawType;
 pub use told::{TOLD, print_told};
 
@@ -63,4 +65,5 @@ pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(BlkverifyType));
     gs.register(Rc::new(CompressType));
     gs.register(Rc::new(PreallocateType));
+    gs.register(Rc::new(QuorumType));
 }

@@ -10,11 +10,11 @@ use block_common::{
 };
 use block_drivers::register_all;
 use block_gs::{
-    DriverType, GlobalOptions, GlobalState, GraphResult, LeftOut, MainLoop, NoControl, NodeRef, OpenContext, Opened,
-    RootRef,
+    DriverType, Event, Events, GlobalOptions, GlobalState, GraphResult, LeftOut, MainLoop, NoControl, NodeRef,
+    OpenContext, Opened, RootRef,
 };
 use block_testkit::ToySparse;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -202,5 +202,87 @@ fn close_1_a_control_half_keeps_nothing_alive() {
         drop((above, filter, file));
         bed.gs.settle().await.expect("closed");
         assert_eq!(length(&path), 1000);
+    });
+}
+
+/// Make a byte of a file another one.
+fn spoil(path: &PathBuf, at: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().write(true).open(path).expect("a file");
+    file.write_all_at(b"X", at).expect("room");
+}
+
+fn child(node: &str, path: &Path) -> String {
+    format!(r#"{{"driver": "file", "node-name": "{node}", "filename": "{}"}}"#, path.display())
+}
+
+/// The events since the last look.
+fn heard(events: &mut Events) -> Vec<Event> {
+    std::iter::from_fn(|| events.try_next()).collect()
+}
+
+/// Scenario: one of three files has another byte, and then a second one as well. The events are QMP's, in sectors and with names of nodes.
+#[test]
+fn a_quorum_tells_of_its_children() {
+    run(|bed| async move {
+        let mut events = bed.gs.take_events().expect("nobody else listens");
+        let paths = ["a", "b", "c"].map(|name| bed.file(name, 65_536));
+        spoil(&paths[1], 5000);
+        let children: Vec<_> = paths.iter().zip(["f0", "f1", "f2"]).map(|(path, node)| child(node, path)).collect();
+        let json = format!(
+            r#"{{"driver": "quorum", "node-name": "q", "vote-threshold": 2, "children": [{}]}}"#,
+            children.join(", ")
+        );
+        let quorum = bed.open(&json).await.expect("a quorum");
+        let root = bed.attach(&quorum, WRITER).await.expect("it is free");
+        let read = || async { root.io().read(4990, filled(700, 1)).await.0 };
+        read().await.expect("two agree");
+        let bad = Event::QuorumReportBad { node: "f1".into(), operation: "read", error: None, sector: 9, sectors: 3 };
+        assert_eq!(heard(&mut events), [bad]);
+        spoil(&paths[2], 5001);
+        assert!(read().await.is_err());
+        assert_eq!(heard(&mut events), [Event::QuorumFailure { reference: "q".into(), sector: 9, sectors: 3 }]);
+        let below = bed.gs.child(&quorum, "children.1").expect("an edge").expect("a node");
+        let refused = bed.attach(&below, WRITER).await.expect_err("the quorum's alone");
+        assert!(refused.to_string().contains("as 'children.1' child"), "{refused}");
+        let refused = bed.reopen(&quorum, r#"{"vote-threshold": 1}"#).await.expect_err("not this one");
+        assert_eq!(refused.to_string(), "Block format 'quorum' used by node 'q' does not support reopening files");
+    });
+}
+
+/// Scenario: with `rewrite-corrupted` a quorum writes although its user only reads, and so it has asked for that.
+#[test]
+fn perm_4_a_quorum_that_rewrites_asks_for_it() {
+    run(|bed| async move {
+        let paths = ["a", "b", "c"].map(|name| bed.file(name, 65_536));
+        spoil(&paths[1], 5000);
+        let children: Vec<_> = paths.iter().zip(["f0", "f1", "f2"]).map(|(path, node)| child(node, path)).collect();
+        let json = format!(
+            r#"{{"driver": "quorum", "vote-threshold": 2, "rewrite-corrupted": true, "children": [{}]}}"#,
+            children.join(", ")
+        );
+        let quorum = bed.open(&json).await.expect("a quorum");
+        let root = bed.attach(&quorum, PermPair::new(Perm::CONSISTENT_READ, Perm::all())).await.expect("it is free");
+        root.io().read(4096, filled(4096, 1)).await.0.expect("two agree");
+        assert_eq!(std::fs::read(&paths[1]).expect("a file"), vec![0; 65_536]);
+    });
+}
+
+#[test]
+fn a_difference_is_an_event() {
+    run(|bed| async move {
+        let mut events = bed.gs.take_events().expect("nobody else listens");
+        let paths = ["a", "b"].map(|name| bed.file(name, 65_536));
+        spoil(&paths[1], 5000);
+        let json = format!(
+            r#"{{"driver": "blkverify", "node-name": "v", "test": {}, "raw": {}}}"#,
+            child("t", &paths[0]),
+            child("r", &paths[1])
+        );
+        let verify = bed.open(&json).await.expect("a filter");
+        let root = bed.attach(&verify, WRITER).await.expect("it is free");
+        assert!(root.io().read(4096, filled(4096, 1)).await.0.is_err());
+        let message = "blkverify: read offset=4096 bytes=4096 contents mismatch at offset 5000".into();
+        assert_eq!(heard(&mut events), [Event::VerifyFailed { node: "v".into(), message }]);
     });
 }

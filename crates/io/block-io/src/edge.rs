@@ -168,6 +168,14 @@ impl Edge {
         self.follow(&req.node, Way::Slow).map(Req::new)
     }
 
+    /// The name of the child's node.
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child.
+    pub fn node_name(&self, req: &Req) -> IoResult<String> {
+        Ok(self.child(req)?.node_name().into())
+    }
+
     /// The child's length in bytes, as last known.
     ///
     /// # Errors
