@@ -59,6 +59,23 @@ struct Shared {
     raw: Edge,
     limits: RwLock<Limits>,
     report: Mutex<Option<Report>>,
+    /// Held together by writes, and alone by reads that have to know what no write is changing.
+    writing: tokio::sync::RwLock<()>,
+}
+
+/// What both children have answered to a read.
+struct Both {
+    answers: (IoResult<()>, IoResult<()>),
+    test: AlignedBuf,
+    raw: AlignedBuf,
+}
+
+impl Both {
+    /// The first byte that differs, of those that were read.
+    fn difference(&self) -> Option<usize> {
+        let have = self.answers == (Ok(()), Ok(()));
+        have.then(|| self.test.iter().zip(self.raw.iter()).position(|(test, raw)| test != raw)).flatten()
+    }
 }
 
 impl Shared {
@@ -95,6 +112,13 @@ impl Shared {
         AlignedBuf::zeroed(len, self.limits().memory_alignment.max(1) as usize)
     }
 
+    async fn read_both(&self, req: &Req, range: GuestRange) -> Both {
+        let (offset, len) = (range.offset().0, range.len() as usize);
+        let (test, raw) = (self.buffer(len).into_io(), self.buffer(len).into_io());
+        let answers = tokio::join!(self.test.read(req, HostOffset(offset), &test), self.read_raw(req, offset, &raw));
+        Both { answers, test: owned(test), raw: owned(raw) }
+    }
+
     /// Fill `buf` from the raw copy, which may be shorter: zeroes follow.
     async fn read_raw(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
         let there = self.raw.refresh_length(req).await?.saturating_sub(offset).min(buf.len() as u64) as usize;
@@ -121,7 +145,8 @@ impl Blkverify {
     /// [`IoError::NO_MEDIUM`] when there is no child.
     pub fn open(req: &Req, test: Edge, raw: Edge) -> IoResult<(Self, BlkverifyControl)> {
         let limits = RwLock::new(limits_over(req, &test, &raw)?);
-        let shared = Arc::new(Shared { test, raw, limits, report: Mutex::default() });
+        let shared =
+            Arc::new(Shared { test, raw, limits, report: Mutex::default(), writing: tokio::sync::RwLock::default() });
         Ok((Self(shared.clone()), BlkverifyControl(shared)))
     }
 }
@@ -164,26 +189,33 @@ impl Driver for Blkverify {
         self.0.test.allocated_size(req).await
     }
 
-    /// What is compared is what the caller gets: his memory may change under us.
+    /// What is compared is what the caller gets: his memory may change under us. Children that differ may do so because a write has reached one of them and not
+    /// yet the other: then they are asked once more while there are no writes, and that counts.
     async fn read(&self, req: &Req, offset: GuestOffset, buf: &IoBuf) -> IoResult<()> {
         let range = GuestRange::new(offset.0, buf.len() as u64)?;
-        let (test, raw) = (self.0.buffer(buf.len()).into_io(), self.0.buffer(buf.len()).into_io());
-        let at = HostOffset(offset.0);
-        let answers = tokio::join!(self.0.test.read(req, at, &test), self.0.read_raw(req, offset.0, &raw));
-        self.0.agree(req, (false, range), answers)?;
-        let (test, raw) = (owned(test), owned(raw));
-        if let Some(at) = test.iter().zip(raw.iter()).position(|(test, raw)| test != raw) {
+        let mut both = self.0.read_both(req, range).await;
+        let _alone = match both.difference() {
+            None => None,
+            Some(_) => {
+                let alone = self.0.writing.write().await;
+                both = self.0.read_both(req, range).await;
+                Some(alone)
+            }
+        };
+        self.0.agree(req, (false, range), both.answers)?;
+        if let Some(at) = both.difference() {
             let difference = Difference::Contents(offset.0 + at as u64);
             let mismatch = Mismatch { is_write: false, offset: offset.0, len: range.len(), difference };
             return Err(self.0.mismatch(req, mismatch));
         }
-        buf.copy_from_slice(0, &test);
+        buf.copy_from_slice(0, &both.test);
         Ok(())
     }
 
     /// Both are given the same bytes, also when the caller changes them meanwhile.
     async fn write(&self, req: &Req, offset: GuestOffset, buf: &IoBuf, flags: RequestFlags) -> IoResult<()> {
         let range = GuestRange::new(offset.0, buf.len() as u64)?;
+        let _together = self.0.writing.read().await;
         let copy = self.0.buffer(buf.len()).into_io();
         copy.copy_from(buf);
         let at = HostOffset(offset.0);

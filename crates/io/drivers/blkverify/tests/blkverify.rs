@@ -175,3 +175,22 @@ fn drain_1_a_dropped_write_is_made_on_both() {
     later.join().expect("no panic");
     assert_eq!((test.bytes(0, 512), raw.bytes(0, 512)), (vec![7; 512], vec![7; 512]));
 }
+
+/// Scenario: a write has reached one child, and hangs in the other, when both are read. That is no difference.
+#[test]
+fn req_1_a_write_on_its_way_is_no_difference() {
+    let thread = io_thread(true);
+    let (test, raw) = storages(Limits::NONE, 65_536);
+    let opened = open(&thread, &test, &raw);
+    raw.hold(Some(MemOpKind::Write));
+    assert!(block_on(drop_after(opened.root.write(0, filled(512, 7), NONE), 3)).is_none());
+    block_on(raw.wait_held(1));
+    raw.set_script(|_| Verdict::Serve);
+    let root = opened.root.clone();
+    let reader = std::thread::spawn(move || block_on(root.read(0, filled(4096, 0))).0);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    raw.release_all();
+    reader.join().expect("no panic").expect("they agree");
+    assert_eq!(opened.told(), []);
+    block_on(opened.graph.close()).expect("closed");
+}
