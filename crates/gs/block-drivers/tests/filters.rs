@@ -76,7 +76,7 @@ impl Bed {
     }
 
     /// Wait until a file is `len` bytes long.
-    async fn until_long(&self, path: &PathBuf, len: u64) {
+    async fn until_long(&self, path: &Path, len: u64) {
         for _ in 0..500 {
             if length(path) == len {
                 return;
@@ -88,7 +88,7 @@ impl Bed {
     }
 }
 
-fn length(path: &PathBuf) -> u64 {
+fn length(path: &Path) -> u64 {
     std::fs::metadata(path).expect("a file").len()
 }
 
@@ -106,7 +106,7 @@ async fn write(root: &RootRef, offset: u64, len: usize) {
 }
 
 /// A preallocate node `p` over the file node `f`, which the monitor holds.
-async fn preallocate(bed: &Bed, path: &PathBuf) -> (NodeRef, NodeRef) {
+async fn preallocate(bed: &Bed, path: &Path) -> (NodeRef, NodeRef) {
     let file = format!(r#"{{"driver": "file", "node-name": "f", "filename": "{}"}}"#, path.display());
     let file = bed.open(&file).await.expect("a file");
     let filter =
@@ -206,7 +206,7 @@ fn close_1_a_control_half_keeps_nothing_alive() {
 }
 
 /// Make a byte of a file another one.
-fn spoil(path: &PathBuf, at: u64) {
+fn spoil(path: &Path, at: u64) {
     use std::os::unix::fs::FileExt;
     let file = std::fs::File::options().write(true).open(path).expect("a file");
     file.write_all_at(b"X", at).expect("room");

@@ -117,7 +117,8 @@ fn the_log_is_the_disk() {
         let threads = vec![opened.root.home(), second.handle()];
         let options = ModelOptions { threads, requests: 1000, request_max: 65_536, ..ModelOptions::default() };
         block_on(model::run(&opened.root, options)).expect("the model agrees");
-        (file.release_all(), log.release_all());
+        file.release_all();
+        log.release_all();
         block_on(opened.graph.close()).expect("closed");
         let entries = log_of(&log);
         assert!(entries.last().is_some_and(|last| last.2 == FLUSH), "it was closed");
@@ -139,7 +140,8 @@ fn the_model_agrees_while_file_and_log_fail() {
     }
     let options = ModelOptions { requests: 1000, may_fail: true, ..ModelOptions::default() };
     block_on(model::run(&opened.root, options)).expect("the model agrees");
-    (file.clear_script(), log.clear_script());
+    file.clear_script();
+    log.clear_script();
     block_on(opened.graph.close()).expect("closed");
 }
 

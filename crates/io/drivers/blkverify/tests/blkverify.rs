@@ -68,7 +68,8 @@ fn it_conforms() {
         raw.reorder(block_testkit::seed() + 1, 5);
         let options = ModelOptions { threads, requests: 2000, ..ModelOptions::default() };
         block_on(model::run(&opened.root, options)).expect("the model agrees");
-        (test.release_all(), raw.release_all());
+        test.release_all();
+        raw.release_all();
         assert_eq!((opened.told(), test.len()), (Vec::new(), raw.len()));
         assert!(test.bytes(0, test.len() as usize) == raw.bytes(0, raw.len() as usize));
         block_on(opened.graph.close()).expect("closed");
@@ -132,7 +133,8 @@ fn results_that_differ_are_told() {
                 let difference = Difference::Results(of_test, of_raw);
                 assert_eq!(opened.told(), [Mismatch { is_write, offset: 512, len: 512, difference }]);
             }
-            (test.clear_script(), raw.clear_script());
+            test.clear_script();
+            raw.clear_script();
             block_on(opened.graph.close()).expect("closed");
         }
     }
