@@ -1,5 +1,7 @@
 //! The blkverify engine over two storages in memory: what they agree on, what not, and who hears of it.
 
+#![allow(clippy::disallowed_methods, reason = "tests may block")]
+
 use block_blkverify::{Blkverify, BlkverifyControl, DISAGREE, Difference, Mismatch};
 use block_common::{AlignedBuf, ChildRole, IoBuf, IoError, Limits, Perm, Preallocation, RequestFlags};
 use block_io::{IoThread, Root, StaticGraph};

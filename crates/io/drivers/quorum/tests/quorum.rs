@@ -1,5 +1,7 @@
 //! The quorum engine over storages in memory: who wins, who is told of, what is rewritten.
 
+#![allow(clippy::disallowed_methods, reason = "tests may block")]
+
 use block_common::{AlignedBuf, ChildRole, IoBuf, IoError, IoResult, Limits, Perm, RequestFlags};
 use block_io::{IoThread, Root, StaticGraph};
 use block_quorum::{NO_QUORUM, Quorum, QuorumOp, QuorumOptions, ReadPattern, Told};
