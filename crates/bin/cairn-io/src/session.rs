@@ -370,6 +370,18 @@ impl Session {
         Some((top, leaf))
     }
 
+    /// The size of the clusters of the qcow2 image that filters down from `top` pass on, and where it keeps a machine's state.
+    async fn clusters_below(&self, top: &NodeRef) -> Option<(u64, u64)> {
+        let mut node = self.gs.skip_filters(top);
+        while node.io().driver() == Some("raw") {
+            node = self.gs.skip_filters(&self.gs.primary_child(&node).ok()??);
+        }
+        let control = self.gs.with_control(&node, |control: &mut Qcow2Control| control.clone()).ok()?;
+        let ask = |req| async move { Ok(control.info(&req).await) };
+        let info = self.gs.run_drained(&node, "", ask).await.ok()?.ok()?;
+        Some((info.header.geometry.cluster_size(), info.vm_state_offset()))
+    }
+
     async fn info(&self) -> Outcome {
         let Some((top, leaf)) = self.nodes() else { return Err(Failed) };
         let driver = |node: &NodeRef| node.io().driver().unwrap_or("none");
@@ -404,8 +416,13 @@ impl Session {
             ));
             return Ok(());
         }
-        // A null node has nothing to tell. The other drivers have neither clusters nor room for a machine's state.
-        if driver(&leaf).starts_with("null-") {
+        if let Some((cluster, state)) = self.clusters_below(&top).await {
+            let (cluster, state) = (amount(cluster as f64), amount(state as f64));
+            self.out.print(format!("cluster size: {cluster}\nvm state offset: {state}\n"));
+            return Ok(());
+        }
+        // A null node has nothing to tell, nor has a quorum. The other drivers have neither clusters nor room for a machine's state.
+        if driver(&leaf).starts_with("null-") || name == "quorum" {
             return Err(Failed);
         }
         let none = amount(0.0);

@@ -53,3 +53,6 @@ pub use status::*;
 #[cfg(feature = "vm-memory")]
 pub use vm_memory::*;
 pub use zero::*;
+
+/// The target of those events (see `tracing`) whose words are for whoever uses a tool, as the field has them.
+pub const TOLD: &str = "block_common::told";

@@ -35,8 +35,44 @@ impl Limits {
     };
 }
 
+/// The shorter of two limits, of which zero is none.
+const fn shorter(a: u64, b: u64) -> u64 {
+    if a == 0 || (b != 0 && b < a) { b } else { a }
+}
+
+impl Limits {
+    /// What both allow: of a node that makes every request on two children.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            request_alignment: self.request_alignment.max(other.request_alignment),
+            memory_alignment: self.memory_alignment.max(other.memory_alignment),
+            transfer_max: shorter(self.transfer_max.into(), other.transfer_max.into()) as u32,
+            zero_max: shorter(self.zero_max, other.zero_max),
+            zero_alignment: self.zero_alignment.max(other.zero_alignment),
+            discard_max: shorter(self.discard_max, other.discard_max),
+            discard_alignment: self.discard_alignment.max(other.discard_alignment),
+            transfer_optimal: self.transfer_optimal.max(other.transfer_optimal),
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self::NONE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_allow_what_each_does() {
+        let one = Limits { request_alignment: 512, transfer_max: 4096, ..Limits::NONE };
+        let two = Limits { memory_alignment: 4096, transfer_max: 1024, zero_max: 7, ..Limits::NONE };
+        let both =
+            Limits { request_alignment: 512, memory_alignment: 4096, transfer_max: 1024, zero_max: 7, ..Limits::NONE };
+        assert_eq!((one.and(two), two.and(one), one.and(Limits::NONE)), (both, both, one));
     }
 }

@@ -8,11 +8,16 @@
 mod blkdebug;
 mod copy_before_write;
 mod copy_on_read;
+mod blklogwrites;
+mod blkverify;
+mod compress;
 mod crypt;
 mod file;
 mod luks;
 mod null;
+mod preallocate;
 mod qcow2;
+mod quorum;
 mod raw;
 mod snapshot_access;
 mod throttle;
@@ -22,12 +27,16 @@ mod create;
 mod image;
 
 pub use blkdebug::BlkdebugType;
+pub use blklogwrites::BlklogwritesType;
+pub use blkverify::BlkverifyType;
 pub use block_blkdebug::{BlkdebugControl, Stop};
 pub use block_copy_before_write::{CbwControl, CbwState, OnCbwError};
 pub use block_qcow2::{Qcow2Control, refuse_length, resize_failure};
 pub use block_qcow2_format::Measured;
 pub use copy_before_write::CopyBeforeWriteType;
 pub use copy_on_read::CopyOnReadType;
+pub use block_blkverify::BlkverifyControl;
+pub use compress::CompressType;
 pub use create::{
     Amend, CreateError, CreateOption, CreateOptionKind, Measuring, MeasuringOf, NewImage, SlotOptions, amend_options,
     check_format, check_not_open, creation_options,
@@ -39,7 +48,9 @@ pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options, open_temporary};
 pub use luks::{LuksImage, LuksType, change_slots};
 pub use null::NullType;
+pub use preallocate::PreallocateType;
 pub use qcow2::{Qcow2Type, StoredNames, file_of};
+pub use quorum::QuorumType;
 pub use raw::RawType;
 pub use snapshot_access::SnapshotAccessType;
 pub use throttle::ThrottleType;
@@ -63,4 +74,9 @@ pub fn register_all(gs: &GlobalState) {
     gs.register(Rc::new(CopyBeforeWriteType));
     gs.register(Rc::new(SnapshotAccessType));
     gs.register(Rc::new(ThrottleType));
+    gs.register(Rc::new(BlklogwritesType));
+    gs.register(Rc::new(BlkverifyType));
+    gs.register(Rc::new(CompressType));
+    gs.register(Rc::new(PreallocateType));
+    gs.register(Rc::new(QuorumType));
 }

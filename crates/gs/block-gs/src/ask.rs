@@ -26,6 +26,27 @@ impl GlobalState {
         answer
     }
 
+    /// Have `work` done on an I/O thread with a token on the node called `name`, once the changes of the graph that have begun are over, and then compute anew
+    /// what the node asks of its children. For a control half that was told something and cannot wait for what follows from it: may be called while the
+    /// graph is borrowed. Nothing happens if there is no such node by then.
+    pub fn later_on_node<F: Future<Output = IoResult<()>> + Send + 'static>(
+        &self,
+        name: String,
+        work: impl FnOnce(Req) -> F + 'static,
+    ) {
+        // Detached, it runs to its end.
+        drop(self.mutate(move |gs| async move {
+            let found = gs.0.graph.borrow().find(&name);
+            let Some(id) = found.as_ref().map(NodeRef::id) else { return };
+            // Nobody is to see that we use it.
+            drop(found);
+            if let Some(Err(error)) = gs.on_node(id, work).await {
+                tracing::warn!(node = name, %error, "what was to be done when a node's users went has failed");
+            }
+            gs.0.graph.borrow_mut().loosen(&[id]);
+        }));
+    }
+
     /// Run `work` on an I/O thread with a token on `node`, while nothing else is in flight on it.
     ///
     /// # Errors

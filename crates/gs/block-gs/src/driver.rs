@@ -34,6 +34,11 @@ pub trait DriverType: 'static {
     #[doc(alias = "bdrv_file_open")]
     async fn open(&self, context: &mut OpenContext<'_>, options: &mut OptionReader) -> GraphResult<Opened>;
 
+    /// Whether its nodes can be reopened at all.
+    fn reopens(&self) -> bool {
+        true
+    }
+
     /// The options of its own that a reopen may change; all others it refuses by name.
     fn reopenable(&self) -> &'static [&'static str] {
         &[]
@@ -100,8 +105,8 @@ pub trait EngineControl: Any {
     /// For downcasting.
     fn as_any(&mut self) -> &mut dyn Any;
 
-    /// What each edge of the node asks of its child, and does not share, beside what the driver says of all its nodes. Asked once, when the node
-    /// is complete.
+    /// What each edge of the node asks of its child, and does not share, beside what the driver says of all its nodes. Asked when the node is
+    /// complete, and whenever the permissions of its edges are computed anew.
     fn child_perm_more(&self) -> PermPair {
         PermPair::NONE
     }

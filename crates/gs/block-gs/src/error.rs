@@ -71,6 +71,14 @@ pub enum GraphError {
     /// An open node keeps this option.
     #[error("Cannot change the option '{0}'")]
     CannotChange(String),
+    /// Nodes of this driver keep all their options.
+    #[error("Block format '{driver}' used by node '{node}' does not support reopening files")]
+    CannotReopen {
+        /// The driver.
+        driver: String,
+        /// The node.
+        node: String,
+    },
     /// It keeps this option, which has no default, or another one.
     #[error("Option '{0}' cannot be reset to its default value")]
     CannotReset(String),

@@ -32,6 +32,35 @@ pub enum Event {
         /// What was found.
         message: String,
     },
+    /// A quorum's child failed, or has other data than the others.
+    QuorumReportBad {
+        /// The child's name.
+        node: String,
+        /// What it was asked for: `read`, `write` or `flush`.
+        operation: &'static str,
+        /// How it failed; nothing for one that has other data.
+        error: Option<IoError>,
+        /// The first sector, of 512 bytes, of the request.
+        sector: u64,
+        /// How many sectors.
+        sectors: u64,
+    },
+    /// Too few of a quorum's children agree.
+    QuorumFailure {
+        /// The name of the quorum's node.
+        reference: String,
+        /// The first sector, of 512 bytes, of the request.
+        sector: u64,
+        /// How many sectors.
+        sectors: u64,
+    },
+    /// The children of a node that compares them do not agree.
+    VerifyFailed {
+        /// The node's name.
+        node: String,
+        /// On what.
+        message: String,
+    },
     /// A write went past a node's threshold.
     WriteThreshold {
         /// The node's name.

@@ -49,4 +49,4 @@ pub use object::{ObjectError, ObjectInfo, ObjectText, ThrottleGroupRef};
 pub use open::{CommonOptions, OpenContext};
 pub use reopen::{LeftOut, PreparingReopen, Reopening};
 pub use root::RootRef;
-pub use state::{GlobalOptions, GlobalState};
+pub use state::{GlobalOptions, GlobalState, WeakGlobalState};

@@ -215,6 +215,12 @@ impl OpenContext<'_> {
         edge.child.as_ref().map(|child| child.name().to_owned())
     }
 
+    /// The driver of the node that was attached as `name`.
+    pub fn child_driver(&self, name: &ChildName) -> Option<&'static str> {
+        let edge = self.edges.iter().find(|edge| edge.name == *name)?;
+        edge.child.as_ref()?.io().driver()
+    }
+
     async fn attach(
         &mut self,
         name: ChildName,

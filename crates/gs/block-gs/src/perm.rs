@@ -198,10 +198,12 @@ impl Future<'_> {
             self.asked.push((id, asked));
         }
         let mut touched = Vec::new();
+        // Who is in the middle of using the control half does not change what it asks for.
+        let more = node.engine_control.try_borrow().map_or(node.perm_more, |control| control.child_perm_more());
         for (at, edge) in node.edges.iter().enumerate() {
             let end = ParentEnd::Node(id, at);
             let own = node.driver.child_perm(edge.role, above, node.read_only);
-            let mut perm = own.combine(node.perm_more).combine(edge.more);
+            let mut perm = own.combine(more).combine(edge.more);
             if self
                 .child(end)
                 .and_then(|child| self.graph.nodes.get(&child))

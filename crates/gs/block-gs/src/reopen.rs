@@ -296,6 +296,10 @@ impl Planning {
         if !is_named && self.steps.iter().any(|step| step.is_named && step.node.id() == node.id()) {
             return Ok(());
         }
+        if !found.driver.reopens() {
+            let (driver, node) = (found.driver.name().into(), found.name.as_str().into());
+            return Err(GraphError::CannotReopen { driver, node });
+        }
         // Of a child that is not named, everything is left as it says.
         let left_out = if is_named { self.left_out } else { LeftOut::Stays };
         let mut changes = changes.unwrap_or_default();

@@ -17,7 +17,7 @@ use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use tokio::sync::Notify;
 
 /// How to set up a block layer.
@@ -60,7 +60,29 @@ pub(crate) struct Inner {
 #[doc(alias = "qemu_in_main_thread")]
 pub struct GlobalState(pub(crate) Rc<Inner>);
 
+/// A way back to the block layer for what it owns itself, an engine's control half for example: it does not keep it alive.
+#[derive(Clone)]
+pub struct WeakGlobalState(Weak<Inner>);
+
+impl WeakGlobalState {
+    /// The block layer, if it is still there.
+    pub fn upgrade(&self) -> Option<GlobalState> {
+        self.0.upgrade().map(GlobalState)
+    }
+}
+
+impl fmt::Debug for WeakGlobalState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakGlobalState")
+    }
+}
+
 impl GlobalState {
+    /// For what the block layer owns itself.
+    pub fn downgrade(&self) -> WeakGlobalState {
+        WeakGlobalState(Rc::downgrade(&self.0))
+    }
+
     /// A block layer without drivers, nodes or anything, on `main`.
     ///
     /// # Errors

@@ -123,7 +123,6 @@ pub trait Driver: Send + Sync + 'static {
     /// The flags of writes and zero writes that the engine carries out itself; it is given no others, beside
     /// [`MAY_UNMAP`](RequestFlags::MAY_UNMAP) and [`NO_FALLBACK`](RequestFlags::NO_FALLBACK) with zero writes. Of the rest, the core follows
     /// a write with FUA by a flush and refuses a compressed one.
-    #[doc(alias = "bdrv_supports_compressed_writes")]
     fn write_flags(&self) -> RequestFlags {
         RequestFlags::empty()
     }
@@ -197,6 +196,14 @@ pub trait Driver: Send + Sync + 'static {
     #[doc(alias = "bdrv_co_debug_event")]
     #[doc(alias = "bdrv_debug_event")]
     async fn debug_event(&self, _req: &Req, _event: DebugEvent) {}
+
+    /// Whether writes can be [compressed](RequestFlags::WRITE_COMPRESSED) where their data ends up: a filter that passes such writes on does not say
+    /// that of what is below it.
+    #[doc(alias = "bdrv_supports_compressed_writes")]
+    fn compresses(&self, req: &Req) -> bool {
+        let here = self.write_flags().contains(RequestFlags::WRITE_COMPRESSED);
+        here && self.filtered().is_none_or(|child| child.compresses(req))
+    }
 
     /// The length in bytes, asked anew: may differ from last time when something outside changed it.
     ///
@@ -346,13 +353,16 @@ pub trait Driver: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Store `buf` at byte `offset` of a machine's state, which the node keeps beside its disk.
+    /// Store `buf` at byte `offset` of a machine's state, which the node keeps beside its disk. A filter has what it passes on keep it.
     ///
     /// # Errors
     /// [`IoError::UNSUPPORTED`] where it keeps none.
     #[doc(alias = "bdrv_save_vmstate")]
-    async fn save_vmstate(&self, _req: &Req, _offset: u64, _buf: &IoBuf) -> IoResult<()> {
-        Err(IoError::UNSUPPORTED)
+    async fn save_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        match self.filtered() {
+            Some(child) => child.save_vmstate(req, offset, buf).await,
+            None => Err(IoError::UNSUPPORTED),
+        }
     }
 
     /// Fill `buf` from byte `offset` of the machine's state. What was not stored reads as zeroes.
@@ -360,8 +370,11 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// As [`Driver::save_vmstate`].
     #[doc(alias = "bdrv_load_vmstate")]
-    async fn load_vmstate(&self, _req: &Req, _offset: u64, _buf: &IoBuf) -> IoResult<()> {
-        Err(IoError::UNSUPPORTED)
+    async fn load_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        match self.filtered() {
+            Some(child) => child.load_vmstate(req, offset, buf).await,
+            None => Err(IoError::UNSUPPORTED),
+        }
     }
 
     /// An ioctl of the device behind the node, for pass-through: request number and argument, in and out.

@@ -170,6 +170,14 @@ impl Edge {
         self.follow(&req.node, Way::Slow).map(Req::new)
     }
 
+    /// The name of the child's node.
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child.
+    pub fn node_name(&self, req: &Req) -> IoResult<String> {
+        Ok(self.child(req)?.node_name().into())
+    }
+
     /// The child's length in bytes, as last known.
     ///
     /// # Errors
@@ -341,6 +349,11 @@ impl Edge {
         self.child(req).is_ok_and(|child| child.node.engine().is_ok_and(|engine| engine.has_zero_init(&child)))
     }
 
+    /// Whether writes of the child can be compressed: see [`Driver::compresses`](crate::Driver::compresses). Not where there is no child.
+    pub fn compresses(&self, req: &Req) -> bool {
+        self.child(req).is_ok_and(|child| child.node.engine().is_ok_and(|engine| engine.compresses(&child)))
+    }
+
     /// Change the child's length to `len` bytes.
     ///
     /// # Errors
@@ -360,6 +373,24 @@ impl Edge {
     pub async fn allocated_size(&self, req: &Req) -> IoResult<u64> {
         let child = self.child(req)?;
         child.node.engine()?.allocated_size(&child).await
+    }
+
+    /// Store part of the machine's state that the child keeps: see [`Driver::save_vmstate`](crate::Driver::save_vmstate).
+    ///
+    /// # Errors
+    /// [`IoError::NOT_PERMITTED`] without the write permission, or the child's error.
+    pub async fn save_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        self.writable(RequestFlags::empty())?;
+        pipeline::save_vmstate(&self.child(req)?, offset, buf).await
+    }
+
+    /// Read part of the machine's state that the child keeps: see [`Driver::load_vmstate`](crate::Driver::load_vmstate).
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child, or the child's error.
+    pub async fn load_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        let child = self.child(req)?;
+        child.node.engine()?.load_vmstate(&child, offset, buf).await
     }
 
     /// Tell the child that a request has come to `event`: see [`Driver::debug_event`](crate::Driver::debug_event).

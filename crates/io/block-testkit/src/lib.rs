@@ -5,7 +5,7 @@
 //! they are real in what they prove (leases, edges, crash order), and simple in everything else.
 //!
 //! # Reading order
-//! [`MemStorage`] and [`MemFile`] are leaves; [`ToyFilter`] and [`ToyCow`] go on top. [`conformance`] checks what every
+//! [`MemStorage`] and [`MemFile`] are leaves; [`ToyFilter`], [`ToySparse`] and [`ToyCow`] go on top. [`conformance`] checks what every
 //! driver must do, [`model`] throws random requests at it, [`qcow2`] looks into images. [`bed`] has the thread and the waiting that tests need.
 
 #![deny(unsafe_code)]
@@ -20,6 +20,7 @@ mod power;
 
 mod toy_cow;
 mod toy_filter;
+mod toy_sparse;
 
 pub mod conformance;
 pub mod model;
@@ -31,3 +32,4 @@ pub use rng::{Rng, seed};
 pub use scattered::scattered;
 pub use toy_cow::{TOY_RELOCATE, ToyCow, ToyCowControl, ToyFormat};
 pub use toy_filter::{ToyCounts, ToyFilter, ToyFilterControl};
+pub use toy_sparse::ToySparse;

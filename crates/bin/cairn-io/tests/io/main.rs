@@ -5,6 +5,7 @@
 mod support;
 
 mod differential;
+mod filter_scripts;
 mod filters;
 mod locking;
 mod luks;

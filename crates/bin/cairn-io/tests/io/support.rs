@@ -48,10 +48,13 @@ pub(crate) fn make_files(dir: &Path) {
         }
     };
     sparse("t.raw", &[(65536, b'x', 65536), (262_144, b'y', 4096)]);
+    sparse("t2.raw", &[(65536, b'x', 65536), (262_144, b'y', 4096)]);
     sparse("h.raw", &[(4096, b'h', 4096)]);
     sparse("ro.raw", &[]);
     write("odd.raw", &b"abc".repeat(333));
+    write("odd2.raw", &b"abc".repeat(333));
     write("empty.raw", b"");
+    make_logs(&write);
     write("pat", b"abc");
     write("pat0", b"");
     write("pat1", &[b'Z'; 1000]);
@@ -275,4 +278,27 @@ impl Bench {
 
 fn show(ran: &Ran) -> String {
     format!("exit {}\n--- stdout\n{}--- stderr\n{}---", ran.status, ran.stdout, ran.stderr)
+}
+
+/// Logs of writes, as dm-log-writes has them: with entries, without, and some that are none.
+fn make_logs(write: &impl Fn(&str, &[u8])) {
+    let superblock = |magic: u64, version: u64, entries: u64, sector: u32| {
+        let numbers = [magic, version, entries].map(u64::to_le_bytes).concat();
+        let mut bytes = [numbers, sector.to_le_bytes().to_vec()].concat();
+        bytes.resize(sector.max(512) as usize, 0);
+        bytes
+    };
+    let magic = 0x6a_7366_7773_6872;
+    let entry = |sector: u64, count: u64, flags: u64, size: usize| {
+        let mut bytes = [sector, count, flags, 0].map(u64::to_le_bytes).concat();
+        bytes.resize(size, 0);
+        bytes
+    };
+    let data = vec![b'L'; 1024];
+    let first = [superblock(magic, 1, 3, 512), entry(4, 2, 0, 512), data, entry(8, 8, 4, 512), entry(0, 0, 1, 512)];
+    write("log1.raw", &first.concat());
+    write("log2.raw", &[superblock(magic, 1, 1, 4096), entry(0, 1, 0, 4096), vec![b'M'; 9000]].concat());
+    write("badmagic.raw", &superblock(1, 1, 0, 512));
+    write("badversion.raw", &superblock(magic, 2, 0, 512));
+    write("badsector.raw", &superblock(magic, 1, 0, 100));
 }

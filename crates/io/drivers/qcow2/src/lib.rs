@@ -41,8 +41,7 @@ pub use overlap::{MetadataKind, OverlapChecks};
 pub use resize::{refuse_length, resize_failure};
 pub use snapshot::{NewSnapshot, SnapshotFailure, SnapshotKey};
 
-/// The target of those events (see `tracing`) whose words are for whoever uses a tool, as the field has them.
-pub const TOLD: &str = "block_qcow2::told";
+pub use block_common::TOLD;
 
 use async_trait::async_trait;
 use block_common::{

@@ -254,7 +254,8 @@ impl Driver for Raw {
     }
 
     fn write_flags(&self) -> RequestFlags {
-        RequestFlags::all()
+        // Raw data is as it is: the field's driver compresses nothing either, whatever its file could do.
+        RequestFlags::all().difference(RequestFlags::WRITE_COMPRESSED)
     }
 
     #[inline]
@@ -343,6 +344,14 @@ impl Driver for Raw {
             // "Cannot resize fixed-size raw disks".
             _ => Err(IoError::UNSUPPORTED),
         }
+    }
+
+    async fn save_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        self.0.file.save_vmstate(req, offset, buf).await
+    }
+
+    async fn load_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
+        self.0.file.load_vmstate(req, offset, buf).await
     }
 
     /// A device's own commands know nothing of a window: they pass only where there is none.
