@@ -6,11 +6,11 @@
 #![forbid(unsafe_code)]
 
 mod blkdebug;
-mod copy_before_write;
-mod copy_on_read;
 mod blklogwrites;
 mod blkverify;
 mod compress;
+mod copy_before_write;
+mod copy_on_read;
 mod crypt;
 mod file;
 mod luks;
@@ -30,13 +30,13 @@ pub use blkdebug::BlkdebugType;
 pub use blklogwrites::BlklogwritesType;
 pub use blkverify::BlkverifyType;
 pub use block_blkdebug::{BlkdebugControl, Stop};
+pub use block_blkverify::BlkverifyControl;
 pub use block_copy_before_write::{CbwControl, CbwState, OnCbwError};
 pub use block_qcow2::{Qcow2Control, refuse_length, resize_failure};
 pub use block_qcow2_format::Measured;
+pub use compress::CompressType;
 pub use copy_before_write::CopyBeforeWriteType;
 pub use copy_on_read::CopyOnReadType;
-pub use block_blkverify::BlkverifyControl;
-pub use compress::CompressType;
 pub use create::{
     Amend, CreateError, CreateOption, CreateOptionKind, Measuring, MeasuringOf, NewImage, SlotOptions, amend_options,
     check_format, check_not_open, creation_options,

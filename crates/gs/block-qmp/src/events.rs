@@ -30,6 +30,18 @@ pub(crate) fn of_graph(told: Event) -> Option<Value> {
             let data = json!({ "device": backend, "id": "", "tray-open": open });
             Some(event("DEVICE_TRAY_MOVED", data))
         }
+        Event::QuorumReportBad { node, operation, error, sector, sectors } => {
+            let mut data =
+                json!({ "node-name": node, "type": operation, "sector-num": sector, "sectors-count": sectors });
+            if let (Some(error), Some(data)) = (error, data.as_object_mut()) {
+                data.insert("error".into(), error.to_string().into());
+            }
+            Some(event("QUORUM_REPORT_BAD", data))
+        }
+        Event::QuorumFailure { reference, sector, sectors } => {
+            let data = json!({ "reference": reference, "sector-num": sector, "sectors-count": sectors });
+            Some(event("QUORUM_FAILURE", data))
+        }
         Event::CloseFailed { node, error } => {
             tracing::error!(node, %error, "a node was closed, and data may be lost");
             None

@@ -402,24 +402,6 @@ impl Edge {
         }
     }
 
-    /// Store part of a machine's state in the child: see [`Driver::save_vmstate`](crate::Driver::save_vmstate).
-    ///
-    /// # Errors
-    /// As [`Edge::write`], or the child's error.
-    pub async fn save_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
-        self.writable(RequestFlags::empty())?;
-        pipeline::save_vmstate(&self.child(req)?, offset, buf).await
-    }
-
-    /// Read part of a machine's state from the child: see [`Driver::load_vmstate`](crate::Driver::load_vmstate).
-    ///
-    /// # Errors
-    /// [`IoError::NO_MEDIUM`] when there is no child, or the child's error.
-    pub async fn load_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
-        let child = self.child(req)?;
-        child.node.engine()?.load_vmstate(&child, offset, buf).await
-    }
-
     /// Pass an ioctl to the child: see [`Driver::ioctl`](crate::Driver::ioctl).
     ///
     /// # Errors
