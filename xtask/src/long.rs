@@ -27,6 +27,7 @@ const TOOLCHAIN_VARIABLES: [&str; 5] = ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN", "L
 pub(crate) fn run(repo: &Repo) -> Result<()> {
     let mut report = Report::default();
     report.step("test", || test::run_counted(repo, &[]).map(counted));
+    report.step("loom models, whole", || test::count(repo, &mut test::loom_models(repo)).map(counted));
     report.step("address sanitizer", || address_sanitizer(repo));
     report.step("stress, 120 s", || stress(repo));
     report.step("crash, 100,000 images", || crash::outcome(repo, &crash::Args::images(100_000)));

@@ -29,7 +29,9 @@ const THREE: Option<usize> = Some(3);
 
 fn check(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = preemptions;
+    // CI has one switch less where they are counted: `cargo xtask long` has them all.
+    let is_quick = std::env::var_os("CAIRN_LOOM_QUICK").is_some();
+    builder.preemption_bound = preemptions.map(|count| if is_quick { count - 1 } else { count });
     builder.check(model);
 }
 
