@@ -390,10 +390,6 @@ impl Session {
         if self.gs.driver(name).is_ok_and(|driver| driver.kind() == DriverKind::Protocol) {
             self.out.print(format!("format name: {name}\n"));
         }
-        // A filter has the clusters of what it filters; the rest is no business of a format's.
-        let is_filter =
-            self.gs.driver(name).is_ok_and(|driver| driver.is_filter() && driver.kind() == DriverKind::Format);
-        let top = if is_filter { self.gs.skip_filters(&top) } else { top };
         if let Ok(control) = self.gs.with_control(&top, |control: &mut Qcow2Control| control.clone()) {
             let ask = |req| async move { Ok(control.info(&req).await) };
             let info = match self.gs.run_drained(&top, "", ask).await {
@@ -402,10 +398,6 @@ impl Session {
             };
             let (cluster, state) = (info.header.geometry.cluster_size(), info.vm_state_offset());
             let (cluster, state) = (amount(cluster as f64), amount(state as f64));
-            if is_filter {
-                self.out.print(format!("cluster size: {cluster}\nvm state offset: {state}\n"));
-                return Ok(());
-            }
             let luks = match LuksHeader::within(&self.gs, &top).await {
                 Ok(luks) => luks,
                 Err(error) => return self.fail(error.report()),
@@ -416,6 +408,7 @@ impl Session {
             ));
             return Ok(());
         }
+        // A filter has the clusters of what it filters; the rest is no business of its own.
         if let Some((cluster, state)) = self.clusters_below(&top).await {
             let (cluster, state) = (amount(cluster as f64), amount(state as f64));
             self.out.print(format!("cluster size: {cluster}\nvm state offset: {state}\n"));
