@@ -26,10 +26,6 @@ pub(crate) fn of_graph(told: Event) -> Option<Value> {
             let data = json!({ "node-name": node, "amount-exceeded": exceeded, "write-threshold": threshold });
             Some(event("BLOCK_WRITE_THRESHOLD", data))
         }
-        Event::TrayMoved { backend, open } => {
-            let data = json!({ "device": backend, "id": "", "tray-open": open });
-            Some(event("DEVICE_TRAY_MOVED", data))
-        }
         Event::QuorumReportBad { node, operation, error, sector, sectors } => {
             let mut data =
                 json!({ "node-name": node, "type": operation, "sector-num": sector, "sectors-count": sectors });

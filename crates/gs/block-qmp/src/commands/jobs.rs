@@ -25,21 +25,19 @@ fn block(call: &mut Call, key: &str) -> Result<(Rc<JobRegistry>, JobRef), QmpErr
 
 /// A verb that takes nothing but the job.
 macro_rules! verbs {
-    ($($any:ident, $block:ident($key:literal): $job:ident, $registry:ident => $act:expr;)*) => {
+    ($($any:ident, $block:ident($key:literal): $act:expr;)*) => {
         $(
             pub(super) async fn $any(mut call: Call) -> QmpResult {
-                let ($registry, $job) = any(&mut call, "id")?;
+                let (registry, job) = any(&mut call, "id")?;
                 call.finish()?;
-                let _ = &$registry;
-                $act?;
+                $act(&registry, &job)?;
                 Ok(json!({}))
             }
 
             pub(super) async fn $block(mut call: Call) -> QmpResult {
-                let ($registry, $job) = block(&mut call, $key)?;
+                let (registry, job) = block(&mut call, $key)?;
                 call.finish()?;
-                let _ = &$registry;
-                $act?;
+                $act(&registry, &job)?;
                 Ok(json!({}))
             }
         )*
@@ -47,11 +45,11 @@ macro_rules! verbs {
 }
 
 verbs! {
-    pause, block_pause("device"): job, registry => job.pause();
-    resume, block_resume("device"): job, registry => job.resume();
-    complete, block_complete("device"): job, registry => job.complete();
-    finalize, block_finalize("id"): job, registry => job.finalize();
-    dismiss, block_dismiss("id"): job, registry => registry.dismiss(job.id());
+    pause, block_pause("device"): |_: &JobRegistry, job: &JobRef| job.pause();
+    resume, block_resume("device"): |_: &JobRegistry, job: &JobRef| job.resume();
+    complete, block_complete("device"): |_: &JobRegistry, job: &JobRef| job.complete();
+    finalize, block_finalize("id"): |_: &JobRegistry, job: &JobRef| job.finalize();
+    dismiss, block_dismiss("id"): |registry: &JobRegistry, job: &JobRef| registry.dismiss(job.id());
 }
 
 pub(super) async fn cancel(mut call: Call) -> QmpResult {
@@ -119,6 +117,7 @@ pub(super) async fn query_block(call: Call) -> QmpResult {
             "busy": job.status == JobStatus::Running,
             "paused": job.is_pausing,
             "speed": job.speed,
+            // A job ends with its first error: there are no other policies yet.
             "io-status": "ok",
             "ready": is_ready,
             "status": job.status.name(),

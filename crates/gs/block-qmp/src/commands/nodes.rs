@@ -79,8 +79,7 @@ pub(super) async fn set_write_threshold(mut call: Call) -> QmpResult {
     let name = call.arguments.require_str("node-name")?;
     let threshold = call.arguments.require_u64("write-threshold")?;
     call.finish()?;
-    let missing = |_| QmpError::of(crate::error::ErrorClass::Generic, format!("Device '{name}' not found"));
-    let node = gs.find_node(&name).map_err(missing)?;
+    let node = gs.find_node(&name).map_err(|_| QmpError::new(format!("Device '{name}' not found")))?;
     gs.set_write_threshold(&node, threshold).await?;
     Ok(json!({}))
 }

@@ -1,4 +1,4 @@
-//! Objects beside the graph: secrets.
+//! Objects beside the graph: secrets, groups of limits.
 
 use super::Call;
 use crate::error::QmpResult;
