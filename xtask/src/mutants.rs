@@ -79,13 +79,15 @@ pub(crate) fn outcome(repo: &Repo, filter: Option<&str>) -> Result<Outcome> {
     let bench = Bench { repo, home: repo.target("mutants") };
     let mut report = Report::default();
     let mut violations = Vec::new();
+    // All of them before the first patch: what they need is built once.
     let mut sound = BTreeMap::new();
     for mutant in &mutants {
-        let baseline = match sound.get(&mutant.test) {
-            Some(verdict) => *verdict,
-            None => bench.baseline(&mutant.test)?,
-        };
-        sound.insert(&mutant.test, baseline);
+        if !sound.contains_key(&mutant.test) {
+            sound.insert(&mutant.test, bench.baseline(&mutant.test)?);
+        }
+    }
+    for mutant in &mutants {
+        let baseline = sound[&mutant.test];
         report.step(&mutant.name, || {
             // A patch that does not apply any more is as bad as one that survives.
             let found = judge(mutant, baseline, || bench.patched(mutant));
@@ -174,6 +176,8 @@ impl Bench<'_> {
     fn run(&self, test: &str, limit: Duration, is_odd: impl Fn(Verdict) -> bool) -> Result<Verdict> {
         let mut command = shell::command("sh", &self.tree());
         command.args(["-c", &format!("exec 2>&1; {test}")]).env("CARGO_TARGET_DIR", self.home.join("target"));
+        // Nobody looks into these programs with a debugger, and linking them is most of the time.
+        command.env("CARGO_PROFILE_DEV_DEBUG", "false");
         let (verdict, seen) = watch(&mut command, limit)?;
         if is_odd(verdict) {
             seen.tail.iter().for_each(|line| println!("    {line}"));

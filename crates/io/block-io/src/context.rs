@@ -82,6 +82,14 @@ struct Slot {
     plain: bool,
 }
 
+impl Slot {
+    /// Whether its operation is more of a processor's work than of a device's.
+    fn is_work(&self) -> bool {
+        let copies = matches!(self.op.kind, FileOpKind::Write { fua: false, .. });
+        self.pool.is_some() || (copies && self.op.is_buffered())
+    }
+}
+
 enum Message {
     /// A thread of a pool finished an operation: slot and answer.
     Answer(usize, i32),
@@ -151,6 +159,8 @@ pub(crate) struct IoContext {
     reissued: Cell<bool>,
     ring_in_flight: Cell<u32>,
     pool_in_flight: Cell<u32>,
+    /// How many of those in flight are a processor's work, of a thread of the pool or the kernel's: most of the time of a write to a buffered file is.
+    working: Cell<u32>,
     /// Requests of a queue that run on a home thread.
     away: Cell<u32>,
     /// Memory for data that drivers encode and decode: always written over as a whole before anybody sees it.
@@ -213,6 +223,7 @@ impl IoContext {
             reissued: Cell::new(false),
             ring_in_flight: Cell::new(0),
             pool_in_flight: Cell::new(0),
+            working: Cell::new(0),
             away: Cell::new(0),
             buffers: BufPool::new(BUFFER_ALIGNMENT, BUFFERS_MAX),
         })
@@ -267,6 +278,11 @@ impl IoContext {
         self.ring_in_flight.get() + self.pool_in_flight.get()
     }
 
+    /// Whether something in flight waits for a device. To look for what a processor works on, without sleeping, may keep one from it.
+    pub(crate) fn waits_for_device(&self) -> bool {
+        self.in_flight() > self.working.get()
+    }
+
     /// Whether the ring's completions are all that can come.
     pub(crate) fn only_ring_in_flight(&self) -> bool {
         self.ring_in_flight.get() > 0 && self.pool_in_flight.get() + self.away.get() == 0
@@ -314,6 +330,7 @@ impl IoContext {
 
     /// Give what is left of a slot's operation to the ring or to the pool.
     fn issue(&self, slot: &mut Slot, key: usize) {
+        self.working.set(self.working.get() + u32::from(slot.is_work()));
         match &slot.pool {
             Some(pool) => self.issue_to_pool(slot, key, pool),
             None => self.issue_to_ring(slot, key),
@@ -326,7 +343,7 @@ impl IoContext {
         let (offset, len) = (slot.op.offset + progress as u64, slot.op.len);
         let buf = slot.bounce.as_deref().or(slot.op.buf.as_ref()).cloned();
         let inbox = self.inbox.clone();
-        let is_buffered = slot.op.options.memory_alignment == 1;
+        let is_buffered = slot.op.is_buffered();
         pool.spawn(Box::new(move || {
             let _turn = if is_buffered { write_turn(kind, fd, len) } else { None };
             let answer = run_blocking(kind, fd, offset, len, buf.as_ref(), progress);
@@ -589,6 +606,7 @@ impl IoContext {
     fn answered(&self, key: usize, answer: i32) {
         let mut slots = self.slots.borrow_mut();
         let slot = &mut slots[key];
+        self.working.set(self.working.get() - u32::from(slot.is_work()));
         if let Some(number) = slot.fixed.take() {
             self.pieces.borrow_mut().given_back(number);
             // Whatever it has against this way, the other one may work, or fails for a reason of its own.

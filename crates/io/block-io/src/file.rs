@@ -542,6 +542,11 @@ pub(crate) struct Recoded {
 }
 
 impl FileOp {
+    /// Whether it goes through the host's page cache.
+    pub(crate) fn is_buffered(&self) -> bool {
+        self.options.memory_alignment == 1
+    }
+
     pub(crate) fn new(kind: FileOpKind, offset: u64, len: u64, buf: Option<IoBuf>) -> Self {
         let options = HostFileOptions { engine: FileEngine::Ring, memory_alignment: 1 };
         Self { kind, fd: -1, options, offset, len, buf, recoded: None }

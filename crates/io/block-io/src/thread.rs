@@ -261,7 +261,7 @@ fn before_sleep(poll_max_ns: u32) {
     thread_local!(static POLL_NS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) });
     let Some(context) = IoContext::current() else { return };
     context.flush();
-    if context.reap() > 0 || context.in_flight() == 0 || poll_max_ns == 0 {
+    if context.reap() > 0 || !context.waits_for_device() || poll_max_ns == 0 {
         return context.wake_unless_submitted();
     }
     let window = POLL_NS.get().min(poll_max_ns);
