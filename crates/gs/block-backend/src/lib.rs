@@ -5,12 +5,21 @@
 
 #![forbid(unsafe_code)]
 
-use block_backend_io::{BackendControl, BackendEvent, BackendEvents, BackendIo, BackendSettings};
+mod device;
+mod front;
+mod media;
+
+pub use device::{Device, IoStatus, MediaChange, MediaWatch, NamedDevice, RootState};
+pub use front::{FrontEnd, FrontEndError, FrontEndKind, FrontEndOptions, GuestAct};
+pub use media::{MediaError, change_medium, close_tray, eject, insert_medium, open_tray, remove_medium};
+
+use block_backend_io::{BackendControl, BackendEvent, BackendEvents, BackendIo, BackendSettings, ErrorAction};
 use block_common::{OpType, ParentKind, PermPair};
-use block_gs::{DrainGuard, Event, GlobalState, GraphError, NodeRef, OpBlocker, RootRef};
+use block_gs::{DrainGuard, Event, GlobalState, GraphError, NodeRef, OpBlocker, RootRef, ThrottleGroupRef};
 use block_io::IoThreadHandle;
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use block_throttle::ThrottleLimits;
+use device::Watchers;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::{Rc, Weak};
 
@@ -48,33 +57,40 @@ impl BackendError {
     }
 }
 
-/// The backends of one block layer, by name.
+/// The backends of one block layer, in the order in which they were made.
 #[derive(Default)]
-struct Registry(RefCell<BTreeMap<String, Weak<Inner>>>);
+struct Registry(RefCell<Vec<Weak<Inner>>>);
+
+impl Registry {
+    fn all(&self) -> Vec<Backend> {
+        let mut held = self.0.borrow_mut();
+        held.retain(|held| held.strong_count() > 0);
+        held.iter().filter_map(Weak::upgrade).map(Backend).collect()
+    }
+
+    fn find(&self, is_it: impl Fn(&Backend) -> bool) -> Option<Backend> {
+        self.all().into_iter().find(is_it)
+    }
+}
 
 struct Inner {
     gs: GlobalState,
-    name: String,
+    /// Empty once a monitor has taken it away.
+    name: RefCell<Rc<str>>,
     /// There until the backend goes.
     root: Option<RootRef>,
     io: BackendIo,
     control: BackendControl,
+    device: RefCell<Option<Rc<dyn Device>>>,
+    root_state: Cell<RootState>,
+    io_status: Cell<IoStatus>,
+    watchers: Watchers,
+    limits: RefCell<Option<ThrottleGroupRef>>,
 }
 
 impl Inner {
     fn root(&self) -> &RootRef {
         self.root.as_ref().expect("only the drop of the backend takes it")
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        let registry = self.gs.extension::<Registry>();
-        let mut registry = registry.0.borrow_mut();
-        // Somebody else may have the name by now.
-        if registry.get(&self.name).is_some_and(|held| held.strong_count() == 0) {
-            registry.remove(&self.name);
-        }
     }
 }
 
@@ -106,7 +122,7 @@ impl Backend {
         let registry = gs.extension::<Registry>();
         let name = options.name;
         if !name.is_empty() {
-            if registry.0.borrow().get(&name).is_some_and(|held| held.strong_count() > 0) {
+            if Self::find(gs, &name).is_some() {
                 return Err(BackendError::DuplicateName(name));
             }
             if gs.find_node(&name).is_ok() {
@@ -115,28 +131,60 @@ impl Backend {
         }
         let root = gs.new_root(&name, ParentKind::Backend, options.perm, &options.home);
         let (io, control, events) = BackendIo::new(root.io().clone(), options.settings);
-        forward(gs, &name, events);
-        let inner = Rc::new(Inner { gs: gs.clone(), name: name.clone(), root: Some(root), io, control });
-        if !name.is_empty() {
-            registry.0.borrow_mut().insert(name, Rc::downgrade(&inner));
-        }
+        let inner = Rc::new(Inner {
+            gs: gs.clone(),
+            name: RefCell::new(name.into()),
+            root: Some(root),
+            io,
+            control,
+            device: RefCell::default(),
+            root_state: Cell::default(),
+            io_status: Cell::default(),
+            watchers: Watchers::default(),
+            limits: RefCell::default(),
+        });
+        forward(gs, Rc::downgrade(&inner), events);
+        registry.0.borrow_mut().push(Rc::downgrade(&inner));
         Ok(Self(inner))
+    }
+
+    /// A backend with a medium in it.
+    ///
+    /// # Errors
+    /// As [`Backend::new`] and [`Backend::insert`].
+    #[doc(alias = "blk_new_with_bs")]
+    pub async fn with_node(gs: &GlobalState, options: BackendOptions, node: &NodeRef) -> Result<Self, BackendError> {
+        let backend = Self::new(gs, options)?;
+        backend.insert(node).await?;
+        Ok(backend)
     }
 
     /// The backend called `name`.
     #[doc(alias = "blk_by_name")]
     pub fn find(gs: &GlobalState, name: &str) -> Option<Self> {
-        gs.extension::<Registry>().0.borrow().get(name)?.upgrade().map(Self)
+        gs.extension::<Registry>().find(|backend| !name.is_empty() && *backend.name() == *name)
     }
 
-    /// The backends that have names, in the order of these.
+    /// The backend whose device is called `id`.
+    #[doc(alias = "blk_by_qdev_id")]
+    #[doc(alias = "blk_by_dev")]
+    pub fn find_device(gs: &GlobalState, id: &str) -> Option<Self> {
+        let is_it = |backend: &Self| backend.device().is_some_and(|device| device.id() == id);
+        gs.extension::<Registry>().find(is_it)
+    }
+
+    /// The backends that have names, in the order in which they were made.
     #[doc(alias = "blk_next")]
-    #[doc(alias = "blk_all_next")]
     pub fn all(gs: &GlobalState) -> Vec<Self> {
-        let registry = gs.extension::<Registry>();
-        let mut registry = registry.0.borrow_mut();
-        registry.retain(|_, held| held.strong_count() > 0);
-        registry.values().filter_map(Weak::upgrade).map(Self).collect()
+        let mut all = Self::everyone(gs);
+        all.retain(|backend| !backend.name().is_empty());
+        all
+    }
+
+    /// All backends, in the order in which they were made.
+    #[doc(alias = "blk_all_next")]
+    pub fn everyone(gs: &GlobalState) -> Vec<Self> {
+        gs.extension::<Registry>().all()
     }
 
     /// The half for device threads.
@@ -145,8 +193,24 @@ impl Backend {
     }
 
     /// Its name; empty for one that has none.
-    pub fn name(&self) -> &str {
-        &self.0.name
+    pub fn name(&self) -> Rc<str> {
+        self.0.name.borrow().clone()
+    }
+
+    /// Take its name away: nobody finds it by that any more, and another one may have it.
+    #[doc(alias = "monitor_remove_blk")]
+    pub fn forget_name(&self) {
+        *self.0.name.borrow_mut() = "".into();
+        self.0.gs.forget_root_name(self.0.root());
+    }
+
+    /// What messages call it: its name, or its device's.
+    pub fn label(&self) -> String {
+        let name = self.name();
+        match self.device() {
+            Some(device) if name.is_empty() => device.id().into(),
+            _ => name.to_string(),
+        }
     }
 
     /// The medium in it.
@@ -163,11 +227,25 @@ impl Backend {
     pub async fn insert(&self, node: &NodeRef) -> Result<(), BackendError> {
         let if_empty = |there: Option<&NodeRef>| match there {
             None => Ok(()),
-            Some(_) => Err(BackendError::Occupied(self.0.name.clone())),
+            Some(_) => Err(BackendError::Occupied(self.label())),
         };
         // Not only when the wait is over: a full one need not hold its requests back.
         if_empty(self.node().as_ref())?;
-        self.0.gs.attach_root_if(self.0.root(), Some(node), if_empty).await
+        self.0.gs.attach_root_if(self.0.root(), Some(node), if_empty).await?;
+        self.changed(None, Some(node));
+        Ok(())
+    }
+
+    /// The medium was exchanged: what is kept of it, and who is told.
+    fn changed(&self, old: Option<NodeRef>, new: Option<&NodeRef>) {
+        if let Some(old) = old {
+            self.0.watchers.tell(self, &MediaChange::Removed(old));
+        }
+        if let Some(new) = new {
+            self.update_root_state();
+            self.reset_io_status();
+            self.0.watchers.tell(self, &MediaChange::Inserted(new.clone()));
+        }
     }
 
     /// Put another medium in place of the one that is there, if any.
@@ -193,8 +271,36 @@ impl Backend {
         self.check_op(op)?;
         let gs = &self.0.gs;
         // Not only before the wait: a job may have begun meanwhile.
-        let allows = |there: Option<&NodeRef>| there.map_or(Ok(()), |there| gs.check_op(there, op));
-        Ok(gs.attach_root_if(self.0.root(), node, allows).await?)
+        let mut old = None;
+        let allows = |there: Option<&NodeRef>| {
+            old = there.cloned();
+            there.map_or(Ok(()), |there| gs.check_op(there, op))
+        };
+        // As it is now: the next medium is opened as this one was.
+        self.update_root_state();
+        gs.attach_root_if(self.0.root(), node, allows).await?;
+        self.changed(old, node);
+        Ok(())
+    }
+
+    /// Hear of each medium that comes or goes, until what is returned is dropped.
+    #[doc(alias = "blk_add_insert_bs_notifier")]
+    #[doc(alias = "blk_add_remove_bs_notifier")]
+    pub fn watch_media(&self, watcher: impl Fn(&Self, &MediaChange) + 'static) -> MediaWatch {
+        self.0.watchers.add(Box::new(watcher))
+    }
+
+    /// How the medium is open that is there now, or how the last one was.
+    #[doc(alias = "blk_get_flags")]
+    pub fn root_state(&self) -> RootState {
+        self.update_root_state();
+        self.0.root_state.get()
+    }
+
+    #[doc(alias = "blk_update_root_state")]
+    fn update_root_state(&self) {
+        let Some(info) = self.node().and_then(|node| self.0.gs.node_info(&node).ok()) else { return };
+        self.0.root_state.set(RootState::of(&info));
     }
 
     /// Whether `op` may begin on the medium. Nothing is blocked where there is none.
@@ -218,7 +324,7 @@ impl Backend {
     /// # Errors
     /// [`BackendError::Shared`] when there are other clones: nothing has changed then.
     pub async fn close(self) -> Result<(), BackendError> {
-        let mut inner = Rc::try_unwrap(self.0).map_err(|inner| BackendError::Shared(inner.name.clone()))?;
+        let mut inner = Rc::try_unwrap(self.0).map_err(|inner| BackendError::Shared(Self(inner).label()))?;
         let (gs, root) = (inner.gs.clone(), inner.root.take());
         drop(inner);
         if let Some(root) = root {
@@ -259,35 +365,98 @@ impl Backend {
     /// # Errors
     /// [`BackendError::DeviceAttached`] when another one does.
     #[doc(alias = "blk_attach_dev")]
-    pub fn attach_device(&self, id: &str) -> Result<(), BackendError> {
-        if self.0.io.device_id().is_some() {
-            return Err(BackendError::DeviceAttached(self.0.name.clone()));
+    #[doc(alias = "blk_iostatus_enable")]
+    pub fn attach_device(&self, device: Rc<dyn Device>) -> Result<(), BackendError> {
+        if self.device().is_some() {
+            return Err(BackendError::DeviceAttached(self.label()));
         }
-        self.0.control.set_device_id(Some(id.into()));
+        self.0.control.set_device_id(Some(device.id().into()));
+        self.0.io_status.set(IoStatus::Ok);
+        *self.0.device.borrow_mut() = Some(device);
         Ok(())
     }
 
     /// The device is gone.
     #[doc(alias = "blk_detach_dev")]
+    #[doc(alias = "blk_iostatus_disable")]
     pub fn detach_device(&self) {
         self.0.control.set_device_id(None);
+        let _gone = self.0.device.borrow_mut().take();
+    }
+
+    /// The device that uses it.
+    #[doc(alias = "blk_get_attached_dev")]
+    pub fn device(&self) -> Option<Rc<dyn Device>> {
+        self.0.device.borrow().clone()
+    }
+
+    /// What its requests have come to, for a device that shows it.
+    #[doc(alias = "blk_iostatus")]
+    #[doc(alias = "blk_iostatus_is_enabled")]
+    pub fn io_status(&self) -> Option<IoStatus> {
+        self.device().filter(|device| device.has_io_status()).map(|_| self.0.io_status.get())
+    }
+
+    /// Forget what requests have come to.
+    #[doc(alias = "blk_iostatus_reset")]
+    pub fn reset_io_status(&self) {
+        self.0.io_status.set(IoStatus::Ok);
+    }
+
+    /// Go on after an error: the requests that wait are made again.
+    pub fn resume(&self) {
+        self.reset_io_status();
+        self.0.control.resume();
+    }
+
+    /// Be a member of the throttle group called `group`, which is made if there is none, and has these limits from now on. What waits already does so behind the group's others.
+    #[doc(alias = "blk_set_io_limits")]
+    pub fn set_limits(&self, group: &str, limits: ThrottleLimits) {
+        let group = self.0.gs.throttle_group_or_new(group);
+        group.group().set_limits(limits);
+        self.0.control.set_limits(Some(group.group()));
+        *self.0.limits.borrow_mut() = Some(group);
+    }
+
+    /// Have no limits any more.
+    pub fn remove_limits(&self) {
+        self.0.control.set_limits(None);
+        let _left = self.0.limits.borrow_mut().take();
+    }
+
+    /// The group that it shares limits with.
+    pub fn limits(&self) -> Option<ThrottleGroupRef> {
+        self.0.limits.borrow().clone()
     }
 
     /// Set what its device does about errors.
-    #[doc(alias = "blk_set_on_error")]
     pub fn set_settings(&self, settings: BackendSettings) {
         self.0.control.set_settings(settings);
     }
 }
 
-/// Pass on what the device tells, until it is gone.
-fn forward(gs: &GlobalState, name: &str, mut told: BackendEvents) {
-    let (events, name) = (gs.event_sender(), name.to_owned());
+/// Pass on what the device tells, until the backend is gone.
+fn forward(gs: &GlobalState, backend: Weak<Inner>, mut told: BackendEvents) {
+    let events = gs.event_sender();
     drop(gs.main().spawn(async move {
         while let Some(event) = told.next().await {
-            // The other events are for the device's policy and for statistics, which come later.
-            if let BackendEvent::TrayMoved { open } = event {
-                events.send(Event::TrayMoved { backend: name.clone(), open });
+            let Some(backend) = backend.upgrade().map(Backend) else { return };
+            let device = backend.device().map(|device| device.id().to_owned());
+            let name = backend.name().to_string();
+            match event {
+                BackendEvent::TrayMoved { open } => {
+                    events.send(Event::TrayMoved { backend: name, device: device.unwrap_or_default(), open });
+                }
+                BackendEvent::IoError { is_write, error, action } => {
+                    if action == ErrorAction::Stop {
+                        backend.0.io_status.set(backend.0.io_status.get().after(error));
+                    }
+                    let node = backend.node().map(|node| node.name().to_owned());
+                    let action = action.name();
+                    events.send(Event::IoFailed { backend: name, device, node, is_write, error, action });
+                }
+                // A guest's lock is looked up by who wants to know.
+                _ => {}
             }
         }
     }));
@@ -295,6 +464,6 @@ fn forward(gs: &GlobalState, name: &str, mut told: BackendEvents) {
 
 impl fmt::Debug for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Backend({}, {:?})", self.0.name, self.node())
+        write!(f, "Backend({}, {:?})", self.label(), self.node())
     }
 }

@@ -3,7 +3,7 @@
 #[path = "../../block-gs/tests/common/mod.rs"]
 mod common;
 
-use block_backend::{Backend, BackendError, BackendOptions};
+use block_backend::{Backend, BackendError, BackendOptions, NamedDevice};
 use block_backend_io::{BackendIo, BackendSettings, ErrorAction};
 use block_common::{IoError, OnError, OpType, Perm, PermPair, RequestFlags};
 use block_gs::{Event, GlobalState, GraphError};
@@ -35,7 +35,7 @@ fn an_empty_backend_says_so() {
         let backend = backend(&world, "drive0");
         let io = backend.io();
         assert!(backend.node().is_none() && !io.is_available() && !io.root().is_attached() && !io.root().is_writable());
-        assert_eq!((io.name(), backend.name()), ("drive0", "drive0"));
+        assert_eq!((io.name(), backend.name()), ("drive0", "drive0".into()));
         let root = io.entry().expect("the tray is closed");
         assert_eq!(root.read(0, buffer(512)).await.0, Err(IoError::NO_MEDIUM));
         assert_eq!(root.write(0, buffer(512), RequestFlags::empty()).await.0, Err(IoError::NO_MEDIUM));
@@ -133,8 +133,8 @@ fn names_are_unique_among_backends_and_nodes() {
         let unnamed = [backend(&world, ""), backend(&world, "")];
         assert!(Backend::find(&world.gs, "").is_none());
         let second = backend(&world, "cd1");
-        let names = || Backend::all(&world.gs).iter().map(|backend| backend.name().to_owned()).collect::<Vec<_>>();
-        assert_eq!(names(), ["cd1", "drive0"]);
+        let names = || Backend::all(&world.gs).iter().map(|backend| backend.name().to_string()).collect::<Vec<_>>();
+        assert_eq!(names(), ["drive0", "cd1"]);
         assert!(Backend::find(&world.gs, "cd1").is_some() && Backend::find(&world.gs, "cd2").is_none());
         // A name is free when its backend is gone, and taken as long as there is a clone.
         let clone = first.clone();
@@ -265,13 +265,13 @@ fn one_device_at_a_time_uses_a_backend() {
     let world = World::new();
     world.run_and_close(async {
         let drive = backend(&world, "drive0");
-        drive.attach_device("virtio0").expect("none does");
+        drive.attach_device(NamedDevice::new("virtio0")).expect("none does");
         assert_eq!(drive.io().device_id().as_deref(), Some("virtio0"));
-        assert_eq!(text(drive.attach_device("ide0")), "Device 'drive0' is in use");
+        assert_eq!(text(drive.attach_device(NamedDevice::new("ide0"))), "Device 'drive0' is in use");
         assert_eq!(drive.io().device_id().as_deref(), Some("virtio0"));
         drive.detach_device();
         assert_eq!(drive.io().device_id(), None);
-        drive.attach_device("ide0").expect("none does");
+        drive.attach_device(NamedDevice::new("ide0")).expect("none does");
     });
 }
 
@@ -299,7 +299,7 @@ fn the_guest_moves_its_tray_and_the_main_loop_hears_of_it() {
             assert!(io.entry().is_ok() && !io.is_medium_locked());
         });
         guest.join().expect("no panic");
-        let moved = |open| Some(Event::TrayMoved { backend: "cd0".into(), open });
+        let moved = |open| Some(Event::TrayMoved { backend: "cd0".into(), device: String::new(), open });
         assert_eq!(events.next().await, moved(true));
         assert_eq!(events.next().await, moved(false));
         world.pause().await;

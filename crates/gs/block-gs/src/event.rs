@@ -72,10 +72,27 @@ pub enum Event {
     },
     /// A device's tray moved, by its guest's doing or ours.
     TrayMoved {
-        /// The backend's name.
+        /// The backend's name; empty for one that has none.
         backend: String,
+        /// The device's name; empty without one.
+        device: String,
         /// Whether it is open now.
         open: bool,
+    },
+    /// A device's request failed, and this is done about it.
+    IoFailed {
+        /// The backend's name; empty for one that has none.
+        backend: String,
+        /// The device's name.
+        device: Option<String>,
+        /// The name of the node that is the medium.
+        node: Option<String>,
+        /// Whether it was anything but a read.
+        is_write: bool,
+        /// How it failed.
+        error: IoError,
+        /// What is done: `report`, `ignore` or `stop`.
+        action: &'static str,
     },
     /// A node has another length than before.
     Resized {

@@ -149,6 +149,24 @@ impl GlobalState {
         self.0.graph.borrow().roots.get(&root.id)?.child.clone()
     }
 
+    /// Let a name that `root` has be free for others. Messages do not name it any more.
+    pub fn forget_root_name(&self, root: &RootRef) {
+        if let Some(root) = self.0.graph.borrow_mut().roots.get_mut(&root.id) {
+            root.name.clear();
+        }
+    }
+
+    /// Whether `node` is the medium of a backend.
+    #[doc(alias = "bdrv_has_blk")]
+    #[doc(alias = "bdrv_is_root_node")]
+    pub fn has_backend(&self, node: &NodeRef) -> bool {
+        let graph = self.0.graph.borrow();
+        let leads_there = |root: &GsRoot| {
+            root.kind == ParentKind::Backend && root.child.as_ref().is_some_and(|child| child.same(node))
+        };
+        graph.roots.values().any(leads_there)
+    }
+
     /// Set what `root` asks of its node and shares.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Events as clients see them: name, data, and when.
 
-use block_common::QapiEnum as _;
+use block_common::{Errno, QapiEnum as _};
 use block_gs::Event;
 use block_jobs::{JobEvent, JobInfo};
 use serde_json::{Value, json};
@@ -37,6 +37,26 @@ pub(crate) fn of_graph(told: Event) -> Option<Value> {
         Event::QuorumFailure { reference, sector, sectors } => {
             let data = json!({ "reference": reference, "sector-num": sector, "sectors-count": sectors });
             Some(event("QUORUM_FAILURE", data))
+        }
+        Event::TrayMoved { backend, device, open } => {
+            Some(event("DEVICE_TRAY_MOVED", json!({ "device": backend, "tray-open": open, "id": device })))
+        }
+        Event::IoFailed { backend, device, node, is_write, error, action } => {
+            let operation = if is_write { "write" } else { "read" };
+            let nospace = error.errno() == Errno::ENOSPC;
+            let mut data = json!({
+                "device": backend,
+                "operation": operation,
+                "action": action,
+                "nospace": nospace,
+                "reason": error.errno().to_string(),
+            });
+            for (key, value) in [("qom-path", device), ("node-name", node)] {
+                if let (Some(value), Some(data)) = (value, data.as_object_mut()) {
+                    data.insert(key.into(), value.into());
+                }
+            }
+            Some(event("BLOCK_IO_ERROR", data))
         }
         Event::CloseFailed { node, error } => {
             tracing::error!(node, %error, "a node was closed, and data may be lost");

@@ -1,11 +1,13 @@
 //! [`BackendIo`]: what a device model holds.
 
+use crate::stats::BackendStats;
 use block_common::{Errno, IoError, IoResult, OnError};
 use block_io::Root;
+use block_throttle::{ThrottleGroup, ThrottleMember};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// What a device tells its backend's GS half. One way: nobody waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,17 @@ pub enum ErrorAction {
     Ignore,
     /// Stop the machine and try again when it goes on.
     Stop,
+}
+
+impl ErrorAction {
+    /// As monitors call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Report => "report",
+            Self::Ignore => "ignore",
+            Self::Stop => "stop",
+        }
+    }
 }
 
 /// Error policies, with `auto` resolved by [`BackendSettings::action`].
@@ -81,7 +94,43 @@ struct Shared {
     write_cache: AtomicBool,
     guest_block_size: AtomicU32,
     settings: Mutex<BackendSettings>,
+    stats: BackendStats,
+    /// Whether `limits` is there: most requests look at nothing else.
+    is_limited: AtomicBool,
+    limits: Mutex<Option<Arc<ThrottleMember>>>,
+    /// Requests that failed and wait.
+    waiting: AtomicU32,
+    turn: watch::Sender<Turn>,
     events: mpsc::UnboundedSender<BackendEvent>,
+}
+
+/// Which time it is that requests that failed are made again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Turn {
+    number: u64,
+    is_last: bool,
+}
+
+/// The turns that come, for a request that may have to wait for one.
+pub(crate) struct Turns(watch::Receiver<Turn>);
+
+impl Turns {
+    /// Wait for the next one. `false`: there is none, for the backend is closed.
+    pub(crate) async fn again(&mut self) -> bool {
+        if self.0.borrow().is_last {
+            return false;
+        }
+        self.0.changed().await.is_ok() && !self.0.borrow_and_update().is_last
+    }
+}
+
+/// A request that waits, for as long as this is held.
+pub(crate) struct Waiting<'a>(&'a AtomicU32);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -112,6 +161,11 @@ impl BackendIo {
             write_cache: AtomicBool::new(true),
             guest_block_size: AtomicU32::new(512),
             settings: Mutex::new(settings),
+            stats: BackendStats::default(),
+            is_limited: AtomicBool::new(false),
+            limits: Mutex::default(),
+            waiting: AtomicU32::new(0),
+            turn: watch::Sender::new(Turn::default()),
             events,
         }));
         let control = BackendControl(io.0.clone());
@@ -208,6 +262,31 @@ impl BackendIo {
         action
     }
 
+    /// What is counted of the guest's requests. The root counts requests as well, without times, those of others included.
+    #[doc(alias = "blk_get_stats")]
+    pub fn stats(&self) -> &BackendStats {
+        &self.0.stats
+    }
+
+    /// Whose turn it is under the backend's limits, if it has any.
+    pub fn limits(&self) -> Option<Arc<ThrottleMember>> {
+        self.0.is_limited.load(Ordering::Acquire).then(|| lock(&self.0.limits).clone()).flatten()
+    }
+
+    /// How many requests have failed and wait for [`BackendControl::resume`].
+    pub fn stopped(&self) -> u32 {
+        self.0.waiting.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn turns(&self) -> Turns {
+        Turns(self.0.turn.subscribe())
+    }
+
+    pub(crate) fn waits(&self) -> Waiting<'_> {
+        self.0.waiting.fetch_add(1, Ordering::AcqRel);
+        Waiting(&self.0.waiting)
+    }
+
     fn tell(&self, event: BackendEvent) {
         // A backend that was closed has nobody listening.
         let _ = self.0.events.send(event);
@@ -239,9 +318,47 @@ impl BackendControl {
         *lock(&self.0.settings) = settings;
     }
 
+    /// Make those requests again that have failed and wait.
+    pub fn resume(&self) {
+        self.0.turn.send_modify(|turn| turn.number += 1);
+    }
+
+    /// Be a member of `group` from now on, or have no limits. Requests that wait already do so where they are.
+    #[doc(alias = "blk_io_limits_enable")]
+    #[doc(alias = "blk_io_limits_disable")]
+    #[doc(alias = "blk_io_limits_update_group")]
+    pub fn set_limits(&self, group: Option<&ThrottleGroup>) {
+        let mut limits = lock(&self.0.limits);
+        match (&*limits, group) {
+            (Some(member), Some(group)) => member.join(group),
+            (None, Some(group)) => *limits = Some(Arc::new(group.member())),
+            (_, None) => {
+                // Whoever waits goes, at once: nothing limits them any more.
+                if let Some(member) = limits.take() {
+                    member.hurry(true);
+                }
+            }
+        }
+        self.0.is_limited.store(limits.is_some(), Ordering::Release);
+    }
+
+    /// Let requests that wait for their turn go at once, while `on`: what drains the backend would wait for them otherwise.
+    pub fn hurry(&self, on: bool) {
+        if let Some(member) = &*lock(&self.0.limits) {
+            member.hurry(on);
+        }
+    }
+
     /// The error policies.
     pub fn settings(&self) -> BackendSettings {
         *lock(&self.0.settings)
+    }
+}
+
+impl Drop for BackendControl {
+    /// The backend is gone: requests that failed and wait have nothing to wait for.
+    fn drop(&mut self) {
+        self.0.turn.send_modify(|turn| turn.is_last = true);
     }
 }
 

@@ -6,8 +6,15 @@
 
 #![forbid(unsafe_code)]
 
+mod stats;
+
 mod backend;
+mod guest;
 mod upcall;
 
 pub use backend::{BackendControl, BackendEvent, BackendEvents, BackendIo, BackendSettings, ErrorAction};
+pub use stats::{
+    ACCT_KINDS, AcctCount, AcctKind, AcctSettings, Accounting, BOUNDARIES_MAX, BackendStats, BadBoundaries, Histogram, IntervalStats, Latency,
+    StatsSnapshot,
+};
 pub use upcall::{Upcalls, UpcallsOut, upcalls};

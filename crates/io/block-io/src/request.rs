@@ -62,6 +62,31 @@ impl Request {
         self.kind
     }
 
+    /// Where it begins, in bytes.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// How many bytes it is about; 0 for a flush.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it is about no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How it is to be carried out.
+    pub fn flags(&self) -> RequestFlags {
+        self.flags
+    }
+
+    /// The buffer that came with it, if any did.
+    pub fn into_buf(self) -> Option<IoBuf> {
+        self.buf
+    }
+
     pub(crate) fn is_write(&self) -> bool {
         !matches!(self.kind, RequestKind::Read | RequestKind::Flush)
     }

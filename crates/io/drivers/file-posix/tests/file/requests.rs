@@ -248,7 +248,7 @@ fn many_writes_are_as_many_requests() {
     });
 }
 
-/// How much of the beginning of a file the page cache has, in bytes, or why that cannot be told.
+/// How much of `len` bytes at `at` the page cache has, from their first one on, or why that cannot be told.
 fn cached(file: &std::fs::File, at: u64, len: usize) -> Result<usize, rustix::io::Errno> {
     let mut buf = vec![0; len];
     let vec = std::io::IoSliceMut::new(&mut buf);
