@@ -4,7 +4,7 @@
 use crate::device::device_perm;
 use crate::{Backend, BackendError, BackendOptions, Device};
 use block_backend_io::{AcctSettings, BackendIo, BackendSettings};
-use block_common::PermPair;
+use block_common::{OptionReader, OptionsError, PermPair};
 use block_gs::{GlobalState, NodeRef};
 use block_io::IoThreadHandle;
 use std::cell::{Cell, RefCell};
@@ -101,7 +101,7 @@ pub enum FrontEndError {
     #[error("Duplicate device ID '{0}'")]
     Duplicate(String),
     /// A disk has its medium from the beginning.
-    #[error("Device needs media, but drive is empty")]
+    #[error("drive property not set")]
     NeedsMedium,
     /// A disk has no tray, and no lock.
     #[error("Device '{0}' has no tray")]
@@ -109,9 +109,34 @@ pub enum FrontEndError {
     /// What it was asked for is not for somebody who has locked it.
     #[error("The guest has locked the medium in device '{0}'")]
     Locked(String),
+    /// No front end has this name as its driver.
+    #[error("'{0}' is not a valid device model name")]
+    NoSuchKind(String),
+    /// What was named as its medium is nothing.
+    #[error("Property '{kind}.drive' can't find value '{name}'")]
+    NoSuchDrive {
+        /// The front end's kind.
+        kind: &'static str,
+        /// What was named.
+        name: String,
+    },
+    /// There is no such option.
+    #[error("Property '{kind}.{key}' not found")]
+    NoSuchProperty {
+        /// The front end's kind.
+        kind: &'static str,
+        /// The option.
+        key: String,
+    },
+    /// An option is missing, or of the wrong type.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
     /// A block size that is none.
-    #[error("Property logical_block_size must be a power of 2 from 512 to 32768, not {0}")]
+    #[error("parameter logical_block_size must be a power of 2 between 512 and 2097152")]
     BlockSize(u32),
+    /// An interval without a length.
+    #[error("interval length must be greater than 0")]
+    ZeroInterval,
     /// The backend refused.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -191,7 +216,7 @@ impl FrontEnd {
         if medium.is_none() && options.kind == FrontEndKind::Disk {
             return Err(FrontEndError::NeedsMedium);
         }
-        if !options.logical_block_size.is_power_of_two() || !(512..=32768).contains(&options.logical_block_size) {
+        if !options.logical_block_size.is_power_of_two() || !(512..=2 << 20).contains(&options.logical_block_size) {
             return Err(FrontEndError::BlockSize(options.logical_block_size));
         }
         let is_read_only = medium.is_some_and(|medium| gs.node_info(medium).is_ok_and(|info| info.read_only));
@@ -220,6 +245,45 @@ impl FrontEnd {
         }
         all.0.borrow_mut().insert(id, made.clone());
         Ok(made)
+    }
+
+    /// A front end as options say it: `driver` (`disk`, `cd`, `floppy`), `id`, `drive` (a node's name), `rerror`, `werror`, `share-rw`, `write-cache`,
+    /// `logical_block_size` (bytes), `account-invalid`, `account-failed`, `stats-intervals` (a list of seconds).
+    ///
+    /// # Errors
+    /// As [`FrontEnd::add`]; options that are missing, unknown or of the wrong type.
+    #[doc(alias = "qmp_device_add")]
+    pub async fn open(gs: &GlobalState, mut options: OptionReader) -> Result<Self, FrontEndError> {
+        let kind = options.require_str("driver")?;
+        let kind = FrontEndKind::from_name(&kind).ok_or(FrontEndError::NoSuchKind(kind))?;
+        let id = options.require_str("id")?;
+        let drive = options.take_str("drive")?;
+        let mut made = FrontEndOptions::new(kind, &id);
+        let settings = &mut made.settings;
+        settings.on_read_error = options.take_enum("rerror")?.unwrap_or(settings.on_read_error);
+        settings.on_write_error = options.take_enum("werror")?.unwrap_or(settings.on_write_error);
+        made.share_rw = options.take_bool("share-rw")?.unwrap_or(made.share_rw);
+        made.write_cache = options.take_bool("write-cache")?.unwrap_or(made.write_cache);
+        made.logical_block_size = options.take_u32("logical_block_size")?.unwrap_or(made.logical_block_size);
+        let accounting = &mut made.accounting;
+        accounting.account_invalid = options.take_bool("account-invalid")?.unwrap_or(accounting.account_invalid);
+        accounting.account_failed = options.take_bool("account-failed")?.unwrap_or(accounting.account_failed);
+        let seconds = options.take_list("stats-intervals", |item| match item.into_u32()? {
+            0 => Err(FrontEndError::ZeroInterval),
+            seconds => Ok(Duration::from_secs(seconds.into())),
+        })?;
+        made.stats_intervals = seconds.unwrap_or_default();
+        if let Some(key) = options.remaining().next() {
+            return Err(FrontEndError::NoSuchProperty { kind: kind.name(), key: key.to_owned() });
+        }
+        let medium = match drive {
+            None => None,
+            Some(name) => match gs.find_node(&name) {
+                Ok(node) => Some(node),
+                Err(_) => return Err(FrontEndError::NoSuchDrive { kind: kind.name(), name }),
+            },
+        };
+        Self::add(gs, &gs.main_io(), made, medium.as_ref()).await
     }
 
     /// The one called `id`.

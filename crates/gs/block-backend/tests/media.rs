@@ -133,7 +133,7 @@ fn disks_have_nothing_to_exchange_and_floppies_no_tray() {
         leaf(&world, "b").await;
         let options = FrontEndOptions::new(FrontEndKind::Disk, "hd0");
         let empty = make(&world, options.clone(), None).await.expect_err("a disk is nothing without a medium");
-        assert_eq!(empty.to_string(), "Device needs media, but drive is empty");
+        assert_eq!(empty.to_string(), "drive property not set");
         let hd = front(&world, FrontEndKind::Disk, "hd0", Some("a")).await;
         let twice = make(&world, options, Some("b")).await.expect_err("there is one");
         assert_eq!(twice.to_string(), "Duplicate device ID 'hd0'");

@@ -94,6 +94,11 @@ pub enum Event {
         /// What is done: `report`, `ignore` or `stop`.
         action: &'static str,
     },
+    /// A device was removed, and is gone.
+    DeviceDeleted {
+        /// The device's name.
+        device: String,
+    },
     /// A node has another length than before.
     Resized {
         /// The node's name.

@@ -1,6 +1,7 @@
 //! The commands by name, and what is common to them. Each takes its arguments, and everything it does is asked of the crates below.
 
 mod bitmaps;
+mod devices;
 mod jobs;
 mod nodes;
 mod objects;
@@ -58,11 +59,22 @@ const COMMANDS: &[Entry] = commands! {
     "block-job-pause" => jobs::block_pause,
     "block-job-resume" => jobs::block_resume,
     "block-job-set-speed" => jobs::block_set_speed,
+    "block-latency-histogram-set" => devices::set_latency_histogram,
     "block-set-write-threshold" => nodes::set_write_threshold,
     "block_resize" => nodes::resize,
+    "block_set_io_throttle" => devices::set_io_throttle,
     "blockdev-add" => nodes::add,
+    "blockdev-change-medium" => devices::change,
+    "blockdev-close-tray" => devices::close,
     "blockdev-del" => nodes::delete,
+    "blockdev-insert-medium" => devices::insert,
+    "blockdev-open-tray" => devices::open,
+    "blockdev-remove-medium" => devices::remove,
     "blockdev-reopen" => nodes::reopen,
+    "cont" => devices::go_on,
+    "device_add" => devices::add,
+    "device_del" => devices::delete,
+    "eject" => devices::eject_medium,
     "job-cancel" => jobs::cancel,
     "job-complete" => jobs::complete,
     "job-dismiss" => jobs::dismiss,
@@ -72,10 +84,12 @@ const COMMANDS: &[Entry] = commands! {
     "object-add" => objects::add,
     "object-del" => objects::delete,
     "query-block-jobs" => jobs::query_block,
+    "query-blockstats" => devices::query_stats,
     "query-commands" => query_commands,
     "query-jobs" => jobs::query,
     "query-version" => query_version,
     "quit" => quit,
+    "x-guest-act" => devices::guest,
 };
 
 fn find(name: &str) -> Result<Entry, QmpError> {

@@ -58,6 +58,10 @@ pub(crate) fn of_graph(told: Event) -> Option<Value> {
             }
             Some(event("BLOCK_IO_ERROR", data))
         }
+        Event::DeviceDeleted { device } => {
+            let path = format!("/machine/peripheral/{device}");
+            Some(event("DEVICE_DELETED", json!({ "device": device, "path": path })))
+        }
         Event::CloseFailed { node, error } => {
             tracing::error!(node, %error, "a node was closed, and data may be lost");
             None

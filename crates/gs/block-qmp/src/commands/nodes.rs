@@ -63,6 +63,7 @@ pub(super) async fn delete(mut call: Call) -> QmpResult {
     call.finish()?;
     let node = find(&gs, &name)?;
     gs.check_op(&node, block_common::OpType::DriveDel)?;
+    super::devices::check_unused(&gs, &name)?;
     let info = gs.node_info(&node)?;
     if !info.monitor_owned {
         return Err(QmpError::new(format!("Node {name} is not owned by the monitor")));

@@ -1,0 +1,352 @@
+//! Devices that are stood for, their media, their limits, and what is counted of them.
+
+use super::Call;
+use super::nodes;
+use crate::error::{ErrorClass, QmpError, QmpResult};
+use block_backend::{
+    Backend, FrontEnd, FrontEndError, GuestAct, MediaError, change_medium, close_tray, eject, insert_medium, open_tray,
+    remove_medium,
+};
+use block_backend_io::{ACCT_KINDS, AcctKind, BadBoundaries, Histogram, IntervalStats, StatsSnapshot};
+use block_common::{CacheFlags, OptionReader, QapiEnum as _, qapi_enum};
+use block_drivers::{ImageOptions, open_image};
+use block_gs::GlobalState;
+use block_throttle::{LimitKind, LimitSettings, LimitsError, ThrottleLimits};
+use serde_json::{Map, Value, json};
+
+qapi_enum! {
+    /// Whether a new medium may be written to.
+    enum ReadOnlyMode: "read-only mode" {
+        /// As the one before.
+        Retain = "retain",
+        /// It may not.
+        ReadOnly = "read-only",
+        /// It may.
+        ReadWrite = "read-write",
+    }
+}
+
+qapi_enum! {
+    /// What a guest does with its drive.
+    enum Act: "act" {
+        /// It locks the medium in.
+        Lock = "lock",
+        /// It unlocks it.
+        Unlock = "unlock",
+        /// It opens the tray.
+        OpenTray = "open-tray",
+        /// It closes it.
+        CloseTray = "close-tray",
+    }
+}
+
+fn not_found(name: &str) -> QmpError {
+    QmpError::of(ErrorClass::DeviceNotFound, format!("Device '{name}' not found"))
+}
+
+/// The backend that arguments name by its own name or by its device's, and that name.
+fn find(gs: &GlobalState, arguments: &mut OptionReader) -> Result<(Backend, String), QmpError> {
+    let device = arguments.take_str("device")?;
+    let id = arguments.take_str("id")?;
+    match (device, id) {
+        (Some(name), None) => Ok((Backend::find(gs, &name).ok_or_else(|| not_found(&name))?, name)),
+        (None, Some(id)) => by_id(gs, id),
+        _ => Err(QmpError::new("Need exactly one of 'device' and 'id'")),
+    }
+}
+
+fn by_id(gs: &GlobalState, id: String) -> Result<(Backend, String), QmpError> {
+    Ok((Backend::find_device(gs, &id).ok_or_else(|| not_found(&id))?, id))
+}
+
+fn done<E: Into<QmpError>>(result: Result<(), E>) -> QmpResult {
+    result.map_err(Into::into)?;
+    Ok(json!({}))
+}
+
+impl From<MediaError> for QmpError {
+    fn from(error: MediaError) -> Self {
+        Self::new(error.to_string().lines().next().unwrap_or_default())
+    }
+}
+
+impl From<FrontEndError> for QmpError {
+    fn from(error: FrontEndError) -> Self {
+        Self::new(error.to_string().lines().next().unwrap_or_default())
+    }
+}
+
+impl From<LimitsError> for QmpError {
+    fn from(error: LimitsError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+pub(super) async fn add(call: Call) -> QmpResult {
+    let gs = call.gs();
+    FrontEnd::open(&gs, call.arguments).await?;
+    Ok(json!({}))
+}
+
+pub(super) async fn delete(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let id = call.arguments.require_str("id")?;
+    call.finish()?;
+    FrontEnd::find(&gs, &id).ok_or_else(|| not_found(&id))?.remove(&gs).await;
+    call_deleted(&gs, id);
+    Ok(json!({}))
+}
+
+/// Whoever waits for the device to be gone hears of it by an event, as of one whose guest has a say in it.
+fn call_deleted(gs: &GlobalState, id: String) {
+    gs.event_sender().send(block_gs::Event::DeviceDeleted { device: id });
+}
+
+pub(super) async fn guest(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let id = call.arguments.require_str("id")?;
+    let act = call.arguments.require_enum::<Act>("act")?;
+    call.finish()?;
+    let act = match act {
+        Act::Lock => GuestAct::Lock,
+        Act::Unlock => GuestAct::Unlock,
+        Act::OpenTray => GuestAct::Open,
+        Act::CloseTray => GuestAct::Close,
+    };
+    done(FrontEnd::find(&gs, &id).ok_or_else(|| not_found(&id))?.act(act))
+}
+
+pub(super) async fn open(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let (backend, _) = find(&gs, &mut call.arguments)?;
+    let force = call.arguments.take_bool("force")?.unwrap_or(false);
+    call.finish()?;
+    done(open_tray(&backend, force))
+}
+
+pub(super) async fn close(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let (backend, _) = find(&gs, &mut call.arguments)?;
+    call.finish()?;
+    done(close_tray(&backend))
+}
+
+pub(super) async fn remove(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let (backend, _) = by_id(&gs, call.arguments.require_str("id")?)?;
+    call.finish()?;
+    done(remove_medium(&backend).await)
+}
+
+pub(super) async fn insert(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let id = call.arguments.require_str("id")?;
+    let name = call.arguments.require_str("node-name")?;
+    call.finish()?;
+    let (backend, _) = by_id(&gs, id)?;
+    let node = gs.find_node(&name).map_err(|_| QmpError::new(format!("Node '{name}' not found")))?;
+    done(insert_medium(&gs, &backend, &node).await)
+}
+
+pub(super) async fn eject_medium(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let (backend, _) = find(&gs, &mut call.arguments)?;
+    let force = call.arguments.take_bool("force")?.unwrap_or(false);
+    call.finish()?;
+    done(eject(&backend, force).await)
+}
+
+pub(super) async fn change(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let arguments = &mut call.arguments;
+    let found = find(&gs, arguments);
+    let filename = arguments.require_str("filename")?;
+    let format = arguments.take_str("format")?;
+    let force = arguments.take_bool("force")?.unwrap_or(false);
+    let mode = arguments.take_enum("read-only-mode")?.unwrap_or(ReadOnlyMode::Retain);
+    call.finish()?;
+    let (backend, _) = found?;
+    let last = backend.root_state();
+    let how = ImageOptions {
+        format,
+        read_only: match mode {
+            ReadOnlyMode::Retain => last.read_only,
+            ReadOnlyMode::ReadOnly => true,
+            ReadOnlyMode::ReadWrite => false,
+        },
+        cache: CacheFlags { direct: last.no_cache, no_flush: last.no_flush, writethrough: false },
+        own: vec![("detect-zeroes", last.detect_zeroes.name().to_owned())],
+        ..ImageOptions::default()
+    };
+    let node = open_image(&gs, &filename, &how).await?;
+    done(change_medium(&gs, &backend, &node, force).await)
+}
+
+/// Requests that failed and wait are made again.
+pub(super) async fn go_on(call: Call) -> QmpResult {
+    let gs = call.gs();
+    call.finish()?;
+    Backend::everyone(&gs).iter().for_each(Backend::resume);
+    Ok(json!({}))
+}
+
+/// The name of a limit among this command's arguments, which are older than the object's properties.
+fn limit_name(kind: LimitKind) -> &'static str {
+    match kind {
+        LimitKind::BpsTotal => "bps",
+        LimitKind::BpsRead => "bps_rd",
+        LimitKind::BpsWrite => "bps_wr",
+        LimitKind::IopsTotal => "iops",
+        LimitKind::IopsRead => "iops_rd",
+        LimitKind::IopsWrite => "iops_wr",
+    }
+}
+
+pub(super) async fn set_io_throttle(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let arguments = &mut call.arguments;
+    let found = find(&gs, arguments);
+    let mut settings = LimitSettings::default();
+    for kind in LimitKind::ALL {
+        let name = limit_name(kind);
+        settings[kind].rate = unsigned(arguments.require_i64(name)?, name)?;
+        let max = format!("{name}_max");
+        settings[kind].max = unsigned(arguments.take_i64(&max)?.unwrap_or(0), &max)?;
+        let length = format!("{name}_max_length");
+        if let Some(seconds) = arguments.take_i64(&length)? {
+            settings[kind].max_length = unsigned(seconds, &length)?;
+        }
+    }
+    settings.iops_size = unsigned(arguments.take_i64("iops_size")?.unwrap_or(0), "iops_size")?;
+    let group = arguments.take_str("group")?;
+    call.finish()?;
+    let (backend, name) = found?;
+    if backend.node().is_none() {
+        return Err(QmpError::new("Device has no medium"));
+    }
+    let limits = ThrottleLimits::new(settings)?;
+    match limits.is_unlimited() {
+        true => backend.remove_limits(),
+        false => backend.set_limits(&group.unwrap_or(name), limits),
+    }
+    Ok(json!({}))
+}
+
+fn unsigned(value: i64, name: &str) -> Result<u64, QmpError> {
+    let refused = |_| QmpError::new(format!("Parameter '{name}' expects a value that is not negative"));
+    u64::try_from(value).map_err(refused)
+}
+
+pub(super) async fn set_latency_histogram(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let arguments = &mut call.arguments;
+    let id = arguments.require_str("id")?;
+    let mut lists = |name| arguments.take_list(name, |item| item.into_u64());
+    let all = lists("boundaries")?;
+    let kinds = [
+        (AcctKind::Read, "read", lists("boundaries-read")?),
+        (AcctKind::Write, "write", lists("boundaries-write")?),
+        (AcctKind::Flush, "flush", lists("boundaries-flush")?),
+    ];
+    call.finish()?;
+    let (backend, id) = by_id(&gs, id)?;
+    let io = backend.io();
+    let is_empty = all.is_none() && kinds.iter().all(|(.., list)| list.is_none());
+    for (kind, word, own) in kinds {
+        let boundaries = own.or_else(|| all.clone());
+        if boundaries.is_some() || is_empty {
+            let refused = |_: BadBoundaries| QmpError::new(format!("Device '{id}' set {word} boundaries fail"));
+            io.stats().set_histogram(kind, boundaries).map_err(refused)?;
+        }
+    }
+    Ok(json!({}))
+}
+
+/// What kinds are called in answers. The last one is of devices with zones, which none here has.
+const KINDS: [(&str, Option<AcctKind>); 5] = [
+    ("rd", Some(AcctKind::Read)),
+    ("wr", Some(AcctKind::Write)),
+    ("flush", Some(AcctKind::Flush)),
+    ("unmap", Some(AcctKind::Unmap)),
+    ("zone_append", None),
+];
+
+fn ns(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// `BlockDeviceStats`.
+fn stats(seen: &StatsSnapshot) -> Value {
+    let mut out = Map::new();
+    for (name, kind) in KINDS {
+        let count = kind.map(|kind| *seen.count(kind)).unwrap_or_default();
+        out.insert(format!("{name}_operations"), count.operations.into());
+        out.insert(format!("{name}_total_time_ns"), ns(count.time).into());
+        out.insert(format!("failed_{name}_operations"), count.failed.into());
+        out.insert(format!("invalid_{name}_operations"), count.invalid.into());
+        if name != "flush" {
+            out.insert(format!("{name}_bytes"), count.bytes.into());
+            out.insert(format!("{name}_merged"), count.merged.into());
+        }
+    }
+    out.insert("wr_highest_offset".into(), seen.wr_highest_offset.into());
+    out.insert("account_invalid".into(), seen.settings.account_invalid.into());
+    out.insert("account_failed".into(), seen.settings.account_failed.into());
+    if let Some(idle) = seen.idle {
+        out.insert("idle_time_ns".into(), ns(idle).into());
+    }
+    out.insert("timed_stats".into(), seen.intervals.iter().map(interval).collect());
+    for (kind, histogram) in ACCT_KINDS.into_iter().zip(&seen.histograms) {
+        let name = KINDS.iter().find(|(_, known)| *known == Some(kind)).map_or("", |(name, _)| name);
+        if let Some(Histogram { boundaries, bins }) = histogram {
+            out.insert(format!("{name}_latency_histogram"), json!({ "boundaries": boundaries, "bins": bins }));
+        }
+    }
+    Value::Object(out)
+}
+
+/// `BlockDeviceTimedStats`.
+fn interval(seen: &IntervalStats) -> Value {
+    let mut out = Map::new();
+    out.insert("interval_length".into(), seen.length.as_secs().into());
+    for (name, kind) in KINDS.into_iter().filter(|(name, _)| *name != "unmap") {
+        let latency = kind.map(|kind| seen.latency[kind as usize]).unwrap_or_default();
+        out.insert(format!("min_{name}_latency_ns"), ns(latency.min).into());
+        out.insert(format!("max_{name}_latency_ns"), ns(latency.max).into());
+        out.insert(format!("avg_{name}_latency_ns"), ns(latency.average).into());
+        if name != "flush" {
+            out.insert(format!("avg_{name}_queue_depth"), latency.queue_depth.into());
+        }
+    }
+    Value::Object(out)
+}
+
+pub(super) async fn query_stats(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    if call.arguments.take_bool("query-nodes")?.unwrap_or(false) {
+        return Err(QmpError::new("'query-nodes' is not supported: requests are counted where they enter, not at nodes"));
+    }
+    call.finish()?;
+    let shown = |backend: &Backend| !backend.name().is_empty() || backend.device().is_some();
+    let of = |backend: &Backend| {
+        let mut out = Map::new();
+        out.insert("device".into(), (*backend.name()).into());
+        if let Some(device) = backend.device() {
+            out.insert("qdev".into(), device.id().into());
+        }
+        if let Some(node) = backend.node() {
+            out.insert("node-name".into(), node.name().into());
+        }
+        out.insert("stats".into(), stats(&backend.io().stats().snapshot()));
+        Value::Object(out)
+    };
+    Ok(Backend::everyone(&gs).iter().filter(|backend| shown(backend)).map(of).collect())
+}
+
+/// Whether a node is a device's medium, for commands that would take it away.
+pub(super) fn check_unused(gs: &GlobalState, name: &str) -> Result<(), QmpError> {
+    match gs.has_backend(&nodes::find(gs, name)?) {
+        true => Err(QmpError::new(format!("Node {name} is in use"))),
+        false => Ok(()),
+    }
+}
