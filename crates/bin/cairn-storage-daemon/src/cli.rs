@@ -14,6 +14,8 @@ pub(crate) enum Act {
     Blockdev(String),
     /// Make an object.
     Object(String),
+    /// Stand for a guest's device.
+    Device(String),
     /// Make something that bytes go through.
     Chardev(String),
     /// Talk to whoever is at the other end of one.
@@ -30,6 +32,7 @@ impl Act {
                 text.split(',').next().filter(|word| !word.contains(['=', '{'])).unwrap_or("…")
             }
             Self::Object(text)
+            | Self::Device(text)
             | Self::Blockdev(text)
             | Self::Chardev(text)
             | Self::Monitor(text)
@@ -96,6 +99,9 @@ A block layer by itself, driven by QMP
   --chardev socket,id=<id>,host=<host>,port=<port>,server=on[,wait=off]
   --chardev null,id=<id>
                          make something that a monitor talks through
+  --device [driver=]disk|cd|floppy,id=<id>[,drive=<node-name>][,<option>=<value>...]
+                         stand for a guest's device, which commands about media
+                         act on
   --daemonize            go into the background once everything is set up
   --export <options>     (not supported)
   --monitor [chardev=]<id>[,mode=control][,pretty[=on|off]]
@@ -109,9 +115,10 @@ Options are carried out in the order in which they are given.
 ";
 
 /// Options with a value that are carried out in order, and what they do.
-const ORDERED: [(&str, fn(String) -> Act); 6] = [
+const ORDERED: [(&str, fn(String) -> Act); 7] = [
     ("blockdev", Act::Blockdev),
     ("object", Act::Object),
+    ("device", Act::Device),
     ("chardev", Act::Chardev),
     ("monitor", Act::Monitor),
     ("export", |text| Act::NotBuilt(text, "exports")),
@@ -166,6 +173,7 @@ fn with_dashes(name: &str) -> &'static str {
     match name {
         "blockdev" => "--blockdev",
         "object" => "--object",
+        "device" => "--device",
         "chardev" => "--chardev",
         "monitor" => "--monitor",
         "export" => "--export",

@@ -9,6 +9,7 @@ mod chardev;
 mod cli;
 mod daemon;
 
+use block_backend::FrontEnd;
 use block_common::Options;
 use block_drivers::register_all;
 use block_gs::{GlobalOptions, GlobalState, MainLoop, ObjectText};
@@ -78,6 +79,7 @@ fn run(line: CommandLine) -> Result<(), String> {
             },
         };
         drop(chardevs);
+        FrontEnd::remove_all(&gs).await;
         let closed = JobRegistry::close_all(&gs).await.map_err(|error| error.report());
         for object in gs.objects() {
             // What it holds is wiped.
@@ -125,6 +127,14 @@ async fn carry_out(gs: &GlobalState, chardevs: &mut Chardevs, act: &Act) -> Resu
             ObjectText::Help(help) => return Ok(Some(help)),
             ObjectText::Make(options) => gs.add_object(options).await.map_err(report)?,
         },
+        Act::Device(text) => {
+            let options = match text.starts_with('{') {
+                true => Options::parse_json(text),
+                false => Options::parse_keyval(text, Some("driver")),
+            };
+            let options = options.map_err(|error| error.to_string())?;
+            FrontEnd::open(gs, options.reader()).await.map_err(|error| error.to_string())?;
+        }
         Act::Chardev(text) => chardevs.add(text).await?,
         Act::Monitor(text) => chardevs.monitor(text)?,
         Act::NotBuilt(_, what) => return Err(format!("{what} are not supported")),

@@ -141,7 +141,9 @@ impl RootState {
         let is_on = |key: &str| matches!(word(key).as_deref(), Some("on" | "yes" | "true" | "y"));
         Self {
             read_only: info.read_only,
-            detect_zeroes: word("detect-zeroes").and_then(|word| DetectZeroes::from_name(&word)).unwrap_or(DetectZeroes::Off),
+            detect_zeroes: word("detect-zeroes")
+                .and_then(|word| DetectZeroes::from_name(&word))
+                .unwrap_or(DetectZeroes::Off),
             no_cache: is_on("cache.direct"),
             no_flush: is_on("cache.no-flush"),
         }

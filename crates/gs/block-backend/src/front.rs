@@ -227,9 +227,6 @@ impl FrontEnd {
             settings: options.settings,
         };
         let backend = Backend::new(gs, backend)?;
-        if let Some(medium) = medium {
-            backend.insert(medium).await?;
-        }
         let io = backend.io();
         io.set_write_cache(options.write_cache);
         io.set_guest_block_size(options.logical_block_size);
@@ -238,6 +235,9 @@ impl FrontEnd {
         let id = options.id.clone();
         let stand = Rc::new(Stand { options, io, eject_requested: Cell::new(false) });
         backend.attach_device(stand.clone())?;
+        if let Some(medium) = medium {
+            backend.insert(medium).await?;
+        }
         let made = Self { backend, stand };
         // Inserting the medium took a while: somebody else may have been faster.
         if all.0.borrow().contains_key(&id) {

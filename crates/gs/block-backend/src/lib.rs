@@ -371,6 +371,7 @@ impl Backend {
             return Err(BackendError::DeviceAttached(self.label()));
         }
         self.0.control.set_device_id(Some(device.id().into()));
+        self.0.gs.set_root_label(self.0.root(), device.id());
         self.0.io_status.set(IoStatus::Ok);
         *self.0.device.borrow_mut() = Some(device);
         Ok(())
@@ -381,6 +382,7 @@ impl Backend {
     #[doc(alias = "blk_iostatus_disable")]
     pub fn detach_device(&self) {
         self.0.control.set_device_id(None);
+        self.0.gs.set_root_label(self.0.root(), "");
         let _gone = self.0.device.borrow_mut().take();
     }
 

@@ -174,12 +174,7 @@ pub async fn eject(backend: &Backend, force: bool) -> Result<(), MediaError> {
 ///
 /// # Errors
 /// As the steps by themselves.
-pub async fn change_medium(
-    gs: &GlobalState,
-    backend: &Backend,
-    node: &NodeRef,
-    force: bool,
-) -> Result<(), MediaError> {
+pub async fn change_medium(gs: &GlobalState, backend: &Backend, node: &NodeRef, force: bool) -> Result<(), MediaError> {
     eject(backend, force).await?;
     insert(gs, backend, node).await?;
     close_tray(backend)

@@ -98,6 +98,8 @@ impl GsNode {
 
 pub(crate) struct GsRoot {
     pub(crate) name: String,
+    /// What messages call it that has no name.
+    pub(crate) label: String,
     pub(crate) kind: ParentKind,
     pub(crate) control: RootControl,
     pub(crate) child: Option<NodeRef>,
@@ -111,6 +113,11 @@ pub(crate) struct GsRoot {
 }
 
 impl GsRoot {
+    /// What messages call it.
+    pub(crate) fn shown(&self) -> &str {
+        if self.name.is_empty() { &self.label } else { &self.name }
+    }
+
     /// Whether somebody holds it. Otherwise it is on its way out.
     pub(crate) fn is_alive(&self) -> bool {
         self.holder.strong_count() > 0

@@ -262,7 +262,7 @@ pub(crate) fn describe(graph: &Graph, end: ParentEnd, node: &str) -> String {
             None => ("a node that is being opened".into(), "?".into()),
         },
         ParentEnd::Root(id) => {
-            let who = graph.roots.get(&id).map(|root| match (&root.kind, root.name.as_str()) {
+            let who = graph.roots.get(&id).map(|root| match (&root.kind, root.shown()) {
                 (ParentKind::Backend, "") => "an unnamed block device".into(),
                 (ParentKind::Backend, name) => format!("block device '{name}'"),
                 (ParentKind::Job, name) => format!("block job '{name}'"),

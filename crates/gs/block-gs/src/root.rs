@@ -49,7 +49,17 @@ impl GlobalState {
         let control = RootControl::new(name, home, perm, None);
         let io = control.root();
         let holder = Rc::downgrade(&alive);
-        let root = GsRoot { name: name.into(), kind, control, child: None, perm, edge: None, closing: false, holder };
+        let root = GsRoot {
+            name: name.into(),
+            label: String::new(),
+            kind,
+            control,
+            child: None,
+            perm,
+            edge: None,
+            closing: false,
+            holder,
+        };
         let mut graph = self.0.graph.borrow_mut();
         graph.roots.insert(id, root);
         graph.apply_drains();
@@ -147,6 +157,13 @@ impl GlobalState {
     #[doc(alias = "blk_bs")]
     pub fn root_node(&self, root: &RootRef) -> Option<NodeRef> {
         self.0.graph.borrow().roots.get(&root.id)?.child.clone()
+    }
+
+    /// Let messages call `root` that, if it has no name.
+    pub fn set_root_label(&self, root: &RootRef, label: &str) {
+        if let Some(root) = self.0.graph.borrow_mut().roots.get_mut(&root.id) {
+            root.label = label.into();
+        }
     }
 
     /// Let a name that `root` has be free for others. Messages do not name it any more.

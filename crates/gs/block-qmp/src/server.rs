@@ -5,9 +5,11 @@ use crate::stream::Splitter;
 use block_common::Errno;
 use block_io::IoThreadHandle;
 use std::fmt;
-use std::io;
+use std::io::{self, BufRead as _, Read as _};
 use std::path::{Path, PathBuf};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
@@ -187,8 +189,57 @@ async fn accept_all(socket: &Socket, tell: &mpsc::Sender<Client>) {
 pub fn stdio(thread: &IoThreadHandle, is_pretty: bool) -> Client {
     let (mut client, texts, lines) = Client::new();
     client.set_pretty(is_pretty);
-    thread.spawn(async move { carry(tokio::io::stdin(), tokio::io::stdout(), texts, lines).await });
+    thread.spawn(async move { carry(Stdin::new(), tokio::io::stdout(), texts, lines).await });
     client
+}
+
+/// This process's standard input. A thread that nobody waits for reads it: one of the runtime's would keep the process from ending until somebody
+/// writes something.
+struct Stdin {
+    parts: mpsc::Receiver<Vec<u8>>,
+    /// What was not asked for yet.
+    rest: io::Cursor<Vec<u8>>,
+}
+
+impl Stdin {
+    fn new() -> Self {
+        let (tell, parts) = mpsc::channel(1);
+        let read_all = move || {
+            let mut buf = vec![0; READ];
+            loop {
+                match io::stdin().lock().read(&mut buf) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Ok(0) | Err(_) => return,
+                    Ok(count) if tell.blocking_send(buf[..count].to_vec()).is_err() => return,
+                    Ok(_) => {}
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("stdin".into()).spawn(read_all) {
+            // As if there were nothing to read.
+            tracing::error!(%error, "standard input cannot be read");
+        }
+        Self { parts, rest: io::Cursor::default() }
+    }
+}
+
+impl AsyncRead for Stdin {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut left = self.rest.fill_buf()?.len();
+        if left == 0 {
+            match std::task::ready!(self.parts.poll_recv(cx)) {
+                None => return Poll::Ready(Ok(())),
+                Some(part) => {
+                    left = part.len();
+                    self.rest = io::Cursor::new(part);
+                }
+            }
+        }
+        let count = left.min(buf.remaining());
+        buf.put_slice(&self.rest.fill_buf()?[..count]);
+        self.rest.consume(count);
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// Bring texts in and lines out, until one side is done: the client has gone, or nobody talks to it any more and all lines are out.

@@ -14,7 +14,7 @@ mod upcall;
 
 pub use backend::{BackendControl, BackendEvent, BackendEvents, BackendIo, BackendSettings, ErrorAction};
 pub use stats::{
-    ACCT_KINDS, AcctCount, AcctKind, AcctSettings, Accounting, BOUNDARIES_MAX, BackendStats, BadBoundaries, Histogram, IntervalStats, Latency,
-    StatsSnapshot,
+    ACCT_KINDS, Accounting, AcctCount, AcctKind, AcctSettings, BOUNDARIES_MAX, BackendStats, BadBoundaries, Histogram,
+    IntervalStats, Latency, StatsSnapshot,
 };
 pub use upcall::{Upcalls, UpcallsOut, upcalls};

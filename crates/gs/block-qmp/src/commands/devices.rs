@@ -324,7 +324,9 @@ fn interval(seen: &IntervalStats) -> Value {
 pub(super) async fn query_stats(mut call: Call) -> QmpResult {
     let gs = call.gs();
     if call.arguments.take_bool("query-nodes")?.unwrap_or(false) {
-        return Err(QmpError::new("'query-nodes' is not supported: requests are counted where they enter, not at nodes"));
+        return Err(QmpError::new(
+            "'query-nodes' is not supported: requests are counted where they enter, not at nodes",
+        ));
     }
     call.finish()?;
     let shown = |backend: &Backend| !backend.name().is_empty() || backend.device().is_some();

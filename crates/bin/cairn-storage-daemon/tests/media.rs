@@ -1,0 +1,265 @@
+//! Devices that are stood for, and their media, through the monitor. The words are those that QEMU's system emulator (10.0.2) says of an `ide-cd`, a `floppy` and a
+//! `scsi-hd` in the same places; qemu-storage-daemon has no devices.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::disallowed_methods, reason = "tests start programs, talk to them, and make files")]
+
+use serde_json::{Value, json};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The daemon, with a disk, two raw images and the empty drives `cd0` and `fd0`.
+struct Daemon {
+    child: Child,
+    to: ChildStdin,
+    from: Receiver<String>,
+    events: Vec<Value>,
+    _dir: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        for (name, len) in [("disk.raw", 4 << 20), ("cd.iso", 2 << 20), ("other.raw", 1 << 20)] {
+            std::fs::File::create(dir.path().join(name)).and_then(|file| file.set_len(len)).expect("a file");
+        }
+        let options = [
+            "--blockdev=raw,node-name=n,file.driver=file,file.filename=disk.raw",
+            "--blockdev=raw,node-name=iso,file.driver=file,file.filename=cd.iso,read-only=on",
+            "--blockdev=raw,node-name=b,file.driver=file,file.filename=other.raw",
+            "--device=disk,id=hd0,drive=n,werror=stop",
+            "--device=driver=cd,id=cd0",
+            r#"--device={"driver": "floppy", "id": "fd0"}"#,
+            "--chardev=stdio,id=m",
+            "--monitor=m",
+        ];
+        let mut child = Command::new(env!("CARGO_BIN_EXE_cairn-storage-daemon"))
+            .current_dir(dir.path())
+            .args(options)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the daemon");
+        let (to, from) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
+        let (lines, told) = channel();
+        std::thread::spawn(move || {
+            BufReader::new(from).lines().map_while(Result::ok).try_for_each(|line| lines.send(line).ok())
+        });
+        let mut daemon = Self { child, to, from: told, events: Vec::new(), _dir: dir };
+        assert!(daemon.line().get("QMP").is_some());
+        daemon.done("qmp_capabilities", &json!({}));
+        daemon
+    }
+
+    fn line(&mut self) -> Value {
+        let line = self.from.recv_timeout(PATIENCE).expect("the daemon answers");
+        serde_json::from_str(&line).expect("JSON")
+    }
+
+    /// The answer to a command; events before it are kept.
+    fn answer(&mut self, command: &str, arguments: &Value) -> Value {
+        writeln!(self.to, "{}", json!({ "execute": command, "arguments": arguments })).expect("it reads");
+        loop {
+            let line = self.line();
+            if line.get("event").is_none() {
+                return line;
+            }
+            self.events.push(json!([line["event"], line["data"]]));
+        }
+    }
+
+    fn done(&mut self, command: &str, arguments: &Value) -> Value {
+        let answer = self.answer(command, arguments);
+        answer.get("return").unwrap_or_else(|| panic!("{command} {arguments}: {answer}")).clone()
+    }
+
+    fn refused(&mut self, command: &str, arguments: &Value, desc: &str) {
+        let answer = self.answer(command, arguments);
+        assert_eq!(answer["error"]["desc"], desc, "{command} {arguments}: {answer}");
+    }
+
+    fn not_found(&mut self, command: &str, arguments: &Value, name: &str) {
+        let answer = self.answer(command, arguments);
+        let error = json!({ "class": "DeviceNotFound", "desc": format!("Device '{name}' not found") });
+        assert_eq!(answer["error"], error, "{command} {arguments}");
+    }
+
+    /// The next events: these. They come before or after the answer to what brought them about.
+    fn told(&mut self, expected: &[Value]) {
+        while self.events.len() < expected.len() {
+            let line = self.line();
+            self.events.push(json!([line["event"], line["data"]]));
+        }
+        assert_eq!(std::mem::take(&mut self.events), expected);
+    }
+
+    fn quit(mut self) {
+        self.done("quit", &json!({}));
+        assert!(self.child.wait().expect("a child").success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn moved(open: bool) -> Value {
+    json!(["DEVICE_TRAY_MOVED", { "device": "", "tray-open": open, "id": "cd0" }])
+}
+
+#[test]
+fn media_are_exchanged_as_in_the_field() {
+    let mut daemon = Daemon::start();
+    let cd = json!({ "id": "cd0" });
+    let hd = json!({ "id": "hd0" });
+    let fd = json!({ "id": "fd0" });
+    let put = |id: &str, node: &str| json!({ "id": id, "node-name": node });
+    daemon.refused("blockdev-open-tray", &hd, "Device 'hd0' is not removable");
+    daemon.not_found("blockdev-open-tray", &json!({ "id": "nope" }), "nope");
+    daemon.refused("blockdev-open-tray", &json!({}), "Need exactly one of 'device' and 'id'");
+    daemon.done("blockdev-open-tray", &fd);
+    daemon.done("blockdev-close-tray", &fd);
+    daemon.refused("blockdev-remove-medium", &cd, "Tray of device 'cd0' is not open");
+    daemon.done("blockdev-open-tray", &cd);
+    daemon.done("blockdev-open-tray", &cd);
+    daemon.refused("blockdev-insert-medium", &put("cd0", "nope"), "Node 'nope' not found");
+    daemon.done("blockdev-insert-medium", &put("cd0", "iso"));
+    daemon.refused("blockdev-insert-medium", &put("cd0", "iso"), "Node 'iso' is already in use");
+    daemon.refused("blockdev-insert-medium", &put("cd0", "b"), "There already is a medium in the device");
+    daemon.done("blockdev-close-tray", &cd);
+    daemon.done("blockdev-close-tray", &cd);
+    daemon.told(&[moved(true), moved(false)]);
+    daemon.refused("blockdev-remove-medium", &cd, "Tray of device 'cd0' is not open");
+    daemon.refused("blockdev-insert-medium", &put("cd0", "b"), "Tray of the device is not open");
+    daemon.refused("blockdev-del", &json!({ "node-name": "iso" }), "Node iso is in use");
+    daemon.done("eject", &cd);
+    daemon.done("eject", &cd);
+    daemon.refused("eject", &hd, "Device 'hd0' is not removable");
+    daemon.refused("eject", &json!({ "id": "cd0", "device": "x" }), "Need exactly one of 'device' and 'id'");
+    daemon.not_found("eject", &json!({ "device": "x" }), "x");
+    daemon.refused("blockdev-remove-medium", &hd, "Device 'hd0' is not removable");
+    daemon.refused("blockdev-insert-medium", &put("hd0", "iso"), "Device is not removable");
+    daemon.done("blockdev-remove-medium", &cd);
+    daemon.done("blockdev-insert-medium", &put("fd0", "b"));
+    daemon.refused("blockdev-insert-medium", &put("fd0", "iso"), "There already is a medium in the device");
+    daemon.done("blockdev-remove-medium", &fd);
+    daemon.done("blockdev-remove-medium", &fd);
+    daemon.refused("blockdev-insert-medium", &put("cd0", "n"), "Node 'n' is already in use");
+    daemon.told(&[moved(true)]);
+    daemon.done("blockdev-del", &json!({ "node-name": "iso" }));
+    daemon.quit();
+}
+
+#[test]
+fn a_medium_is_changed_in_one_step() {
+    let mut daemon = Daemon::start();
+    let change = |id: &str, file: &str, format: &str, mode: &str| json!({ "id": id, "filename": file, "format": format, "read-only-mode": mode });
+    daemon.done("blockdev-change-medium", &json!({ "id": "cd0", "filename": "cd.iso" }));
+    daemon.told(&[moved(true), moved(false)]);
+    daemon.done("blockdev-del", &json!({ "node-name": "b" }));
+    daemon.done("blockdev-change-medium", &change("cd0", "other.raw", "raw", "read-write"));
+    daemon.refused(
+        "blockdev-change-medium",
+        &json!({ "id": "cd0", "filename": "nope" }),
+        "Could not open 'nope': No such file or directory",
+    );
+    daemon.refused("blockdev-change-medium", &change("cd0", "cd.iso", "nope", "retain"), "Unknown driver 'nope'");
+    daemon.refused(
+        "blockdev-change-medium",
+        &change("cd0", "cd.iso", "raw", "nope"),
+        "Parameter 'read-only-mode' does not accept value 'nope'",
+    );
+    daemon.refused(
+        "blockdev-change-medium",
+        &change("hd0", "cd.iso", "raw", "retain"),
+        "Device 'hd0' is not removable",
+    );
+    daemon.refused("blockdev-change-medium", &json!({ "filename": "cd.iso" }), "Need exactly one of 'device' and 'id'");
+    daemon.quit();
+}
+
+#[test]
+fn a_guests_lock_is_respected_until_somebody_forces_it() {
+    let mut daemon = Daemon::start();
+    let act = |act: &str| json!({ "id": "cd0", "act": act });
+    daemon.done("blockdev-change-medium", &json!({ "id": "cd0", "filename": "cd.iso" }));
+    daemon.done("x-guest-act", &act("lock"));
+    let locked = "Device 'cd0' is locked and force was not specified, wait for tray to open and try again";
+    daemon.refused("eject", &json!({ "id": "cd0" }), locked);
+    daemon.refused("x-guest-act", &act("open-tray"), "The guest has locked the medium in device 'cd0'");
+    daemon.done("x-guest-act", &act("unlock"));
+    daemon.done("x-guest-act", &act("open-tray"));
+    daemon.done("x-guest-act", &act("close-tray"));
+    daemon.done("x-guest-act", &act("lock"));
+    daemon.told(&[true, false, true, false].map(moved));
+    daemon.done("eject", &json!({ "id": "cd0", "force": true }));
+    daemon.told(&[moved(true)]);
+    daemon.quit();
+}
+
+#[test]
+fn devices_come_and_go() {
+    let mut daemon = Daemon::start();
+    let device = |driver: &str, id: &str, drive: Value| json!({ "driver": driver, "id": id, "drive": drive });
+    daemon.refused("device_add", &json!({ "driver": "nope", "id": "c1" }), "'nope' is not a valid device model name");
+    daemon.refused("device_add", &json!({ "id": "c1" }), "Parameter 'driver' is missing");
+    let conflict = "Permission conflict on node 'n': permissions 'write' are both required by block device 'hd0' (uses node 'n' as 'root' \
+                    child) and unshared by block device 'c1' (uses node 'n' as 'root' child).";
+    daemon.refused("device_add", &device("cd", "c1", "n".into()), conflict);
+    daemon.refused("device_add", &device("cd", "c1", "nope".into()), "Property 'cd.drive' can't find value 'nope'");
+    daemon.refused("device_add", &json!({ "driver": "disk", "id": "c1" }), "drive property not set");
+    let odd = "parameter logical_block_size must be a power of 2 between 512 and 2097152";
+    daemon.refused("device_add", &json!({ "driver": "cd", "id": "c1", "logical_block_size": 700 }), odd);
+    daemon.refused(
+        "device_add",
+        &json!({ "driver": "cd", "id": "c1", "rerror": "nope" }),
+        "Parameter 'rerror' does not accept value 'nope'",
+    );
+    daemon.refused("device_add", &json!({ "driver": "cd", "id": "c1", "nope": 1 }), "Property 'cd.nope' not found");
+    daemon.done("device_add", &device("cd", "c1", "iso".into()));
+    daemon.refused("device_add", &json!({ "driver": "cd", "id": "c1" }), "Duplicate device ID 'c1'");
+    daemon.not_found("device_del", &json!({ "id": "c2" }), "c2");
+    daemon.done("device_del", &json!({ "id": "c1" }));
+    daemon.not_found("device_del", &json!({ "id": "c1" }), "c1");
+    let gone = json!(["DEVICE_DELETED", { "device": "c1", "path": "/machine/peripheral/c1" }]);
+    daemon.told(&[gone]);
+    daemon.done("blockdev-del", &json!({ "node-name": "iso" }));
+    daemon.quit();
+}
+
+#[test]
+fn limits_and_histograms_are_set_and_refused() {
+    let mut daemon = Daemon::start();
+    let limits = |id: &str, iops: u64, read: u64| json!({ "id": id, "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": iops, "iops_rd": read, "iops_wr": 0 });
+    daemon.done("block_set_io_throttle", &limits("hd0", 100, 0));
+    let both = "bps/iops/max total values and read/write values cannot be used at the same time";
+    daemon.refused("block_set_io_throttle", &limits("hd0", 100, 10), both);
+    daemon.refused("block_set_io_throttle", &limits("fd0", 100, 0), "Device has no medium");
+    daemon.not_found("block_set_io_throttle", &limits("nope", 100, 0), "nope");
+    daemon.done("block_set_io_throttle", &limits("hd0", 0, 0));
+    daemon.done("block-latency-histogram-set", &json!({ "id": "hd0", "boundaries": [10, 50, 100] }));
+    daemon.refused(
+        "block-latency-histogram-set",
+        &json!({ "id": "hd0", "boundaries": [10, 5, 100] }),
+        "Device 'hd0' set read boundaries fail",
+    );
+    daemon.not_found("block-latency-histogram-set", &json!({ "id": "nope" }), "nope");
+    let stats = daemon.done("query-blockstats", &json!({}));
+    let devices: Vec<_> = stats.as_array().expect("a list").iter().map(|one| one["qdev"].clone()).collect();
+    assert_eq!(devices, ["hd0", "cd0", "fd0"]);
+    assert_eq!(stats[0]["node-name"], "n");
+    let bins = json!({ "boundaries": [10, 50, 100], "bins": [0, 0, 0, 0] });
+    assert_eq!(stats[0]["stats"]["rd_latency_histogram"], bins);
+    assert_eq!(stats[1]["stats"].get("rd_latency_histogram"), None);
+    daemon.done("block-latency-histogram-set", &json!({ "id": "hd0" }));
+    assert_eq!(daemon.done("query-blockstats", &json!({}))[0]["stats"].get("rd_latency_histogram"), None);
+    daemon.done("cont", &json!({}));
+    daemon.quit();
+}
