@@ -98,7 +98,6 @@ impl IoStatus {
     }
 
     /// The status after `error`. The first one stays.
-    #[doc(alias = "blk_iostatus_set_err")]
     pub(crate) fn after(self, error: IoError) -> Self {
         match self {
             Self::Ok if error.errno() == block_common::Errno::ENOSPC => Self::Nospace,
@@ -111,6 +110,7 @@ impl IoStatus {
 /// What a drive keeps of its last medium for the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(alias = "blk_get_root_state")]
+#[doc(alias = "blk_update_root_state")]
 #[doc(alias = "blk_get_open_flags_from_root_state")]
 #[doc(alias = "blk_get_detect_zeroes_from_root_state")]
 pub struct RootState {

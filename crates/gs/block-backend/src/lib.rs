@@ -297,7 +297,6 @@ impl Backend {
         self.0.root_state.get()
     }
 
-    #[doc(alias = "blk_update_root_state")]
     fn update_root_state(&self) {
         let Some(info) = self.node().and_then(|node| self.0.gs.node_info(&node).ok()) else { return };
         self.0.root_state.set(RootState::of(&info));
@@ -394,6 +393,7 @@ impl Backend {
 
     /// What its requests have come to, for a device that shows it.
     #[doc(alias = "blk_iostatus")]
+    #[doc(alias = "blk_iostatus_set_err")]
     #[doc(alias = "blk_iostatus_is_enabled")]
     pub fn io_status(&self) -> Option<IoStatus> {
         self.device().filter(|device| device.has_io_status()).map(|_| self.0.io_status.get())
@@ -432,6 +432,7 @@ impl Backend {
     }
 
     /// Set what its device does about errors.
+    #[doc(alias = "blk_set_on_error")]
     pub fn set_settings(&self, settings: BackendSettings) {
         self.0.control.set_settings(settings);
     }

@@ -221,6 +221,7 @@ impl BackendIo {
     }
 
     /// Whether the guest has locked the medium.
+    #[doc(alias = "blk_dev_is_medium_locked")]
     pub fn is_medium_locked(&self) -> bool {
         self.0.medium_locked.load(Ordering::Acquire)
     }
