@@ -25,6 +25,7 @@ mod told;
 
 mod create;
 mod image;
+mod snapshots;
 
 pub use blkdebug::BlkdebugType;
 pub use blklogwrites::BlklogwritesType;
@@ -53,6 +54,10 @@ pub use qcow2::{Qcow2Type, StoredNames, file_of};
 pub use quorum::QuorumType;
 pub use raw::RawType;
 pub use snapshot_access::SnapshotAccessType;
+pub use snapshots::{
+    LiveError, Overlay, RenameError, SnapshotInfo, change_backing_file, check_device, check_snapshot, delete_snapshot,
+    file_name_of, open_overlay, take_snapshot,
+};
 pub use throttle::ThrottleType;
 pub use told::{TOLD, print_told};
 

@@ -96,7 +96,8 @@ fn what_cannot_be_an_overlay_is_told() {
 fn reopen_4_a_frozen_edge_keeps_every_overlay_off() {
     let world = World::new();
     world.run_and_close(async {
-        let [one, two] = ["one", "two"].map(|name| format!(r#"{{"driver": "leaf", "node-name": "{name}", "fast": true}}"#));
+        let [one, two] =
+            ["one", "two"].map(|name| format!(r#"{{"driver": "leaf", "node-name": "{name}", "fast": true}}"#));
         let (one, two) = (world.add(&one).await, world.add(&two).await);
         let user = world.add(r#"{"driver": "fmt", "node-name": "user", "file": "two", "backing": null}"#).await;
         let tops = [overlay(&world, "top1").await, overlay(&world, "top2").await];
@@ -237,7 +238,10 @@ fn overlays_come_under_load() {
             top = next;
             let seen = load.completed();
             world.until("the load goes on", || load.completed() > seen + 20).await;
-            assert!(world.gs.bitmap(&top, "b").expect("it is there").info().count > 0, "it records from the first write on");
+            assert!(
+                world.gs.bitmap(&top, "b").expect("it is there").info().count > 0,
+                "it records from the first write on"
+            );
         }
         load.finish();
     });

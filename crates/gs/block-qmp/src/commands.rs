@@ -4,6 +4,8 @@ mod bitmaps;
 mod jobs;
 mod nodes;
 mod objects;
+mod snapshots;
+mod transaction;
 
 use crate::error::{ErrorClass, QmpError, QmpResult};
 use crate::monitor::Monitor;
@@ -63,6 +65,11 @@ const COMMANDS: &[Entry] = commands! {
     "blockdev-add" => nodes::add,
     "blockdev-del" => nodes::delete,
     "blockdev-reopen" => nodes::reopen,
+    "blockdev-snapshot" => snapshots::put,
+    "blockdev-snapshot-delete-internal-sync" => snapshots::delete_internal,
+    "blockdev-snapshot-internal-sync" => snapshots::internal,
+    "blockdev-snapshot-sync" => snapshots::sync,
+    "change-backing-file" => snapshots::change_backing,
     "job-cancel" => jobs::cancel,
     "job-complete" => jobs::complete,
     "job-dismiss" => jobs::dismiss,
@@ -76,6 +83,7 @@ const COMMANDS: &[Entry] = commands! {
     "query-jobs" => jobs::query,
     "query-version" => query_version,
     "quit" => quit,
+    "transaction" => transaction::transaction,
 };
 
 fn find(name: &str) -> Result<Entry, QmpError> {

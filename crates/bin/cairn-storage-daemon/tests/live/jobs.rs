@@ -1,0 +1,1 @@
+//! Jobs that create and amend.
