@@ -39,8 +39,8 @@ pub use compress::CompressType;
 pub use copy_before_write::CopyBeforeWriteType;
 pub use copy_on_read::CopyOnReadType;
 pub use create::{
-    Amend, CreateError, CreateOption, CreateOptionKind, Measuring, MeasuringOf, NewImage, SlotOptions, amend_options,
-    check_format, check_not_open, creation_options,
+    Amend, CreateError, CreateJobOptions, CreateOption, CreateOptionKind, Measuring, MeasuringOf, NewImage,
+    SlotOptions, amend_options, check_format, check_not_open, creation_options,
 };
 pub use crypt::slots::{SlotChange, SlotError};
 pub use crypt::told::qcow2_specific;

@@ -1,6 +1,7 @@
 //! The commands by name, and what is common to them. Each takes its arguments, and everything it does is asked of the crates below.
 
 mod bitmaps;
+mod create;
 mod jobs;
 mod nodes;
 mod objects;
@@ -63,6 +64,7 @@ const COMMANDS: &[Entry] = commands! {
     "block-set-write-threshold" => nodes::set_write_threshold,
     "block_resize" => nodes::resize,
     "blockdev-add" => nodes::add,
+    "blockdev-create" => create::create,
     "blockdev-del" => nodes::delete,
     "blockdev-reopen" => nodes::reopen,
     "blockdev-snapshot" => snapshots::put,
@@ -84,6 +86,7 @@ const COMMANDS: &[Entry] = commands! {
     "query-version" => query_version,
     "quit" => quit,
     "transaction" => transaction::transaction,
+    "x-blockdev-amend" => create::amend,
 };
 
 fn find(name: &str) -> Result<Entry, QmpError> {

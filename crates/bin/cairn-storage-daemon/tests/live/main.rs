@@ -20,8 +20,11 @@ use std::time::{Duration, Instant};
 pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_cairn-storage-daemon");
 pub(crate) const THEIRS: &str = "qemu-storage-daemon";
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a comment in a script lasts: what it tells of takes its time.
+const LONG: Duration = Duration::from_secs(2);
 
 /// What a daemon said, and what is in its folder.
+#[derive(Debug)]
 pub(crate) struct Talk {
     pub(crate) answers: Vec<Value>,
     pub(crate) events: Vec<Value>,
@@ -58,9 +61,12 @@ pub(crate) fn talk(program: &str, script: &str, gap: Duration) -> Talk {
     daemon.current_dir(dir.path()).args(["--chardev", "stdio,id=m", "--monitor", "m"]);
     let mut daemon = daemon.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect(program);
     let mut to = daemon.stdin.take().expect("a pipe");
-    for line in
-        [r#"{"execute": "qmp_capabilities"}"#].into_iter().chain(script.lines()).chain([r#"{"execute": "quit"}"#])
-    {
+    let ends = [r#"{"execute": "qmp_capabilities"}"#, r#"{"execute": "quit"}"#];
+    for line in ends[..1].iter().copied().chain(script.lines()).chain(ends[1..].iter().copied()) {
+        if line.starts_with('#') {
+            std::thread::sleep(LONG);
+            continue;
+        }
         to.write_all(format!("{line}\n").as_bytes()).expect("it reads");
         std::thread::sleep(gap);
     }
