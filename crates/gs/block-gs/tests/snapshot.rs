@@ -127,7 +127,7 @@ fn perm_2_one_that_fails_anywhere_undoes_the_others() {
         let disk = world.add(r#"{"driver": "leaf", "node-name": "disk", "fast": true}"#).await;
         let other = world.add(r#"{"driver": "leaf", "node-name": "other", "fast": true}"#).await;
         let root = world.root("root", &disk).await;
-        for name in ["cleared", "going", "off", "merged", "source"] {
+        for name in ["cleared", "going", "off", "merged", "source", "both"] {
             world.gs.add_bitmap(&disk, BitmapOptions::new(name)).await.expect("it is added");
         }
         world.gs.add_bitmap(&disk, BitmapOptions { disabled: true, ..BitmapOptions::new("on") }).await.expect("added");
@@ -144,6 +144,9 @@ fn perm_2_one_that_fails_anywhere_undoes_the_others() {
                 add(&disk, "new"),
                 act(&disk, "merged", BitmapAct::Merge(vec![(disk.clone(), "source".into())])),
                 act(&disk, "new", BitmapAct::Clear),
+                // What one leaves the other one takes for what was.
+                act(&disk, "both", BitmapAct::Clear),
+                act(&disk, "both", BitmapAct::Merge(vec![(disk.clone(), "source".into())])),
             ]
         };
         let (graph, before) = (world.graph(), bitmaps(&world, &disk));
@@ -173,7 +176,7 @@ fn perm_2_one_that_fails_anywhere_undoes_the_others() {
         change(&world.gs, good()).await.expect("nothing is in the way");
         assert_eq!(world.gs.root_node(&root).expect("it leads somewhere").name(), "top");
         let names: Vec<_> = bitmaps(&world, &disk).into_iter().map(|(name, ..)| name).collect();
-        assert_eq!(names, ["cleared", "off", "merged", "source", "on", "new"]);
+        assert_eq!(names, ["cleared", "off", "merged", "source", "both", "on", "new"]);
         let of = |name: &str| world.gs.bitmap(&disk, name).expect("it is there").info();
         assert_eq!((of("cleared").count, of("merged").count), (0, of("source").count));
         assert!(of("source").count > 0 && of("on").recording && !of("off").recording && of("new").recording);
