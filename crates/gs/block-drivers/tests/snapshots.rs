@@ -37,7 +37,7 @@ async fn snapshot(gs: &GlobalState, root: &RootRef, dir: &Path, round: u32) {
     let overlay = Overlay { file, format: "qcow2".into(), node_name: None, is_there: false, base_name: None };
     let top = open_overlay(gs, &base, &overlay).await.expect("it opens");
     let put = Step::Overlay { node: base.clone(), overlay: top.clone() };
-    let steps = if round % 4 == 0 { vec![put.clone(), put.clone()] } else { vec![put.clone()] };
+    let steps = if round.is_multiple_of(4) { vec![put.clone(), put.clone()] } else { vec![put.clone()] };
     for steps in [steps, vec![put]] {
         let is_bad = steps.len() > 1;
         let changed = gs.mutate(move |gs| async move {
