@@ -203,7 +203,6 @@ pub async fn take_snapshot(gs: &GlobalState, node: &NodeRef, name: &str) -> Resu
 ///
 /// # Errors
 /// [`LiveError`]; the image is as it was then.
-#[doc(alias = "bdrv_snapshot_delete_by_id_or_name")]
 pub async fn delete_snapshot(
     gs: &GlobalState,
     node: &NodeRef,

@@ -142,7 +142,6 @@ impl GlobalState {
     ///
     /// # Errors
     /// Why one of them cannot be. Nothing has changed then.
-    #[doc(alias = "bdrv_append")]
     pub fn change_all(&self, sections: &[DrainGuard], steps: &[Step]) -> StepResult<()> {
         let changes = self.overlay_changes(steps)?;
         let mut undo = Vec::new();

@@ -149,6 +149,11 @@ fn transactions_and_snapshots_inside_images_are_alike() {
     alike("transactions_and_snapshots_inside_images_are_alike", include_str!("transactions.qmp"), &images);
 }
 
+#[test]
+fn actions_are_refused_alike() {
+    alike("actions_are_refused_alike", include_str!("refusals.qmp"), &["o.qcow2", "p.qcow2", "r.raw"]);
+}
+
 /// The format that is written is another one on purpose: that of what the image stands on.
 #[test]
 fn names_of_backing_files_are_changed_alike() {
