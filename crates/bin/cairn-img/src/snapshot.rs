@@ -136,7 +136,10 @@ impl Act {
                 Err(Failure::message(format!("Could not delete snapshot '{name}': snapshot not found")))
             }
             (Self::Create(name), Some(control)) => {
-                let new = NewSnapshot { name: name.clone().into_bytes(), date: now(), ..NewSnapshot::default() };
+                // As the field's tool, which counts none.
+                let icount = Some(0);
+                let new =
+                    NewSnapshot { name: name.clone().into_bytes(), date: now(), icount, ..NewSnapshot::default() };
                 let done = drained(gs, &node, |req| async move { control.create_snapshot(&req, new).await }).await?;
                 done.map_err(|error| Failure::message(format!("Could not create snapshot '{name}': {}", error.errno())))
             }

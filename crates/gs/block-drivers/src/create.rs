@@ -7,10 +7,12 @@ mod amend;
 mod backing;
 mod error;
 mod luks;
+mod node;
 mod qcow2;
 
 pub use amend::{Amend, SlotOptions, amend_options};
 pub use error::CreateError;
+pub use node::CreateJobOptions;
 pub use qcow2::Measuring;
 
 use block_common::options::Value;

@@ -25,6 +25,7 @@ mod told;
 
 mod create;
 mod image;
+mod snapshots;
 
 pub use blkdebug::BlkdebugType;
 pub use blklogwrites::BlklogwritesType;
@@ -38,8 +39,8 @@ pub use compress::CompressType;
 pub use copy_before_write::CopyBeforeWriteType;
 pub use copy_on_read::CopyOnReadType;
 pub use create::{
-    Amend, CreateError, CreateOption, CreateOptionKind, Measuring, MeasuringOf, NewImage, SlotOptions, amend_options,
-    check_format, check_not_open, creation_options,
+    Amend, CreateError, CreateJobOptions, CreateOption, CreateOptionKind, Measuring, MeasuringOf, NewImage,
+    SlotOptions, amend_options, check_format, check_not_open, creation_options,
 };
 pub use crypt::slots::{SlotChange, SlotError};
 pub use crypt::told::qcow2_specific;
@@ -53,6 +54,10 @@ pub use qcow2::{Qcow2Type, StoredNames, file_of};
 pub use quorum::QuorumType;
 pub use raw::RawType;
 pub use snapshot_access::SnapshotAccessType;
+pub use snapshots::{
+    LiveError, Overlay, RenameError, SnapshotInfo, change_backing_file, check_device, check_snapshot, delete_snapshot,
+    file_name_of, open_overlay, take_snapshot,
+};
 pub use throttle::ThrottleType;
 pub use told::{TOLD, print_told};
 

@@ -7,6 +7,7 @@
 use crate::driver::KeepError;
 use crate::error::GraphError;
 use crate::graph::{GsNode, NodeRef};
+use crate::snapshot::BitmapAct;
 use crate::state::GlobalState;
 use block_io::{KeptBitmap, NodeBitmap, WriteObserver};
 use std::cell::Cell;
@@ -277,37 +278,40 @@ impl GlobalState {
     /// What is wrong with the options.
     #[doc(alias = "bdrv_create_dirty_bitmap")]
     pub async fn add_bitmap(&self, node: &NodeRef, options: BitmapOptions) -> BitmapResult<BitmapRef> {
-        let bitmap = {
-            let mut graph = self.0.graph.borrow_mut();
-            let found = graph.node_mut(node)?;
-            let granularity = options.check(found)?;
-            let BitmapOptions { name, disabled, persistent, .. } = options;
-            let make = |bits: NodeBitmap| {
-                let (bits, recording, busy) = (Arc::new(bits), Cell::new(!disabled), Cell::new(false));
-                BitmapRef(Rc::new(Inner { name: name.clone(), granularity, bits, recording, busy, persistent }))
-            };
-            if persistent {
-                // Before there is memory for its bits.
-                found.bitmaps.push(make(NodeBitmap::lost(granularity)));
-                let kept = found.keep_bitmaps();
-                found.bitmaps.pop();
-                let node = node.name().to_owned();
-                kept.map_err(|why| match why {
-                    KeepError::Unsupported => BitmapError::NotKept(node),
-                    why => BitmapError::Refused { node, name: name.clone(), why: why.to_string() },
-                })?;
-            }
-            let made = NodeBitmap::try_new(node.io().length(), granularity).map(make);
-            found.bitmaps.extend(made.clone());
-            if persistent && let Err(error) = found.keep_bitmaps() {
-                tracing::error!(node = node.name(), %error, "bitmaps are not kept");
-            }
-            made.ok_or_else(|| BitmapError::TooFine { node: node.name().into(), name })?
-        };
+        let bitmap = self.insert_bitmap(node, options)?;
         if bitmap.0.recording.get() {
             self.observe(node, bitmap.observer()).await?;
         }
         Ok(bitmap)
+    }
+
+    /// Give `node` a bitmap that nobody tells of anything yet.
+    fn insert_bitmap(&self, node: &NodeRef, options: BitmapOptions) -> BitmapResult<BitmapRef> {
+        let mut graph = self.0.graph.borrow_mut();
+        let found = graph.node_mut(node)?;
+        let granularity = options.check(found)?;
+        let BitmapOptions { name, disabled, persistent, .. } = options;
+        let make = |bits: NodeBitmap| {
+            let (bits, recording, busy) = (Arc::new(bits), Cell::new(!disabled), Cell::new(false));
+            BitmapRef(Rc::new(Inner { name: name.clone(), granularity, bits, recording, busy, persistent }))
+        };
+        if persistent {
+            // Before there is memory for its bits.
+            found.bitmaps.push(make(NodeBitmap::lost(granularity)));
+            let kept = found.keep_bitmaps();
+            found.bitmaps.pop();
+            let node = node.name().to_owned();
+            kept.map_err(|why| match why {
+                KeepError::Unsupported => BitmapError::NotKept(node),
+                why => BitmapError::Refused { node, name: name.clone(), why: why.to_string() },
+            })?;
+        }
+        let made = NodeBitmap::try_new(node.io().length(), granularity).map(make);
+        found.bitmaps.extend(made.clone());
+        if persistent && let Err(error) = found.keep_bitmaps() {
+            tracing::error!(node = node.name(), %error, "bitmaps are not kept");
+        }
+        made.ok_or_else(|| BitmapError::TooFine { node: node.name().into(), name })
     }
 
     /// Whether a bitmap can be kept with the image of `node`.
@@ -377,12 +381,16 @@ impl GlobalState {
         let bitmap = self.bitmap(node, name)?;
         bitmap.check_free()?;
         self.check_writable(node, &bitmap)?;
+        self.take_bitmap_out(node, &bitmap);
+        Ok(())
+    }
+
+    fn take_bitmap_out(&self, node: &NodeRef, bitmap: &BitmapRef) {
         self.unobserve(node, &bitmap.observer());
         if let Ok(node) = self.0.graph.borrow_mut().node_mut(node) {
             node.bitmaps.retain(|other| !Rc::ptr_eq(&other.0, &bitmap.0));
         }
-        self.bitmaps_changed(node, &bitmap);
-        Ok(())
+        self.bitmaps_changed(node, bitmap);
     }
 
     /// Nothing is dirty from now on, but for what is being written.
@@ -440,6 +448,108 @@ impl GlobalState {
         }
         // Only the main loop holds two at a time.
         target.0.bits.with(|bits| found.iter().for_each(|source| source.0.bits.with(|source| bits.merge(source))));
+        Ok(())
+    }
+}
+
+/// What happened to a bitmap among other things, until it is known whether it stays so.
+pub(crate) enum BitmapUndo {
+    /// It is new.
+    Added(NodeRef, BitmapRef),
+    /// It goes if all goes well, and is nobody's meanwhile.
+    Going(NodeRef, BitmapLock),
+    /// It had these bits.
+    Bits(BitmapRef, Vec<u8>),
+    /// It recorded, or did not.
+    Recording(NodeRef, BitmapRef, bool),
+}
+
+impl BitmapUndo {
+    /// It stays so.
+    pub(crate) fn keep(self, gs: &GlobalState) {
+        if let Self::Going(node, lock) = self {
+            gs.take_bitmap_out(&node, &lock.0);
+        }
+    }
+
+    /// It is as it was. The node is still drained: nobody has written meanwhile.
+    pub(crate) fn take_back(self, gs: &GlobalState) {
+        match self {
+            Self::Added(node, bitmap) => gs.take_bitmap_out(&node, &bitmap),
+            Self::Going(_, lock) => drop(lock),
+            Self::Bits(bitmap, bits) => bitmap.0.bits.with(|now| {
+                now.clear_all();
+                now.set_bits_from(0, &bits);
+            }),
+            Self::Recording(node, bitmap, was) => gs.record_now(&node, &bitmap, was),
+        }
+    }
+}
+
+/// Without waiting, on nodes that are drained.
+impl GlobalState {
+    pub(crate) fn add_bitmap_now(&self, node: &NodeRef, options: &BitmapOptions) -> BitmapResult<BitmapUndo> {
+        let bitmap = self.insert_bitmap(node, options.clone())?;
+        if bitmap.records() {
+            self.observe_now(node, &bitmap)?;
+        }
+        Ok(BitmapUndo::Added(node.clone(), bitmap))
+    }
+
+    pub(crate) fn change_bitmap_now(&self, node: &NodeRef, name: &str, act: &BitmapAct) -> BitmapResult<BitmapUndo> {
+        let bits = |bitmap: &BitmapRef| {
+            bitmap.0.bits.with(|bits| {
+                let mut bytes = vec![0; bits.chunks().div_ceil(8) as usize];
+                bits.bits_from(0, &mut bytes);
+                bytes
+            })
+        };
+        Ok(match act {
+            BitmapAct::Remove => {
+                let bitmap = self.bitmap(node, name)?;
+                bitmap.check_free()?;
+                self.check_writable(node, &bitmap)?;
+                // Also one that is good for nothing else.
+                bitmap.0.busy.set(true);
+                BitmapUndo::Going(node.clone(), BitmapLock(bitmap))
+            }
+            BitmapAct::Clear => {
+                let bitmap = self.writable_bitmap(node, name)?;
+                let before = bits(&bitmap);
+                bitmap.0.bits.with(|bits| bits.clear_all());
+                BitmapUndo::Bits(bitmap, before)
+            }
+            BitmapAct::Merge(sources) => {
+                let bitmap = self.writable_bitmap(node, name)?;
+                let before = bits(&bitmap);
+                let sources: Vec<_> = sources.iter().map(|(node, name)| (node, name.as_str())).collect();
+                self.merge_bitmaps(node, name, &sources)?;
+                BitmapUndo::Bits(bitmap, before)
+            }
+            BitmapAct::Enable | BitmapAct::Disable => {
+                let bitmap = self.writable_bitmap(node, name)?;
+                let was = bitmap.records();
+                self.record_now(node, &bitmap, matches!(act, BitmapAct::Enable));
+                BitmapUndo::Recording(node.clone(), bitmap, was)
+            }
+        })
+    }
+
+    fn record_now(&self, node: &NodeRef, bitmap: &BitmapRef, records: bool) {
+        if bitmap.0.recording.replace(records) == records {
+            return;
+        }
+        if !records {
+            self.unobserve(node, &bitmap.observer());
+        } else if let Err(error) = self.observe_now(node, bitmap) {
+            tracing::error!(node = node.name(), %error, "a node is gone whose bitmap is to record");
+        }
+        self.bitmaps_changed(node, bitmap);
+    }
+
+    fn observe_now(&self, node: &NodeRef, bitmap: &BitmapRef) -> BitmapResult<()> {
+        let mut graph = self.0.graph.borrow_mut();
+        graph.node_mut(node)?.control.observe(bitmap.observer());
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::error::{GraphError, GraphResult};
 use crate::graph::{Id, NodeRef, number};
+use crate::snapshot::is_backing;
 use crate::state::GlobalState;
 use block_common::{OpType, QapiEnum};
 use std::cell::RefCell;
@@ -79,7 +80,7 @@ impl GlobalState {
     /// Whether `op` may begin on `node`. To be asked by whoever is going to carry it out, and again after each wait.
     ///
     /// # Errors
-    /// [`GraphError::OpBlocked`] with the reason of the first who blocked it.
+    /// [`GraphError::OpBlocked`] with the reason of the first who blocked it; what an image stands on is not changed or ended either.
     #[doc(alias = "bdrv_op_is_blocked")]
     pub fn check_op(&self, node: &NodeRef, op: OpType) -> GraphResult<()> {
         let blocks = self.0.blockers.0.borrow();
@@ -88,6 +89,17 @@ impl GlobalState {
             Some(Block { reason, .. }) => {
                 Err(GraphError::OpBlocked { node: node.name().into(), op, reason: reason.clone() })
             }
+            None => self.check_backing(node, op),
+        }
+    }
+
+    /// What an image stands on stays what it is: acts that would change it, or end it, do not begin there.
+    fn check_backing(&self, node: &NodeRef, op: OpType) -> GraphResult<()> {
+        use OpType::{DriveDel, ExternalSnapshot, InternalSnapshot, InternalSnapshotDelete, MirrorTarget, Resize};
+        let blocked = [DriveDel, ExternalSnapshot, InternalSnapshot, InternalSnapshotDelete, MirrorTarget, Resize];
+        let graph = self.0.graph.borrow();
+        match graph.stands_on(node).filter(|_| blocked.contains(&op)) {
+            Some(above) => Err(is_backing(node.name(), above, op)),
             None => Ok(()),
         }
     }

@@ -30,6 +30,7 @@ mod close;
 mod open;
 mod reopen;
 mod root;
+mod snapshot;
 mod threshold;
 
 mod object;
@@ -49,4 +50,5 @@ pub use object::{ObjectError, ObjectInfo, ObjectText, ThrottleGroupRef};
 pub use open::{CommonOptions, OpenContext};
 pub use reopen::{LeftOut, PreparingReopen, Reopening};
 pub use root::RootRef;
+pub use snapshot::{BitmapAct, Step, StepError, StepResult};
 pub use state::{GlobalOptions, GlobalState, WeakGlobalState};

@@ -6,6 +6,7 @@
 use crate::acts::{Job, JobContext, JobSetup, Leftover, PreparedJob, Start, StartedJob};
 use crate::error::{JobError, JobResult};
 use crate::event::JobEvent;
+use crate::group::{JobGroup, failed};
 use crate::job::JobRef;
 use crate::registry::JobRegistry;
 use crate::status::JobStatus;
@@ -17,7 +18,7 @@ use tokio::sync::oneshot;
 
 pub(crate) async fn drive<J: Job>(
     gs: GlobalState,
-    listed: JobRef,
+    (listed, group): (JobRef, Option<JobGroup>),
     job: J,
     control: JobControl,
     notes: JobNotes,
@@ -25,6 +26,7 @@ pub(crate) async fn drive<J: Job>(
 ) {
     let id = listed.id().to_owned();
     let begun = gs.mutate(move |gs| async move { job.pre_run(JobSetup::new(gs, &id)).await }).await;
+    failed(group.as_ref(), &begun);
     // Whoever started the job may have lost interest.
     match begun {
         Err(error) => {
@@ -41,7 +43,7 @@ pub(crate) async fn drive<J: Job>(
                 let _ = started.send(Ok(()));
                 run(&gs, &listed, start, control, notes).await
             };
-            conclude(&gs, &listed, outcome).await;
+            conclude(&gs, &listed, group, outcome).await;
         }
     }
 }
@@ -91,12 +93,34 @@ async fn supervise<S: StartedJob>(
 }
 
 /// The body is over: change the graph, or put it back; then give everything back.
-async fn conclude<S: StartedJob>(gs: &GlobalState, listed: &JobRef, (job, result): (S, JobResult<S::Report>)) {
+async fn conclude<S: StartedJob>(
+    gs: &GlobalState,
+    listed: &JobRef,
+    group: Option<JobGroup>,
+    (job, result): (S, JobResult<S::Report>),
+) {
+    failed(group.as_ref(), &result);
     let left = match result {
         Err(error) => abort(gs, listed, job, error).await,
         Ok(report) => {
             listed.set_status(JobStatus::Waiting);
+            let is_one_of_all = match &group {
+                None => true,
+                Some(group) => group.all_done(listed).await,
+            };
+            if !is_one_of_all {
+                let left = abort(gs, listed, job, JobError::CANCELLED).await;
+                return end(gs, listed, left).await;
+            }
             listed.set_status(JobStatus::Pending);
+            if let Some(group) = group {
+                if !listed.options().auto_finalize {
+                    let job_type = listed.info().job_type;
+                    listed.emit(JobEvent::Pending { id: listed.id().into(), job_type });
+                }
+                let left = group.finalize(gs, listed, job, report).await;
+                return end(gs, listed, left).await;
+            }
             if !listed.options().auto_finalize {
                 let job_type = listed.info().job_type;
                 listed.emit(JobEvent::Pending { id: listed.id().into(), job_type });
@@ -105,6 +129,11 @@ async fn conclude<S: StartedJob>(gs: &GlobalState, listed: &JobRef, (job, result
             finalize(gs, listed, job, report).await
         }
     };
+    end(gs, listed, left).await;
+}
+
+/// Give everything back, and tell that the job is over.
+async fn end<L: Leftover>(gs: &GlobalState, listed: &JobRef, left: L) {
     left.clean(gs).await;
     let info = listed.info();
     let is_cancelled = info.error.as_ref().is_some_and(|error| error.is_cancelled());

@@ -345,6 +345,20 @@ impl JobRef {
         self.0.state.borrow().is_cancelled
     }
 
+    pub(crate) fn is_finalized(&self) -> bool {
+        self.0.state.borrow().is_finalized
+    }
+
+    /// Something that somebody waits for here may be different.
+    pub(crate) fn look_again(&self) {
+        self.0.changed.notify_waiters();
+    }
+
+    /// Wait for something that is looked at whenever the job, or its group, changes.
+    pub(crate) async fn wait_until(&self, wanted: impl Fn() -> bool) {
+        self.wait_for(|_| wanted().then_some(())).await;
+    }
+
     /// Wait until somebody finalizes or cancels the job.
     pub(crate) async fn finalized(&self) {
         self.wait_for(|state| (state.is_finalized || state.is_cancelled).then_some(())).await;

@@ -18,14 +18,18 @@ mod event;
 mod job;
 
 mod drive;
+mod group;
 mod registry;
 
 mod copy;
+mod task;
 
 pub use acts::{Completion, Job, JobContext, JobSetup, Leftover, PreparedJob, Start, StartedJob};
 pub use copy::{CopyJob, CopyLeft, PreparedCopy, StartedCopy};
 pub use error::{JobError, JobResult};
 pub use event::{JobEvent, JobEvents};
+pub use group::JobGroup;
 pub use job::{Cancel, JobInfo, JobOptions, JobRef};
 pub use registry::JobRegistry;
 pub use status::{JobStatus, JobType, JobVerb};
+pub use task::{Amending, Creating, DoneTask, StartedTask, TaskJob, TaskKind};

@@ -4,6 +4,7 @@ use crate::acts::Job;
 use crate::drive::drive;
 use crate::error::{JobError, JobResult};
 use crate::event::{JobEvent, JobEvents};
+use crate::group::{JobGroup, failed};
 use crate::job::{Cancel, JobInfo, JobOptions, JobRef};
 use block_common::is_wellformed_id;
 use block_copy::job_control;
@@ -39,7 +40,30 @@ impl JobRegistry {
         options: JobOptions,
         job: J,
     ) -> impl Future<Output = JobResult<JobRef>> + 'static + use<J> {
-        let started = Self::create(gs, options, job);
+        Self::start_with(gs, options, job, None)
+    }
+
+    /// As [`JobRegistry::start`], for a job that ends together with the others of `group`.
+    ///
+    /// # Errors
+    /// As [`JobRegistry::start`]; the others are cancelled then.
+    pub fn start_in<J: Job>(
+        gs: &GlobalState,
+        options: JobOptions,
+        job: J,
+        group: &JobGroup,
+    ) -> impl Future<Output = JobResult<JobRef>> + 'static + use<J> {
+        Self::start_with(gs, options, job, Some(group.clone()))
+    }
+
+    fn start_with<J: Job>(
+        gs: &GlobalState,
+        options: JobOptions,
+        job: J,
+        group: Option<JobGroup>,
+    ) -> impl Future<Output = JobResult<JobRef>> + 'static + use<J> {
+        let started = Self::create(gs, options, job, group.clone());
+        failed(group.as_ref(), &started);
         async move {
             let (listed, started) = started?;
             started.await.unwrap_or(Err(JobError::Lost)).map(|()| listed)
@@ -50,6 +74,7 @@ impl JobRegistry {
         gs: &GlobalState,
         options: JobOptions,
         job: J,
+        group: Option<JobGroup>,
     ) -> JobResult<(JobRef, oneshot::Receiver<JobResult<()>>)> {
         let registry = Self::of(gs);
         if !is_wellformed_id(&options.id) {
@@ -61,8 +86,9 @@ impl JobRegistry {
         let (control, orders, notes) = job_control();
         let listed = JobRef::new(options, J::TYPE, orders, registry.events.borrow().clone());
         registry.jobs.borrow_mut().push(listed.clone());
+        group.iter().for_each(|group| group.add(&listed));
         let (started, on_start) = oneshot::channel();
-        drop(gs.main().spawn(drive(gs.clone(), listed.clone(), job, control, notes, started)));
+        drop(gs.main().spawn(drive(gs.clone(), (listed.clone(), group), job, control, notes, started)));
         Ok((listed, on_start))
     }
 

@@ -76,6 +76,13 @@ qapi_enum! {
     }
 }
 
+impl JobType {
+    /// Whether the job works on a block device: then it has events of its own beside those that all jobs have.
+    pub const fn is_block(self) -> bool {
+        matches!(self, Self::Commit | Self::Stream | Self::Mirror | Self::Backup)
+    }
+}
+
 impl JobStatus {
     /// Whether a job may go from this state to `next`.
     pub const fn may_become(self, next: Self) -> bool {

@@ -7,8 +7,8 @@ use block_copy::{JobControl, RunError};
 use block_gs::GlobalState;
 use block_io::{IoThread, IoThreadHandle, IoThreadOptions};
 use block_jobs::{
-    Cancel, Completion, Job, JobContext, JobError, JobEvent, JobOptions, JobRegistry, JobResult, JobSetup, JobStatus,
-    JobType, Leftover, PreparedJob, Start, StartedJob,
+    Cancel, Completion, Job, JobContext, JobError, JobEvent, JobGroup, JobOptions, JobRef, JobRegistry, JobResult,
+    JobSetup, JobStatus, JobType, Leftover, PreparedJob, Start, StartedJob,
 };
 use common::{Bed, run};
 use std::cell::RefCell;
@@ -449,5 +449,143 @@ fn progress_is_seen_while_the_body_runs() {
         assert!(info.auto_dismiss && info.auto_finalize && info.error.is_none());
         job.cancel(Cancel::Force).expect("it runs");
         assert!(job.ended().await.is_err());
+    });
+}
+
+/// Start `toys` as one group, called `toy0` and so on.
+async fn together(bed: &Bed, toys: Vec<Toy>, options: fn(String) -> JobOptions) -> Vec<JobRef> {
+    let group = JobGroup::new();
+    let mut jobs = Vec::new();
+    for (at, toy) in toys.into_iter().enumerate() {
+        jobs.extend(JobRegistry::start_in(&bed.gs, options(format!("toy{at}")), toy, &group).await);
+    }
+    group.complete();
+    jobs
+}
+
+/// Toys with one log, each with a body of its own.
+fn with_log(log: &Log, bodies: Vec<Toy>) -> Vec<Toy> {
+    bodies.into_iter().map(|toy| Toy { log: log.clone(), ..toy }).collect()
+}
+
+#[test]
+fn jobs_of_a_group_are_final_together() {
+    run(|bed| async move {
+        let log = Log::default();
+        let slow = Toy::new(|_, _| async {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            Ok(1)
+        });
+        let jobs = together(&bed, with_log(&log, vec![Toy::short(), slow, Toy::short()]), JobOptions::new).await;
+        for job in &jobs {
+            job.ended().await.expect("a good end");
+        }
+        let begun = "pre_run, pre_run, pre_run, prepare 7, prepare 1, prepare 7, ";
+        bed.until(|| log.borrow().len() == 12).await;
+        assert!(acts(&log).starts_with(begun), "{}", acts(&log));
+        let last: Vec<_> = log.borrow()[6..].to_vec();
+        assert_eq!(last.iter().filter(|act| *act == "commit").count(), 3);
+        assert_eq!(last.iter().filter(|act| *act == "clean").count(), 3);
+        assert_eq!(bed.statuses("toy0"), "created running waiting pending concluded null");
+    });
+}
+
+#[test]
+fn job_4_one_that_fails_at_any_act_takes_its_group_along() {
+    for place in 0..3 {
+        for act in ["begin", "body", "prepare"] {
+            run(|bed| async move {
+                let log = Log::default();
+                let mut toys = vec![Toy::short(), Toy::short(), Toy::short()];
+                toys[place] = match act {
+                    "begin" => Toy { fails_to_begin: true, ..Toy::short() },
+                    "prepare" => Toy { fails_to_prepare: true, ..Toy::short() },
+                    _ => Toy::new(|_, _| async { Err(RunError::Other("broken".into())) }),
+                };
+                let jobs = together(&bed, with_log(&log, toys), JobOptions::new).await;
+                for job in &jobs {
+                    let error = job.ended().await.expect_err("none ends well");
+                    let is_it = job.id() == format!("toy{place}");
+                    assert_eq!(error.is_cancelled(), !is_it, "{act} at {place}: {} {error}", job.id());
+                }
+                bed.until(|| bed.registry().query().is_empty()).await;
+                let log = log.borrow();
+                assert!(!log.iter().any(|told| told == "commit"), "{log:?}");
+                let count = |wanted: &str| log.iter().filter(|told| *told == wanted).count();
+                assert_eq!(count("abort") + count("take back"), jobs.len(), "{log:?}");
+                assert_eq!(count("clean"), jobs.len(), "{log:?}");
+                assert_eq!(count("take back"), if act == "prepare" { place } else { 0 }, "{log:?}");
+            });
+        }
+    }
+}
+
+#[test]
+fn a_group_is_cancelled_and_finalized_as_one() {
+    run(|bed| async move {
+        // Cancelled while it runs, and while it waits for the others.
+        for which in 0..2 {
+            let log = Log::default();
+            let jobs = together(&bed, with_log(&log, vec![Toy::endless(), Toy::short()]), JobOptions::new).await;
+            jobs[1].reached(|status| status == JobStatus::Waiting).await;
+            jobs[which].cancel(Cancel::Force).expect("it goes on");
+            for job in &jobs {
+                assert!(job.ended().await.expect_err("none ends well").is_cancelled());
+            }
+            bed.until(|| bed.registry().query().is_empty()).await;
+            assert!(!acts(&log).contains("prepare"), "{}", acts(&log));
+        }
+        // To tell one to finalize is to tell all; to cancel one of them as well.
+        for is_finalized in [true, false] {
+            let log = Log::default();
+            let jobs = together(&bed, with_log(&log, vec![Toy::short(), Toy::short()]), JobOptions::manual).await;
+            for job in &jobs {
+                job.reached(|status| status == JobStatus::Pending).await;
+            }
+            bed.sleep_ms(5).await;
+            assert!(!acts(&log).contains("prepare"), "{}", acts(&log));
+            match is_finalized {
+                true => jobs[1].finalize().expect("it is pending"),
+                false => jobs[1].cancel(Cancel::Force).expect("it is pending"),
+            }
+            for job in &jobs {
+                assert_eq!(job.ended().await.is_ok(), is_finalized);
+                bed.registry().dismiss(job.id()).expect("it is over");
+            }
+            assert_eq!(acts(&log).contains("commit"), is_finalized, "{}", acts(&log));
+        }
+    });
+}
+
+/// Other mutations wait while a group changes the graph, and come after it.
+#[test]
+fn a_group_has_one_ticket() {
+    run(|bed| async move {
+        let log = Log::default();
+        let held = bed.gs.mutate(|gs| async move { gs.main().sleep(std::time::Duration::from_millis(30)).await });
+        let group = JobGroup::new();
+        let mut starts = Vec::new();
+        for at in 0..3 {
+            let toy = Toy { log: log.clone(), ..Toy::short() };
+            starts.push(JobRegistry::start_in(&bed.gs, JobOptions::new(format!("toy{at}")), toy, &group));
+        }
+        held.await;
+        let mut jobs = Vec::new();
+        for start in starts {
+            jobs.push(start.await.expect("it starts"));
+        }
+        group.complete();
+        jobs[0].reached(|status| status == JobStatus::Pending || status.is_over()).await;
+        let told = log.clone();
+        let other = bed.gs.mutate(move |_| async move { tell(&told, "other") });
+        other.await;
+        for job in &jobs {
+            job.ended().await.expect("a good end");
+        }
+        let acts = log.borrow();
+        let at = |wanted: &str| acts.iter().position(|told| told == wanted);
+        let (first, other) = (at("prepare 7").expect("prepared"), at("other").expect("it was its turn"));
+        let last = acts.iter().rposition(|told| told == "commit").expect("committed");
+        assert!(other < first || other > last, "{acts:?}");
     });
 }

@@ -1,10 +1,13 @@
 //! The commands by name, and what is common to them. Each takes its arguments, and everything it does is asked of the crates below.
 
 mod bitmaps;
+mod create;
 mod devices;
 mod jobs;
 mod nodes;
 mod objects;
+mod snapshots;
+mod transaction;
 
 use crate::error::{ErrorClass, QmpError, QmpResult};
 use crate::monitor::Monitor;
@@ -66,11 +69,17 @@ const COMMANDS: &[Entry] = commands! {
     "blockdev-add" => nodes::add,
     "blockdev-change-medium" => devices::change,
     "blockdev-close-tray" => devices::close,
+    "blockdev-create" => create::create,
     "blockdev-del" => nodes::delete,
     "blockdev-insert-medium" => devices::insert,
     "blockdev-open-tray" => devices::open,
     "blockdev-remove-medium" => devices::remove,
     "blockdev-reopen" => nodes::reopen,
+    "blockdev-snapshot" => snapshots::put,
+    "blockdev-snapshot-delete-internal-sync" => snapshots::delete_internal,
+    "blockdev-snapshot-internal-sync" => snapshots::internal,
+    "blockdev-snapshot-sync" => snapshots::sync,
+    "change-backing-file" => snapshots::change_backing,
     "cont" => devices::go_on,
     "device_add" => devices::add,
     "device_del" => devices::delete,
@@ -89,6 +98,8 @@ const COMMANDS: &[Entry] = commands! {
     "query-jobs" => jobs::query,
     "query-version" => query_version,
     "quit" => quit,
+    "transaction" => transaction::transaction,
+    "x-blockdev-amend" => create::amend,
     "x-guest-act" => devices::guest,
 };
 

@@ -1,7 +1,8 @@
 //! What a command answers when it fails: a class that programs look at, and a description for people.
 
 use block_common::OptionsError;
-use block_gs::{BitmapError, GraphError};
+use block_drivers::{CreateError, LiveError, RenameError};
+use block_gs::{BitmapError, GraphError, StepError};
 use block_jobs::JobError;
 use serde_json::{Value, json};
 
@@ -71,4 +72,35 @@ macro_rules! generic {
     };
 }
 
-generic!(OptionsError, GraphError, JobError, BitmapError);
+generic!(OptionsError, BitmapError, CreateError);
+
+/// What a refused act is called is for logs.
+fn without_act(error: &GraphError) -> Option<QmpError> {
+    match error {
+        GraphError::OpBlocked { node, reason, .. } => Some(QmpError::new(format!("Node '{node}' is busy: {reason}"))),
+        _ => None,
+    }
+}
+
+macro_rules! with_graph_errors {
+    ($($error:ty: $graph:pat => $inner:expr),*) => {
+        $(impl From<$error> for QmpError {
+            fn from(error: $error) -> Self {
+                let act = match &error {
+                    $graph => without_act($inner),
+                    #[allow(unreachable_patterns, reason = "one of the types is the inner one itself")]
+                    _ => None,
+                };
+                act.unwrap_or_else(|| Self::new(error.to_string().lines().next().unwrap_or_default()))
+            }
+        })*
+    };
+}
+
+with_graph_errors!(
+    GraphError: inner => inner,
+    JobError: JobError::Graph(inner) => inner,
+    StepError: StepError::Graph(inner) => inner,
+    LiveError: LiveError::Graph(inner) => inner,
+    RenameError: RenameError::Graph(inner) => inner
+);

@@ -75,7 +75,13 @@ pub(crate) fn of_graph(told: Event) -> Option<Value> {
 
 /// What a job tells.
 pub(crate) fn of_job(told: JobEvent) -> Option<Value> {
+    if let JobEvent::Completed(job) | JobEvent::Cancelled(job) | JobEvent::Ready(job) = &told
+        && !job.job_type.is_block()
+    {
+        return None;
+    }
     match told {
+        JobEvent::Pending { job_type, .. } if !job_type.is_block() => None,
         JobEvent::StatusChange { id, status } => {
             Some(event("JOB_STATUS_CHANGE", json!({ "id": id, "status": status.name() })))
         }

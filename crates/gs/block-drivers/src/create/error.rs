@@ -141,6 +141,9 @@ pub enum CreateError {
         /// What it answered.
         error: block_common::IoError,
     },
+    /// The disk would not end with a sector.
+    #[error("Image size must be a multiple of 512 bytes")]
+    Unaligned,
     /// No size was given.
     #[error("Image creation needs a size parameter")]
     NoSize,

@@ -6,7 +6,8 @@ use super::{
 use crate::crypt::new::NewVolume;
 use block_common::{AlignedBuf, Errno, Preallocation, RequestFlags};
 use block_file_posix::{HostKind, create, remove};
-use block_gs::GlobalState;
+use block_gs::{GlobalState, NodeRef};
+use block_io::Root;
 
 pub(super) const NAME: &str = "luks";
 
@@ -74,30 +75,53 @@ impl NewImage {
         filled
     }
 
+    /// Create the image in a node, which is empty before.
+    pub(super) async fn create_luks_in(&self, gs: &GlobalState, node: &NodeRef, size: u64) -> Result<(), CreateError> {
+        let volume = self.volume()?;
+        let password = volume.password(gs)?;
+        let mode = self.options.get("preallocation").map(text).and_then(|mode| mode.parse().ok());
+        let length = volume.header_len()?.checked_add(size).filter(|length| *length <= LENGTH_MAX);
+        let length = length.ok_or(CreateError::FileLength)?;
+        let start = volume.make(gs, password, false).await?;
+        let target = Target::on(gs, node).await?;
+        let filled = match target.empty().await {
+            Ok(()) => fill(target.root.io(), self.kind, &start, (length, mode.unwrap_or(Preallocation::Off))).await,
+            Err(error) => Err(error),
+        };
+        target.leave(gs).await;
+        filled
+    }
+
     async fn fill(&self, gs: &GlobalState, start: &[u8], length: u64, mode: Preallocation) -> Result<(), CreateError> {
         let file = Target::open(gs, self.kind, &self.path).await?;
-        let root = file.root.io();
-        let filled = async {
-            // There are no tables of their own: nothing to be allocated but space.
-            let mode = if mode == Preallocation::Metadata { Preallocation::Off } else { mode };
-            if self.kind == HostKind::File {
-                let resized = root.truncate(length, mode).await;
-                resized.map_err(|error| match error.errno() {
-                    Errno::EFBIG => CreateError::FileLength,
-                    errno => match mode {
-                        Preallocation::Full => CreateError::Device { doing: "write zeros for preallocation", error },
-                        Preallocation::Falloc => CreateError::Device { doing: "preallocate new data", error },
-                        _ => CreateError::Resize(errno),
-                    },
-                })?;
-            }
-            let mut buf = AlignedBuf::zeroed(start.len(), 4096);
-            buf.copy_from_slice(start);
-            let (written, _) = root.write(0, buf.into_io(), RequestFlags::empty()).await;
-            written.map_err(|error| CreateError::Device { doing: "write encryption header", error })
-        };
-        let filled = filled.await;
+        let filled = fill(file.root.io(), self.kind, start, (length, mode)).await;
         let closed = file.close(gs).await;
         filled.and(closed)
     }
+}
+
+/// Give what is empty its length, and what it begins with.
+async fn fill(
+    root: &Root,
+    kind: HostKind,
+    start: &[u8],
+    (length, mode): (u64, Preallocation),
+) -> Result<(), CreateError> {
+    // There are no tables of their own: nothing to be allocated but space.
+    let mode = if mode == Preallocation::Metadata { Preallocation::Off } else { mode };
+    if kind == HostKind::File {
+        let resized = root.truncate(length, mode).await;
+        resized.map_err(|error| match error.errno() {
+            Errno::EFBIG => CreateError::FileLength,
+            errno => match mode {
+                Preallocation::Full => CreateError::Device { doing: "write zeros for preallocation", error },
+                Preallocation::Falloc => CreateError::Device { doing: "preallocate new data", error },
+                _ => CreateError::Resize(errno),
+            },
+        })?;
+    }
+    let mut buf = AlignedBuf::zeroed(start.len(), 4096);
+    buf.copy_from_slice(start);
+    let (written, _) = root.write(0, buf.into_io(), RequestFlags::empty()).await;
+    written.map_err(|error| CreateError::Device { doing: "write encryption header", error })
 }

@@ -10,7 +10,7 @@ use crate::crypt::new::NewVolume;
 use block_common::options::Value;
 use block_common::{AlignedBuf, Errno, IoError, Preallocation, RequestFlags};
 use block_file_posix::{HostKind, create, remove};
-use block_gs::GlobalState;
+use block_gs::{GlobalState, NodeRef};
 use block_io::Root;
 use block_qcow2_format::{
     Allocate, CompressionType, Encryption, Layout, MeasureOptions, Measured, NewImage as Spec, RefcountBits, Step,
@@ -241,6 +241,31 @@ impl NewImage {
             }
         }
         done
+    }
+
+    /// Create the image in a node, which is empty before.
+    pub(super) async fn create_qcow2_in(&self, gs: &GlobalState, node: &NodeRef, size: u64) -> Result<(), CreateError> {
+        let (spec, preallocation, encryption) = self.spec(size)?;
+        let mut layout = Layout::new(spec.clone())?;
+        match encryption {
+            None => {}
+            Some(NewEncryption::Aes(secret)) => {
+                let none = || CreateError::NoKeySecret("encrypt.key-secret".into());
+                gs.secret_text(&secret.ok_or_else(none)?)?;
+            }
+            Some(NewEncryption::Luks(volume)) => {
+                let password = volume.password(gs)?;
+                let (len, bytes) = (volume.header_len()?, volume.make(gs, password, false).await?);
+                layout = Layout::new(Spec { encryption: Some(Encryption::Luks { len, bytes }), ..spec })?;
+            }
+        }
+        let target = Target::on(gs, node).await?;
+        let written = match target.empty().await {
+            Ok(()) => write_image(target.root.io(), &layout, preallocation, HostKind::File).await,
+            Err(error) => Err(error),
+        };
+        target.leave(gs).await;
+        written
     }
 
     /// Files that were created are added to `made`.

@@ -2,12 +2,13 @@
 
 use super::Call;
 use crate::error::{QmpError, QmpResult};
-use block_common::OptionsError;
 use block_common::options::{Item, Value};
+use block_common::{OptionReader, OptionsError};
 use block_gs::{BitmapOptions, GlobalState, NodeRef};
 use serde_json::json;
 
-fn find(gs: &GlobalState, name: &str) -> Result<NodeRef, QmpError> {
+/// The node of a bitmap.
+pub(super) fn find(gs: &GlobalState, name: &str) -> Result<NodeRef, QmpError> {
     gs.find_node(name).map_err(|_| QmpError::new(format!("Node '{name}' not found")))
 }
 
@@ -28,16 +29,20 @@ impl Which {
     }
 }
 
-pub(super) async fn add(mut call: Call) -> QmpResult {
-    let gs = call.gs();
-    let arguments = &mut call.arguments;
-    let node = arguments.require_str("node")?;
-    let options = BitmapOptions {
+/// A new bitmap, without its node.
+pub(super) fn options(arguments: &mut OptionReader) -> Result<BitmapOptions, OptionsError> {
+    Ok(BitmapOptions {
         name: arguments.require_str("name")?,
         granularity: arguments.take_u32("granularity")?.map(u64::from),
         persistent: arguments.take_bool("persistent")?.unwrap_or(false),
         disabled: arguments.take_bool("disabled")?.unwrap_or(false),
-    };
+    })
+}
+
+pub(super) async fn add(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let node = call.arguments.require_str("node")?;
+    let options = options(&mut call.arguments)?;
     call.finish()?;
     if options.name.is_empty() {
         return Err(block_gs::BitmapError::NoName.into());
@@ -79,12 +84,20 @@ fn source(item: Item) -> Result<(Option<String>, String), OptionsError> {
     }
 }
 
+/// A bitmap's node, its name, and what is to be merged into it.
+pub(super) type Merged = (String, String, Vec<(Option<String>, String)>);
+
+/// The arguments of a merge.
+pub(super) fn merged(arguments: &mut OptionReader) -> Result<Merged, OptionsError> {
+    let (node, target) = (arguments.require_str("node")?, arguments.require_str("target")?);
+    let bitmaps = arguments.take_list("bitmaps", source)?;
+    let bitmaps = bitmaps.ok_or_else(|| arguments.missing("bitmaps"))?;
+    Ok((node, target, bitmaps))
+}
+
 pub(super) async fn merge(mut call: Call) -> QmpResult {
     let gs = call.gs();
-    let node = call.arguments.require_str("node")?;
-    let target = call.arguments.require_str("target")?;
-    let bitmaps = call.arguments.take_list("bitmaps", source)?;
-    let bitmaps = bitmaps.ok_or_else(|| call.arguments.missing("bitmaps"))?;
+    let (node, target, bitmaps) = merged(&mut call.arguments)?;
     call.finish()?;
     let node = find(&gs, &node)?;
     let mut sources = Vec::new();

@@ -18,8 +18,8 @@ fn any(call: &mut Call, key: &str) -> Result<(Rc<JobRegistry>, JobRef), QmpError
 fn block(call: &mut Call, key: &str) -> Result<(Rc<JobRegistry>, JobRef), QmpError> {
     let registry = JobRegistry::of(&call.gs());
     let id = call.arguments.require_str(key)?;
-    let missing = |_| QmpError::of(ErrorClass::DeviceNotActive, format!("Block job '{id}' not found"));
-    let job = registry.job(&id).map_err(missing)?;
+    let missing = || QmpError::of(ErrorClass::DeviceNotActive, format!("Block job '{id}' not found"));
+    let job = registry.job(&id).ok().filter(|job| job.info().job_type.is_block()).ok_or_else(missing)?;
     Ok((registry, job))
 }
 
@@ -83,7 +83,8 @@ pub(super) async fn block_set_speed(mut call: Call) -> QmpResult {
 pub(super) async fn query(call: Call) -> QmpResult {
     let registry = JobRegistry::of(&call.gs());
     call.finish()?;
-    Ok(registry.query().iter().map(told).collect())
+    // The newest first, as in the field.
+    Ok(registry.query().iter().rev().map(told).collect())
 }
 
 fn told(job: &JobInfo) -> Value {
@@ -127,5 +128,5 @@ pub(super) async fn query_block(call: Call) -> QmpResult {
         with_error(&mut told, job);
         told
     };
-    Ok(registry.query().iter().map(told).collect())
+    Ok(registry.query().iter().rev().filter(|job| job.job_type.is_block()).map(told).collect())
 }

@@ -95,6 +95,7 @@ pub(super) async fn resize(mut call: Call) -> QmpResult {
     let found = [&name, &device].into_iter().find_map(|name| gs.find_node(name).ok());
     let missing = || QmpError::new(format!("Cannot find device='{device}' nor node-name='{name}'"));
     let node = found.ok_or_else(missing)?;
+    gs.check_op(&node, block_common::OpType::Resize)?;
     let size = u64::try_from(size).map_err(|_| QmpError::new("Parameter 'size' expects a >0 size"))?;
     let is_qcow2 = gs.skip_filters(&node).io().driver() == Some("qcow2");
     if let Some(refused) = refuse_length(size).filter(|_| is_qcow2) {

@@ -63,6 +63,8 @@ pub struct NewSnapshot {
     pub vm_state_size: u64,
     /// How long the machine has run, in nanoseconds.
     pub vm_clock_nanoseconds: u64,
+    /// How many instructions it has executed, where they are counted.
+    pub icount: Option<u64>,
 }
 
 /// Which snapshot is meant.
@@ -223,7 +225,7 @@ impl Shared {
             vm_state_size: new.vm_state_size,
             vm_clock_nanoseconds: new.vm_clock_nanoseconds,
             disk_size: Some(self.length()),
-            icount: Some(0),
+            icount: new.icount,
             ..Snapshot::default()
         });
         self.list(req, &snapshots).await?;
