@@ -37,7 +37,7 @@ mod object;
 pub use above::Users;
 pub use bitmap::{BitmapError, BitmapInfo, BitmapLock, BitmapOptions, BitmapRef, BitmapResult};
 pub use blocker::OpBlocker;
-pub use change::{AskedMore, NodeInfo, Replacement};
+pub use change::{AskedMore, NodeInfo, Replacement, RootInfo};
 pub use drain::DrainGuard;
 pub use driver::{DriverType, EngineControl, KeepError, NoControl, Opened, filter_perm, format_perm};
 pub use error::{GraphError, GraphResult};

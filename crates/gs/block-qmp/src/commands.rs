@@ -4,6 +4,7 @@ mod bitmaps;
 mod jobs;
 mod nodes;
 mod objects;
+mod queries;
 
 use crate::error::{ErrorClass, QmpError, QmpResult};
 use crate::monitor::Monitor;
@@ -71,11 +72,14 @@ const COMMANDS: &[Entry] = commands! {
     "job-resume" => jobs::resume,
     "object-add" => objects::add,
     "object-del" => objects::delete,
+    "query-block-exports" => queries::exports,
     "query-block-jobs" => jobs::query_block,
     "query-commands" => query_commands,
     "query-jobs" => jobs::query,
+    "query-named-block-nodes" => queries::named_nodes,
     "query-version" => query_version,
     "quit" => quit,
+    "x-debug-query-block-graph" => queries::graph,
 };
 
 fn find(name: &str) -> Result<Entry, QmpError> {
