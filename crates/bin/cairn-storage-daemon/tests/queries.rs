@@ -254,3 +254,140 @@ fn the_graph_is_told_alike() {
     }
     assert_eq!(ours.len(), theirs.len());
 }
+
+/// Threads, limits, and what there is to see of them by path.
+#[test]
+fn objects_are_told_alike() {
+    if !has_theirs("objects_are_told_alike") {
+        return;
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let thread = |id: &str, more: Value| {
+        let mut arguments = json!({ "qom-type": "iothread", "id": id });
+        arguments.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        says("object-add", &arguments)
+    };
+    let home = |arguments: Value| says("x-blockdev-set-iothread", &arguments);
+    let get = |path: &str, property: &str| says("qom-get", &json!({ "path": path, "property": property }));
+    let set = |path: &str, property: &str, value: Value| {
+        says("qom-set", &json!({ "path": path, "property": property, "value": value }))
+    };
+    let limits = json!({ "iops-total": 1000, "bps-read": 4096, "bps-read-max": 8192, "iops-size": 512 });
+    let commands = [
+        thread("io0", json!({})),
+        thread("io0", json!({})),
+        thread("io1", json!({ "poll-max-ns": 5, "poll-grow": 0, "poll-shrink": 0, "aio-max-batch": 0, "thread-pool-max": 64 })),
+        thread("io2", json!({ "poll-max-ns": -1 })),
+        thread("io2", json!({ "poll-max-ns": "x" })),
+        thread("io2", json!({ "thread-pool-min": 9, "thread-pool-max": 8 })),
+        thread("io2", json!({ "aio-max-batch": -4 })),
+        thread("io2", json!({ "bogus": 1 })),
+        thread("1bad", json!({})),
+        says("object-add", &json!({ "qom-type": "throttle-group", "id": "tg", "limits": limits })),
+        add(json!({ "driver": "null-co", "node-name": "n", "size": 1 << 20 })),
+        home(json!({ "node-name": "n", "iothread": "io0" })),
+        home(json!({ "node-name": "nope", "iothread": "io0" })),
+        home(json!({ "node-name": "n", "iothread": "nope" })),
+        home(json!({ "node-name": "n", "iothread": "tg" })),
+        home(json!({ "node-name": "n", "iothread": 5 })),
+        home(json!({ "node-name": "n" })),
+        home(json!({ "iothread": null })),
+        home(json!({ "node-name": "n", "iothread": "io0", "force": 5 })),
+        home(json!({ "node-name": "n", "iothread": "io0", "force": true })),
+        home(json!({ "node-name": "n", "iothread": null })),
+        says("qom-list", &json!({ "path": "/objects" })),
+        says("qom-list", &json!({ "path": "objects/" })),
+        says("qom-list", &json!({ "path": "/objects/io0" })),
+        says("qom-list", &json!({ "path": "io0" })),
+        says("qom-list", &json!({ "path": "/objects/s" })),
+        says("qom-list", &json!({ "path": "/objects/tg" })),
+        says("qom-list", &json!({ "path": "/objects/nope" })),
+        says("qom-list", &json!({ "path": "/io0" })),
+        says("qom-list", &json!({ "path": "" })),
+        says("qom-list", &json!({})),
+        get("/objects/io1", "poll-max-ns"),
+        set("/objects/io1", "poll-max-ns", 7.into()),
+        get("/objects/io1", "poll-max-ns"),
+        get("/objects/io1", "thread-pool-max"),
+        get("/objects/io1", "type"),
+        get("/objects/io1", "nope"),
+        get("/objects/nope", "type"),
+        get("/objects", "type"),
+        get("/objects", "io1"),
+        get("/objects", "nope"),
+        get("/", "objects"),
+        get("/objects/tg", "limits"),
+        get("/objects/tg", "x-iops-total"),
+        set("/objects/tg", "limits", json!({ "iops-total": 7 })),
+        set("/objects/tg", "limits", json!({ "iops-total": -7 })),
+        set("/objects/tg", "limits", 5.into()),
+        get("/objects/tg", "limits"),
+        set("/objects/tg", "x-iops-total", 5.into()),
+        set("/objects/io1", "poll-max-ns", (-1).into()),
+        set("/objects/io1", "poll-max-ns", "x".into()),
+        set("/objects/io1", "nope", 1.into()),
+        set("/objects/s", "type", "x".into()),
+        set("/objects/s", "nope", "x".into()),
+        set("/objects", "io1", 1.into()),
+        set("/objects/nope", "type", 1.into()),
+        says("qom-set", &json!({ "path": "/objects/io1", "property": "poll-max-ns" })),
+        says("object-del", &json!({ "id": "io0" })),
+        says("object-del", &json!({ "id": "io1" })),
+        says("object-del", &json!({ "id": "io1" })),
+    ];
+    alike(dir.path(), &commands);
+}
+
+/// What qemu-storage-daemon does not do, or does otherwise: it has no list of threads, lets those go that somebody uses, takes what has no effect here, and tells passwords.
+#[test]
+fn threads_in_use_stay_and_nothing_is_ignored() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let thread = |more: Value| {
+        let mut arguments = json!({ "qom-type": "iothread", "id": "io" });
+        arguments.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        says("object-add", &arguments)
+    };
+    let home = |thread: Value| says("x-blockdev-set-iothread", &json!({ "node-name": "r", "iothread": thread }));
+    let commands = [
+        thread(json!({ "poll-grow": 3 })),
+        thread(json!({ "poll-shrink": 2 })),
+        thread(json!({ "aio-max-batch": 4 })),
+        thread(json!({ "thread-pool-max": 8 })),
+        thread(json!({ "poll-grow": 2 })),
+        says("query-iothreads", &json!({})),
+        add(json!({ "driver": "null-co", "node-name": "n", "size": 1 << 20 })),
+        add(json!({ "driver": "raw", "node-name": "r", "file": "n" })),
+        home("io".into()),
+        says("object-del", &json!({ "id": "io" })),
+        says("blockdev-del", &json!({ "node-name": "r" })),
+        says("object-del", &json!({ "id": "io" })),
+        says("blockdev-del", &json!({ "node-name": "n" })),
+        says("object-del", &json!({ "id": "io" })),
+        says("query-iothreads", &json!({})),
+        says("qom-get", &json!({ "path": "s", "property": "data" })),
+        says("qom-set", &json!({ "path": "s", "property": "data", "value": "x" })),
+    ];
+    let input =
+        format!("{}\n{}\n{}\n", r#"{"execute": "qmp_capabilities"}"#, commands.join("\n"), r#"{"execute": "quit"}"#);
+    let (lines, _) = talk(OURS, dir.path(), &SECRET, &input);
+    let answers: Vec<_> = lines[2..].iter().filter(|line| line.get("event").is_none()).collect();
+    let said = |at: usize| match answers[at]["error"]["desc"].as_str() {
+        Some(desc) => desc.to_owned(),
+        None => answers[at]["return"].to_string(),
+    };
+    assert_eq!(said(0), "Property 'poll-grow' with the value 3 is not supported");
+    for (at, property) in [(1, "poll-shrink"), (2, "aio-max-batch"), (3, "thread-pool-max")] {
+        assert!(said(at).starts_with(&format!("Property '{property}' with the value")), "{}", said(at));
+    }
+    assert_eq!(said(4), "{}");
+    let threads = answers[5]["return"].as_array().expect("a list");
+    assert_eq!((threads.len(), &threads[0]["id"], &threads[0]["poll-max-ns"]), (1, &"io".into(), &32768.into()));
+    assert!(threads[0]["thread-id"].as_u64().is_some_and(|number| number > 1), "{threads:?}");
+    let in_use = "object 'io' is in use, can not be deleted";
+    let expected = ["{}", "{}", "{}", in_use, "{}", in_use, "{}", "{}", "[]"];
+    for (at, expected) in (6..).zip(expected) {
+        assert_eq!(said(at), expected, "{}", commands[at]);
+    }
+    assert_eq!(said(15), "Property 'secret.data' is not told");
+    assert_eq!(said(16), "Property cannot be set after initialization");
+}

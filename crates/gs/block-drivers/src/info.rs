@@ -79,7 +79,6 @@ impl ImageTold {
     ///
     /// # Errors
     /// The node is gone, or what it says of itself cannot be read any more.
-    #[doc(alias = "bdrv_get_info")]
     pub async fn of(gs: &GlobalState, node: &NodeRef) -> GraphResult<Self> {
         let info = gs.node_info(node)?;
         let (disk_size, has_flags) = storage(gs, node).await?;

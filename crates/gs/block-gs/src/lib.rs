@@ -45,7 +45,7 @@ pub use event::{Event, EventSender, Events};
 pub use graph::NodeRef;
 pub use main_loop::{JoinHandle, MainHandle, MainLoop};
 pub use mutation::Ticket;
-pub use object::{ObjectError, ObjectInfo, ObjectText, ThrottleGroupRef};
+pub use object::{IoThreadInfo, IoThreadRef, ObjectError, ObjectInfo, ObjectText, PropertyInfo, ThrottleGroupRef};
 pub use open::{CommonOptions, OpenContext};
 pub use reopen::{LeftOut, PreparingReopen, Reopening};
 pub use root::RootRef;

@@ -72,13 +72,18 @@ const COMMANDS: &[Entry] = commands! {
     "job-resume" => jobs::resume,
     "object-add" => objects::add,
     "object-del" => objects::delete,
+    "qom-get" => objects::property,
+    "qom-list" => objects::list,
+    "qom-set" => objects::set_property,
     "query-block-exports" => queries::exports,
     "query-block-jobs" => jobs::query_block,
     "query-commands" => query_commands,
+    "query-iothreads" => objects::threads,
     "query-jobs" => jobs::query,
     "query-named-block-nodes" => queries::named_nodes,
     "query-version" => query_version,
     "quit" => quit,
+    "x-blockdev-set-iothread" => nodes::set_iothread,
     "x-debug-query-block-graph" => queries::graph,
 };
 
