@@ -138,7 +138,6 @@ fn named_nodes_are_told_alike() {
         says("object-add", &group),
         add(json!({ "driver": "throttle", "node-name": "thr", "throttle-group": "tg", "file": "base" })),
         add(json!({ "driver": "throttle", "node-name": "thr2", "throttle-group": "tg", "file": "thr" })),
-        add(json!({ "driver": "copy-before-write", "node-name": "cbw", "file": "plain", "target": null })),
         says("query-named-block-nodes", &json!({})),
         says("query-named-block-nodes", &json!({ "flat": true })),
         says("query-named-block-nodes", &json!({ "flat": 5 })),
@@ -276,7 +275,10 @@ fn objects_are_told_alike() {
     let commands = [
         thread("io0", json!({})),
         thread("io0", json!({})),
-        thread("io1", json!({ "poll-max-ns": 5, "poll-grow": 0, "poll-shrink": 0, "aio-max-batch": 0, "thread-pool-max": 64 })),
+        thread(
+            "io1",
+            json!({ "poll-max-ns": 5, "poll-grow": 0, "poll-shrink": 0, "aio-max-batch": 0, "thread-pool-max": 64 }),
+        ),
         thread("io2", json!({ "poll-max-ns": -1 })),
         thread("io2", json!({ "poll-max-ns": "x" })),
         thread("io2", json!({ "thread-pool-min": 9, "thread-pool-max": 8 })),

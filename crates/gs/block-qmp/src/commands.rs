@@ -8,6 +8,7 @@ mod queries;
 
 use crate::error::{ErrorClass, QmpError, QmpResult};
 use crate::monitor::Monitor;
+use crate::schema::Schema;
 use block_common::options::{Dict, Value};
 use block_common::{OptionReader, Options};
 use block_gs::GlobalState;
@@ -81,6 +82,7 @@ const COMMANDS: &[Entry] = commands! {
     "query-iothreads" => objects::threads,
     "query-jobs" => jobs::query,
     "query-named-block-nodes" => queries::named_nodes,
+    "query-qmp-schema" => query_schema,
     "query-version" => query_version,
     "quit" => quit,
     "x-blockdev-set-iothread" => nodes::set_iothread,
@@ -112,11 +114,19 @@ async fn query_version(call: Call) -> QmpResult {
     Ok(json!({ "qemu": { "micro": micro, "minor": minor, "major": major }, "package": options.package }))
 }
 
+/// The names of all commands; one of them is the session's own.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().map(|(name, _)| *name).chain(["qmp_capabilities"])
+}
+
 async fn query_commands(call: Call) -> QmpResult {
     call.finish()?;
-    let named = |name: &str| json!({ "name": name });
-    let all = COMMANDS.iter().map(|(name, _)| named(name)).chain([named("qmp_capabilities")]);
-    Ok(all.collect())
+    Ok(names().map(|name| json!({ "name": name })).collect())
+}
+
+async fn query_schema(call: Call) -> QmpResult {
+    call.finish()?;
+    Ok(Schema::read().to_json())
 }
 
 async fn quit(call: Call) -> QmpResult {

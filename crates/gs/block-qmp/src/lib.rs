@@ -14,6 +14,7 @@ mod session;
 
 mod commands;
 mod events;
+mod schema;
 
 mod server;
 

@@ -13,6 +13,9 @@ pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_cairn-storage-daemon");
 pub(crate) const THEIRS: &str = "qemu-storage-daemon";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a daemon may say before anybody listens: a schema, say.
+const OUT_BYTES: usize = 1 << 20;
+
 /// Whether there is anybody to compare with; `test` is skipped otherwise.
 pub(crate) fn has_theirs(test: &str) -> bool {
     let found = Command::new(THEIRS).arg("--version").output().is_ok();
@@ -33,6 +36,9 @@ pub(crate) fn talk(program: &str, dir: &Path, options: &[&str], input: &str) -> 
     let mut daemon = Command::new(program);
     daemon.current_dir(dir).args(["--chardev", "stdio,id=m", "--monitor", "m"]).args(options);
     let mut daemon = daemon.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect(program);
+    // Theirs ends without what is still in the way when it quits.
+    let out = daemon.stdout.as_ref().expect("a pipe");
+    rustix::pipe::fcntl_setpipe_size(out, OUT_BYTES).expect("a large pipe");
     // Both programs read on until they are told to quit.
     daemon.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("it reads");
     let output = in_time(daemon);
