@@ -8,6 +8,7 @@
 mod chardev;
 mod cli;
 mod daemon;
+mod human;
 
 use block_common::Options;
 use block_drivers::register_all;
@@ -19,6 +20,7 @@ use chardev::Chardevs;
 use cli::{Act, CommandLine};
 use daemon::{PidFile, Ready};
 use std::process::ExitCode;
+use std::rc::Rc;
 use tokio::sync::mpsc;
 
 /// The version of QEMU that the commands are those of.
@@ -54,6 +56,7 @@ fn run(line: CommandLine) -> Result<(), String> {
     let thread = IoThread::spawn(IoThreadOptions::named("monitor")).map_err(refused)?;
     let package = format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
     let monitor = Monitor::new(&gs, MonitorOptions { version: VERSION, package });
+    monitor.set_human(Rc::new(human::Human(gs.downgrade())));
     let mut signals = signals()?;
     let outcome = main.run(async {
         let mut chardevs = Chardevs::new(gs.clone(), thread.handle(), monitor.clone());

@@ -393,3 +393,53 @@ fn threads_in_use_stay_and_nothing_is_ignored() {
     assert_eq!(said(15), "Property 'secret.data' is not told");
     assert_eq!(said(16), "Property cannot be set after initialization");
 }
+
+/// Lines for people: what the I/O exerciser prints is the answer. qemu-storage-daemon has no such command; a system emulator prints the same, and answers with nothing.
+#[test]
+fn people_exercise_nodes() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let line = |line: &str| says("human-monitor-command", &json!({ "command-line": line }));
+    let help = |what: &str| format!("qemu-io: {what}\r\nTry \"help qemu-io\" for more information\r\n");
+    let cases: Vec<(String, String)> = [
+        (r#"qemu-io n "length""#, "1 MiB\r\n".to_owned()),
+        (r#"qemu-io n "read -q -P 0 0 4k""#, String::new()),
+        (r#"qemu-io n "write -q 0 4M""#, "write failed: Input/output error\r\n".to_owned()),
+        (r#"qemu-io n "aio_write -q 0 4k""#, String::new()),
+        ("qemu-io n bogus", "command \"bogus\" not found\r\n".to_owned()),
+        ("qemu-io n close", "command \"close\" not found\r\n".to_owned()),
+        ("qemu-io n abort", "command \"abort\" not found\r\n".to_owned()),
+        ("qemu-io n \"\"", String::new()),
+        ("qemu-io ro \"write 0 4k\"", "Block node is read-only\r\n".to_owned()),
+        ("qemu-io nope length", "Error: Cannot find device='' nor node-name='nope'\r\n".to_owned()),
+        ("qemu-io -d n length", "Error: Device 'n' not found\r\n".to_owned()),
+        ("qemu-io", help("block device name expected")),
+        ("qemu-io n", help("string expected")),
+        ("qemu-io n length foo", help("extraneous characters at the end of line")),
+        ("info block", "unknown command: 'info block'\r\n".to_owned()),
+        ("", String::new()),
+    ]
+    .into_iter()
+    .map(|(text, expected)| (line(text), expected))
+    .collect();
+    let nodes = [
+        add(json!({ "driver": "null-co", "node-name": "n", "size": 1 << 20, "read-zeroes": true })),
+        add(json!({ "driver": "null-co", "node-name": "ro", "read-only": true })),
+    ];
+    let shown = line(r#"qemu-io n "read -v 0 16""#);
+    let file = line(r#"qemu-io n "write -s /dev/zero 0 4k""#);
+    // Whoever used the node has gone by the time that it is answered.
+    let gone = says("blockdev-del", &json!({ "node-name": "n" }));
+    let commands = nodes.into_iter().chain(cases.iter().map(|(line, _)| line.clone())).chain([shown, file, gone]);
+    let commands: Vec<_> = commands.collect();
+    let input =
+        format!("{}\n{}\n{}\n", r#"{"execute": "qmp_capabilities"}"#, commands.join("\n"), r#"{"execute": "quit"}"#);
+    let (lines, _) = talk(OURS, dir.path(), &[], &input);
+    let answers = &lines[4..];
+    for ((line, expected), answer) in cases.iter().zip(answers) {
+        assert_eq!(answer["return"], *expected, "{line}: {answer}");
+    }
+    let shown = answers[cases.len()]["return"].as_str().expect("text");
+    assert!(shown.starts_with("00000000:  00 00") && shown.contains("\r\nread 16/16 bytes at offset 0\r\n"), "{shown}");
+    assert_eq!(answers[cases.len() + 1]["return"], "source files are not supported on a node of somebody else's\r\n");
+    assert_eq!(answers[cases.len() + 2], json!({ "return": {} }));
+}

@@ -1,6 +1,7 @@
 //! The commands by name, and what is common to them. Each takes its arguments, and everything it does is asked of the crates below.
 
 mod bitmaps;
+pub(crate) mod human;
 mod jobs;
 mod nodes;
 mod objects;
@@ -65,6 +66,7 @@ const COMMANDS: &[Entry] = commands! {
     "blockdev-add" => nodes::add,
     "blockdev-del" => nodes::delete,
     "blockdev-reopen" => nodes::reopen,
+    "human-monitor-command" => human::command,
     "job-cancel" => jobs::cancel,
     "job-complete" => jobs::complete,
     "job-dismiss" => jobs::dismiss,
