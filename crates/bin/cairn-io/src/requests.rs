@@ -61,6 +61,7 @@ impl Device {
     }
 
     /// A buffer that holds the content of the file at `path`, again and again.
+    #[allow(clippy::disallowed_methods, reason = "of the program's own sessions alone, which may block on files")]
     fn file_buffer(&self, path: &[u8], len: usize) -> Result<IoBuf, Failed> {
         let failed = |reason: &str| {
             self.out.complain([path, b": ", reason.as_bytes()].concat());

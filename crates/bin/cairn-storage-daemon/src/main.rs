@@ -51,7 +51,8 @@ fn run(line: CommandLine) -> Result<(), String> {
     };
     let refused = |error| format!("could not set up the block layer: {error}");
     let main = MainLoop::new().map_err(refused)?;
-    let gs = GlobalState::new(&main, GlobalOptions::default()).map_err(refused)?;
+    let gs =
+        GlobalState::new(&main, GlobalOptions { io_threads: true, ..GlobalOptions::default() }).map_err(refused)?;
     register_all(&gs);
     let thread = IoThread::spawn(IoThreadOptions::named("monitor")).map_err(refused)?;
     let package = format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
@@ -124,7 +125,7 @@ async fn carry_out(gs: &GlobalState, chardevs: &mut Chardevs, act: &Act) -> Resu
             let node = gs.open(options).await.map_err(report)?;
             gs.set_monitor_owned(&node, true);
         }
-        Act::Object(text) => match ObjectText::parse(text).map_err(report)? {
+        Act::Object(text) => match ObjectText::parse_with_threads(text).map_err(report)? {
             ObjectText::Help(help) => return Ok(Some(help)),
             ObjectText::Make(options) => gs.add_object(options).await.map_err(report)?,
         },

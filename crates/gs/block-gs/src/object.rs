@@ -249,13 +249,25 @@ impl ObjectText {
     /// # Errors
     /// As [`Options::parse_json`] and [`Options::parse_keyval`] say it, but for what could be a part of a secret; help for a type that is not built.
     pub fn parse(text: &str) -> GraphResult<Self> {
+        Self::parse_for(text, false)
+    }
+
+    /// The same where [`GlobalOptions::io_threads`](crate::GlobalOptions::io_threads) is set.
+    ///
+    /// # Errors
+    /// As [`ObjectText::parse`].
+    pub fn parse_with_threads(text: &str) -> GraphResult<Self> {
+        Self::parse_for(text, true)
+    }
+
+    fn parse_for(text: &str, io_threads: bool) -> GraphResult<Self> {
         if text.starts_with('{') {
             return Ok(Self::Make(Options::parse_json(text).map_err(without_text)?));
         }
         let parsed = Options::parse_keyval_or_help(text, Some(TYPE));
         let (options, asks) = parsed.map_err(|error| without_data(text, error))?;
         match asks {
-            true => Ok(Self::Help(help(options)?)),
+            true => Ok(Self::Help(help(options, io_threads)?)),
             false => Ok(Self::Make(options)),
         }
     }
@@ -299,14 +311,17 @@ fn without_data(text: &str, error: OptionsError) -> GraphError {
 }
 
 /// What there is to know of a type, or which types there are.
-fn help(options: Options) -> GraphResult<String> {
+fn help(options: Options, io_threads: bool) -> GraphResult<String> {
     let name = options.reader().take_str(TYPE)?;
     match name.map(|name| Kind::of(&name)) {
-        Some(Ok(Kind::IoThread)) => Ok(iothread::HELP.into()),
+        Some(Ok(Kind::IoThread)) if io_threads => Ok(iothread::HELP.into()),
         Some(Ok(Kind::Secret)) => Ok(secret::HELP.into()),
         Some(Ok(Kind::ThrottleGroup)) => Ok(throttle::HELP.into()),
         Some(Ok(Kind::NotBuilt(name))) => Err(not_built(name)),
-        _ => Ok("List of user creatable objects:\n  iothread\n  secret\n  throttle-group\n".into()),
+        _ => {
+            let thread = if io_threads { "  iothread\n" } else { "" };
+            Ok(format!("List of user creatable objects:\n{thread}  secret\n  throttle-group\n"))
+        }
     }
 }
 
@@ -383,14 +398,19 @@ impl Properties {
 }
 
 /// The objects of one block layer.
-#[derive(Default)]
 pub(crate) struct Objects {
+    /// Whether I/O threads may be among them.
+    io_threads: bool,
     all: RefCell<BTreeMap<String, Object>>,
     /// Throttle groups that are no objects.
     unowned: RefCell<Unowned>,
 }
 
 impl Objects {
+    pub(crate) fn new(io_threads: bool) -> Self {
+        Self { io_threads, all: RefCell::default(), unowned: RefCell::default() }
+    }
+
     fn check_new(&self, id: &str) -> GraphResult<()> {
         match self.all.borrow().contains_key(id) {
             true => Err(ObjectError::Duplicate(id.into()).into()),
@@ -423,7 +443,10 @@ impl GlobalState {
     /// cannot be read; a secret that cannot be decrypted.
     pub async fn add_object(&self, options: Options) -> GraphResult<()> {
         let mut reader = options.reader();
-        let kind = Kind::of(&reader.require_str(TYPE)?)?;
+        let kind = match Kind::of(&reader.require_str(TYPE)?)? {
+            Kind::IoThread if !self.0.objects.io_threads => Kind::ForMachines("iothread"),
+            kind => kind,
+        };
         let id = reader.require_str("id")?;
         let properties = Properties::read(kind, &mut reader)?;
         reader.finish()?;
