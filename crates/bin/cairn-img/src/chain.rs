@@ -2,12 +2,11 @@
 
 use crate::cli::Failure;
 use crate::image::Image;
-use crate::info::file_name;
 use block_backend::Backend;
 use block_common::FileName;
 use block_common::options::{Dict, Value};
 use block_copy::Padded;
-use block_drivers::Qcow2Control;
+use block_drivers::{Qcow2Control, file_name};
 use block_gs::{GlobalState, NodeRef};
 
 /// The longest chain that is followed.
@@ -74,7 +73,7 @@ fn below(
     let info = gs.node_info(node).map_err(Failure::message)?;
     let file = info.children.iter().find(|(edge, ..)| edge == "file").and_then(|(_, child, _)| child.as_deref());
     let own = match file.map(|file| gs.find_node(file)) {
-        Some(Ok(file)) => file_name(gs, &file)?,
+        Some(Ok(file)) => file_name(gs, &file).map_err(Failure::message)?,
         _ => String::new(),
     };
     let path = match own.rsplit_once('/') {

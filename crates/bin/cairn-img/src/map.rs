@@ -4,9 +4,10 @@ use crate::args::{OpenArgs, OutputArgs, OutputFormat, one_image};
 use crate::cli::{Command, Failure};
 use crate::image::on_io_thread;
 use crate::layer::BlockLayer;
-use crate::{info, number, print};
+use crate::{number, print};
 use block_common::{BlockStatus, IoResult, LENGTH_MAX, StatusExtent};
 use block_copy::Padded;
+use block_drivers::file_name;
 use block_gs::{GlobalState, NodeRef};
 use clap::Parser;
 use std::fmt::Write;
@@ -180,7 +181,7 @@ fn bottom_name(gs: &GlobalState, node: &NodeRef) -> Result<String, Failure> {
     };
     match below {
         Some(child) => bottom_name(gs, &gs.find_node(&child).map_err(Failure::message)?),
-        None => info::file_name(gs, node),
+        None => file_name(gs, node).map_err(Failure::message),
     }
 }
 

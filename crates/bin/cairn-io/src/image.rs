@@ -2,6 +2,7 @@
 //!
 //! Opening and guessing formats is `block-drivers`' work; here names and options are put together.
 
+use crate::command::Open;
 use crate::output::Output;
 use block_backend::{Backend, BackendError, BackendOptions};
 use block_backend_io::BackendSettings;
@@ -9,18 +10,18 @@ use block_common::options::{Dialect, DriverKind, Value, strip_protocol};
 use block_common::{CacheFlags, DiscardMode, FileName, Options, OptionsError, Perm, PermPair, QapiEnum};
 use block_drivers::{ImageOptions, driver_of_path, open_image, open_options, open_temporary};
 use block_gs::{GlobalState, GraphError, GraphResult, NodeRef};
-use cairn_io::command::Open;
 
 /// An image to be opened.
-pub(crate) struct Image {
+#[derive(Debug)]
+pub struct Image {
     /// Its name as the user wrote it. Messages say it.
-    pub(crate) name: Option<String>,
+    pub name: Option<String>,
     /// Its options.
-    pub(crate) options: Options,
+    pub options: Options,
     /// Its format.
-    pub(crate) format: Option<String>,
+    pub format: Option<String>,
     /// How to open it.
-    pub(crate) how: Open,
+    pub how: Open,
 }
 
 /// An open image.
@@ -33,8 +34,11 @@ pub(crate) struct File {
     pub(crate) copies: bool,
 }
 
-/// Texts that cannot be taken for names or options.
-pub(crate) fn text(bytes: &[u8]) -> Result<String, String> {
+/// Bytes as text, for names and options.
+///
+/// # Errors
+/// They are not UTF-8.
+pub fn text(bytes: &[u8]) -> Result<String, String> {
     String::from_utf8(bytes.into()).map_err(|error| {
         let shown = String::from_utf8_lossy(error.as_bytes()).into_owned();
         format!("'{shown}' is not valid UTF-8")
@@ -42,7 +46,10 @@ pub(crate) fn text(bytes: &[u8]) -> Result<String, String> {
 }
 
 /// Options from the texts of `-o` or `--image-opts`. Later ones win.
-pub(crate) fn parse_options(texts: &[Vec<u8>], out: &Output) -> Result<Options, String> {
+///
+/// # Errors
+/// They are none.
+pub fn parse_options(texts: &[Vec<u8>], out: &Output) -> Result<Options, String> {
     let mut all = Vec::new();
     for bytes in texts {
         let (options, short_forms) = Options::parse_image_opts(&text(bytes)?).map_err(|error| error.to_string())?;

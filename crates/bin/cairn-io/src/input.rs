@@ -2,8 +2,8 @@
 //!
 //! A thread of its own waits for lines, so that requests go on and report while nobody types.
 
-use crate::output::Output;
 use cairn_io::catalogue::COMMANDS;
+use cairn_io::output::Output;
 use rustyline::completion::Completer;
 use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;

@@ -8,24 +8,19 @@
     reason = "a program without I/O threads of its own: it may block on files and threads"
 )]
 
-mod image;
-mod requests;
-mod session;
-
 mod input;
-mod output;
 mod trace;
 
 use block_common::Options;
 use block_common::options::Dialect;
 use block_drivers::register_all;
 use block_gs::{GlobalOptions, GlobalState, MainLoop, ObjectText};
+use cairn_io::image::{Image, parse_options, text};
+use cairn_io::output::Output;
 use cairn_io::program::{BadLine, Program, Work, parse, usage};
-use image::{Image, parse_options, text};
+use cairn_io::session::{Next, Session};
+use cairn_io::{Failed, Outcome};
 use input::Input;
-use output::Output;
-use requests::{Failed, Outcome};
-use session::{Next, Session};
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
 

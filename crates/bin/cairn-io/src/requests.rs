@@ -3,11 +3,11 @@
 //! The same code serves commands that wait and those that do not; it holds the device's half of a backend and nothing
 //! of the graph.
 
+use crate::command::{Pattern, Read, Report, Source, Write};
 use crate::output::Output;
+use crate::report;
 use block_backend_io::BackendIo;
 use block_common::{AlignedBuf, Errno, IoBuf, IoError, IoResult, RequestFlags};
-use cairn_io::command::{Pattern, Read, Report, Source, Write};
-use cairn_io::report;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read as _;
@@ -31,9 +31,11 @@ pub(crate) struct Device {
 }
 
 /// A command failed, and the user knows.
-pub(crate) struct Failed;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed;
 
-pub(crate) type Outcome = Result<(), Failed>;
+/// What carrying out a command comes to.
+pub type Outcome = Result<(), Failed>;
 
 impl Device {
     /// A buffer that holds `byte` all over.
@@ -59,6 +61,7 @@ impl Device {
     }
 
     /// A buffer that holds the content of the file at `path`, again and again.
+    #[allow(clippy::disallowed_methods, reason = "of the program's own sessions alone, which may block on files")]
     fn file_buffer(&self, path: &[u8], len: usize) -> Result<IoBuf, Failed> {
         let failed = |reason: &str| {
             self.out.complain([path, b": ", reason.as_bytes()].concat());

@@ -1,29 +1,37 @@
 //! A session: the image that is open, the requests that are under way, and what each command does with them.
 
+use crate::catalogue::{COMMANDS, Entry, Needs, find};
+use crate::command::{Command, Open, Reopen, Source, Write};
 use crate::image::{File, Image, parse_options, text};
+use crate::number::{IMAGE_BYTES_MAX, amount};
 use crate::output::Output;
+use crate::parse::{parse, split};
 use crate::requests::{Device, Failed, Outcome};
+use block_backend::{Backend, BackendError, BackendOptions};
+use block_backend_io::BackendSettings;
 use block_common::options::{Dialect, DriverKind};
-use block_common::{DebugEvent, IoError, IoResult, Options, OptionsError, Perm, PermPair, Preallocation, QapiEnum};
+use block_common::{
+    CacheFlags, DebugEvent, IoError, IoResult, Options, OptionsError, Perm, PermPair, Preallocation, QapiEnum,
+};
 use block_drivers::{
     BlkdebugControl, LuksHeader, LuksImage, Qcow2Control, Stop, qcow2_specific, refuse_length, resize_failure,
 };
 use block_gs::{GlobalState, LeftOut, NodeRef};
 use block_io::Root;
-use cairn_io::catalogue::{COMMANDS, Entry, Needs, find};
-use cairn_io::command::{Command, Open, Reopen};
-use cairn_io::number::{IMAGE_BYTES_MAX, amount};
-use cairn_io::parse::{parse, split};
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::PoisonError;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+/// What a session has no command for on a node that somebody else has opened.
+const HOSTS_OWN: [&str; 6] = ["abort", "close", "open", "quit", "reopen", "sigraise"];
+
 /// What becomes of the session after a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
+pub enum Next {
     /// The next command, please.
     Go,
     /// That was the last one.
@@ -31,12 +39,20 @@ pub(crate) enum Next {
 }
 
 /// Everything that commands work on.
-pub(crate) struct Session {
+pub struct Session {
     gs: GlobalState,
     out: Output,
     misalign: bool,
+    /// The image is somebody else's: it is neither opened nor closed by commands, and the process is not ours to end.
+    is_guest: bool,
     file: Option<File>,
     under_way: Rc<UnderWay>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session({} requests under way)", self.under_way.count.get())
+    }
 }
 
 /// Requests that nobody waits for right now.
@@ -92,12 +108,38 @@ async fn let_others_run() {
 }
 
 impl Session {
-    pub(crate) fn new(gs: GlobalState, out: Output, misalign: bool) -> Self {
-        Self { gs, out, misalign, file: None, under_way: Rc::default() }
+    /// A session without an image. Buffers `misalign`: they begin where no driver likes it.
+    pub fn new(gs: GlobalState, out: Output, misalign: bool) -> Self {
+        Self { gs, out, misalign, is_guest: false, file: None, under_way: Rc::default() }
+    }
+
+    /// A session on `node`, which somebody else has opened. It takes the permissions that commands need, as they need them.
+    ///
+    /// # Errors
+    /// The node's users are in the way.
+    pub async fn on_node(gs: &GlobalState, out: Output, node: &NodeRef) -> Result<Self, BackendError> {
+        let options = BackendOptions {
+            name: String::new(),
+            perm: PermPair::new(Perm::empty(), Perm::all()),
+            home: gs.node_home(node),
+            settings: BackendSettings::default(),
+        };
+        let backend = Backend::new(gs, options)?;
+        backend.insert(node).await?;
+        let file = File { backend, cache: CacheFlags::default(), copies: false };
+        Ok(Self { is_guest: true, file: Some(file), ..Self::new(gs.clone(), out, false) })
+    }
+
+    /// Wait for what is under way.
+    pub async fn finish(&self) {
+        self.under_way.none().await;
     }
 
     /// Open the image that later commands are for.
-    pub(crate) async fn open(&mut self, image: Image) -> Outcome {
+    ///
+    /// # Errors
+    /// It cannot be opened; the user knows why.
+    pub async fn open(&mut self, image: Image) -> Outcome {
         match image.open(&self.gs, &self.out).await {
             Ok(file) => {
                 self.file = Some(file);
@@ -108,7 +150,10 @@ impl Session {
     }
 
     /// Wait for what is under way, and close the image, if one is open.
-    pub(crate) async fn close(&mut self) -> Outcome {
+    ///
+    /// # Errors
+    /// It cannot be closed well; the user knows why.
+    pub async fn close(&mut self) -> Outcome {
         self.under_way.none().await;
         let Some(file) = self.file.take() else { return Ok(()) };
         let closed = match file.backend.close().await {
@@ -119,10 +164,13 @@ impl Session {
     }
 
     /// Carry out the command in `line`.
-    pub(crate) async fn run(&mut self, line: &[u8]) -> Result<Next, Failed> {
+    ///
+    /// # Errors
+    /// It failed; the user knows why.
+    pub async fn run(&mut self, line: &[u8]) -> Result<Next, Failed> {
         let words = split(line);
         let Some(called) = words.first() else { return Ok(Next::Go) };
-        let Some(entry) = find(called) else {
+        let Some(entry) = find(called).filter(|entry| !self.is_guest || !HOSTS_OWN.contains(&entry.word)) else {
             self.out.complain([b"command \"", *called, b"\" not found"].concat());
             return Err(Failed);
         };
@@ -182,6 +230,14 @@ impl Session {
 
     async fn carry_out(&mut self, command: Command) -> Outcome {
         match command {
+            Command::Write(Write { source: Source::File(_), .. })
+            | Command::Writev(Write { source: Source::File(_), .. })
+            | Command::AioWrite(Write { source: Source::File(_), .. })
+                if self.is_guest =>
+            {
+                // Reading one may wait for longer than the loop that serves all others can.
+                self.fail("source files are not supported on a node of somebody else's")
+            }
             Command::Abort => std::process::abort(),
             Command::AioFlush => {
                 self.under_way.none().await;
@@ -285,7 +341,8 @@ impl Session {
 
     fn help(&self, name: Option<&[u8]>) -> Outcome {
         let Some(name) = name else {
-            COMMANDS.iter().for_each(|entry| self.out.print(entry.usage()));
+            let known = COMMANDS.iter().filter(|entry| !self.is_guest || !HOSTS_OWN.contains(&entry.word));
+            known.for_each(|entry| self.out.print(entry.usage()));
             self.out.print("\nUse 'help commandname' for extended help.\n");
             return Ok(());
         };
@@ -527,7 +584,7 @@ impl Session {
     fn set_breakpoint(&self, event: &[u8], tag: &[u8]) -> Outcome {
         let what = "Could not set breakpoint";
         let event = std::str::from_utf8(event).ok().and_then(DebugEvent::from_name);
-        let told = self.out.told();
+        let (told, is_guest) = (self.out.told(), self.is_guest);
         let report = move |stop: Stop<'_>| {
             let (doing, tag) = match stop {
                 Stop::Suspended(tag) => ("Suspended", tag),
@@ -538,7 +595,10 @@ impl Session {
         };
         self.breakpoint(what, |control| {
             let Some(event) = event else { return false };
-            control.report_to(report);
+            // A guest is gone before anything stops there.
+            if !is_guest {
+                control.report_to(report);
+            }
             control.set_breakpoint(event, tag);
             true
         })

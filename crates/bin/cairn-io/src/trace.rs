@@ -1,8 +1,8 @@
 //! `-T`: which of the library's events are logged, and where. Without the option only what drivers tell whoever uses the tool is printed,
 //! and nothing else costs anything.
 
-use crate::output::Output;
 use block_drivers::{TOLD, print_told};
+use cairn_io::output::Output;
 use std::fs::File;
 use std::sync::Mutex;
 use tracing_subscriber::EnvFilter;

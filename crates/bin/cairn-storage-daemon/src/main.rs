@@ -8,6 +8,7 @@
 mod chardev;
 mod cli;
 mod daemon;
+mod human;
 
 use block_backend::FrontEnd;
 use block_common::Options;
@@ -20,6 +21,7 @@ use chardev::Chardevs;
 use cli::{Act, CommandLine};
 use daemon::{PidFile, Ready};
 use std::process::ExitCode;
+use std::rc::Rc;
 use tokio::sync::mpsc;
 
 /// The version of QEMU that the commands are those of.
@@ -50,11 +52,13 @@ fn run(line: CommandLine) -> Result<(), String> {
     };
     let refused = |error| format!("could not set up the block layer: {error}");
     let main = MainLoop::new().map_err(refused)?;
-    let gs = GlobalState::new(&main, GlobalOptions::default()).map_err(refused)?;
+    let gs =
+        GlobalState::new(&main, GlobalOptions { io_threads: true, ..GlobalOptions::default() }).map_err(refused)?;
     register_all(&gs);
     let thread = IoThread::spawn(IoThreadOptions::named("monitor")).map_err(refused)?;
     let package = format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
     let monitor = Monitor::new(&gs, MonitorOptions { version: VERSION, package });
+    monitor.set_human(Rc::new(human::Human(gs.downgrade())));
     let mut signals = signals()?;
     let outcome = main.run(async {
         let mut chardevs = Chardevs::new(gs.clone(), thread.handle(), monitor.clone());
@@ -123,7 +127,7 @@ async fn carry_out(gs: &GlobalState, chardevs: &mut Chardevs, act: &Act) -> Resu
             let node = gs.open(options).await.map_err(report)?;
             gs.set_monitor_owned(&node, true);
         }
-        Act::Object(text) => match ObjectText::parse(text).map_err(report)? {
+        Act::Object(text) => match ObjectText::parse_with_threads(text).map_err(report)? {
             ObjectText::Help(help) => return Ok(Some(help)),
             ObjectText::Make(options) => gs.add_object(options).await.map_err(report)?,
         },

@@ -7,56 +7,15 @@
     reason = "tests start programs, talk to them, and look at files"
 )]
 
-use block_testkit::bed::skipped;
+mod beside;
+
+use beside::{OURS, PATIENCE, THEIRS, has_theirs, image, in_time, talk};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-
-const OURS: &str = env!("CARGO_BIN_EXE_cairn-storage-daemon");
-const THEIRS: &str = "qemu-storage-daemon";
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn has_theirs(test: &str) -> bool {
-    let found = Command::new(THEIRS).arg("--version").output().is_ok();
-    if !found {
-        skipped(test, "qemu-storage-daemon is not installed");
-    }
-    found
-}
-
-fn image(dir: &Path, args: &str) {
-    let output = Command::new("qemu-img").current_dir(dir).args(args.split(' ')).output().expect("qemu-img");
-    assert!(output.status.success(), "{args}: {output:?}");
-}
-
-/// What a daemon says to `input` on its standard input, line by line; it ends by itself.
-fn talk(program: &str, dir: &Path, options: &[&str], input: &str) -> (Vec<Value>, Output) {
-    let mut daemon = Command::new(program);
-    daemon.current_dir(dir).args(["--chardev", "stdio,id=m", "--monitor", "m"]).args(options);
-    let mut daemon = daemon.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect(program);
-    // Both programs read on until they are told to quit.
-    daemon.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("it reads");
-    let output = in_time(daemon);
-    let lines = String::from_utf8(output.stdout.clone()).expect("text");
-    let lines = lines.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")));
-    (lines.collect(), output)
-}
-
-/// The end of a program that is about to end.
-fn in_time(mut program: Child) -> Output {
-    let end = Instant::now() + PATIENCE;
-    while program.try_wait().expect("a child").is_none() {
-        if Instant::now() > end {
-            program.kill().expect("a child");
-            panic!("the daemon hangs: {:?}", program.wait_with_output());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    program.wait_with_output().expect("a child")
-}
 
 /// Without what is never the same.
 fn comparable(mut value: Value) -> Value {

@@ -88,7 +88,7 @@ impl LuksHeader {
             return Ok(None);
         }
         let read = |req| async move { control.read_crypto(&req, 0, Header1::LEN).await };
-        let bytes = gs.run_drained(node, "Could not read the LUKS header", read).await?;
+        let bytes = gs.run_beside(node, "Could not read the LUKS header", read).await?;
         Self::parse_luks1(&bytes).map(Some).map_err(refused)
     }
 

@@ -25,6 +25,7 @@ mod told;
 
 mod create;
 mod image;
+mod info;
 mod snapshots;
 
 pub use blkdebug::BlkdebugType;
@@ -47,6 +48,7 @@ pub use crypt::told::qcow2_specific;
 pub use crypt::{LuksHeader, SlotInfo, VolumeInfo};
 pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options, open_temporary};
+pub use info::{ImageTold, Structure, file_name, full_backing_name, json_of};
 pub use luks::{LuksImage, LuksType, change_slots};
 pub use null::NullType;
 pub use preallocate::PreallocateType;

@@ -63,6 +63,20 @@ impl GlobalState {
         answer.ok_or_else(|| GraphError::NotFound(node.name().into()))?.map_err(GraphError::io(what.to_owned()))
     }
 
+    /// Run `work` on an I/O thread with a token on `node`, beside whatever is in flight on it: for looking, which waits for nobody.
+    ///
+    /// # Errors
+    /// As [`GlobalState::run_drained`].
+    pub async fn run_beside<T: Send + 'static, F: Future<Output = IoResult<T>> + Send + 'static>(
+        &self,
+        node: &NodeRef,
+        what: &str,
+        work: impl FnOnce(Req) -> F,
+    ) -> GraphResult<T> {
+        let answer = self.on_node(node.id(), work).await;
+        answer.ok_or_else(|| GraphError::NotFound(node.name().into()))?.map_err(GraphError::io(what.to_owned()))
+    }
+
     /// Flush every node that can be written, parents before children. All of them are flushed, whatever becomes of one.
     ///
     /// # Errors

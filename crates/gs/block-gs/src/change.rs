@@ -2,11 +2,12 @@
 
 use crate::drain::DrainGuard;
 use crate::error::{GraphError, GraphResult};
-use crate::graph::{Graph, Id, NodeRef, ParentEnd, frozen};
+use crate::graph::{Graph, GsRoot, Id, NodeRef, ParentEnd, frozen};
+use crate::open::CommonOptions;
 use crate::perm::{Change, Plan, describe};
 use crate::state::GlobalState;
 use block_common::options::Dict;
-use block_common::{ChildRole, PermPair};
+use block_common::{ChildRole, ParentKind, PermPair};
 use block_io::{GateState, WriteObserver};
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +24,8 @@ pub struct NodeInfo {
     pub length: u64,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// The options that every node has.
+    pub common: CommonOptions,
     /// Its gate's state.
     pub state: GateState,
     /// Its edges: name, child, permissions.
@@ -33,6 +36,19 @@ pub struct NodeInfo {
     pub options: Dict,
     /// Whether the monitor holds a reference.
     pub monitor_owned: bool,
+}
+
+/// What can be seen of a root: who uses a node from outside.
+#[derive(Clone, Debug)]
+pub struct RootInfo {
+    /// Its name; there may be none, and several with the same.
+    pub name: String,
+    /// Who uses it.
+    pub kind: ParentKind,
+    /// The node that it leads to.
+    pub child: Option<String>,
+    /// What it needs and shares.
+    pub perm: PermPair,
 }
 
 /// Which users a replacement moved. Dropping it lets the replacement stand.
@@ -164,6 +180,14 @@ impl GlobalState {
         Ok(primary.and_then(|edge| edge.child.clone()))
     }
 
+    /// What `node` filters, if it is a filter that leads somewhere.
+    ///
+    /// # Errors
+    /// [`GraphError::NotFound`] when the node is gone.
+    pub fn filtered_child(&self, node: &NodeRef) -> GraphResult<Option<NodeRef>> {
+        Ok(self.0.graph.borrow().node(node)?.filtered().cloned())
+    }
+
     /// `node`, or the first node below it that is no filter. A filter that leads nowhere is itself the last one.
     #[doc(alias = "bdrv_skip_filters")]
     pub fn skip_filters(&self, node: &NodeRef) -> NodeRef {
@@ -249,6 +273,19 @@ impl GlobalState {
         graph.nodes.keys().filter_map(|id| graph.info(*id)).collect()
     }
 
+    /// The roots, in the order of their making, but for those that stand for nodes which are being opened.
+    pub fn roots(&self) -> Vec<RootInfo> {
+        let graph = self.0.graph.borrow();
+        let seen = graph.roots.values().filter(|root| root.is_alive() && root.edge.is_none());
+        let told = |root: &GsRoot| RootInfo {
+            name: root.name.clone(),
+            kind: root.kind,
+            child: root.child.as_ref().map(|child| child.name().to_owned()),
+            perm: root.perm,
+        };
+        seen.map(told).collect()
+    }
+
     /// What can be seen of one node.
     ///
     /// # Errors
@@ -268,6 +305,7 @@ impl Graph {
             driver: node.driver.name(),
             length: io.length(),
             read_only: node.read_only,
+            common: node.common,
             state: io.state(),
             children: node
                 .edges

@@ -26,6 +26,9 @@ pub enum GraphError {
     /// Something is wrong with the options.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// A backend uses the node itself.
+    #[error("Node {0} is associated with a BlockBackend and could be in use (use force=true to override this check)")]
+    HasBackend(String),
     /// A known option or feature that this build does not have.
     #[error("{0} is not supported")]
     NotBuilt(String),

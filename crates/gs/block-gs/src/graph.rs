@@ -6,6 +6,7 @@
 use crate::bitmap::BitmapRef;
 use crate::driver::{DriverType, EngineControl};
 use crate::error::{GraphError, GraphResult};
+use crate::object::IoThreadRef;
 use crate::open::CommonOptions;
 use crate::perm::{Change, Plan};
 use crate::threshold::Threshold;
@@ -74,6 +75,8 @@ pub(crate) struct GsNode {
     /// In the order of their making.
     pub(crate) bitmaps: Vec<BitmapRef>,
     pub(crate) threshold: Option<Arc<Threshold>>,
+    /// Where those who use it have their slow requests served, if that was said.
+    pub(crate) home: Option<IoThreadRef>,
     /// The monitor's own reference, for nodes that were added by name.
     pub(crate) monitor: Option<NodeRef>,
     /// The reaper is at it: it stays quiesced.
@@ -108,6 +111,8 @@ pub(crate) struct GsRoot {
     pub(crate) edge: Option<ChildName>,
     /// The reaper is at it: it stays quiesced.
     pub(crate) closing: bool,
+    /// The object that its home is, if it is one: it stays as long.
+    pub(crate) thread: Option<IoThreadRef>,
     /// Held by its [`RootRef`](crate::RootRef).
     pub(crate) holder: Weak<()>,
 }
@@ -264,6 +269,7 @@ impl NewNode {
             options,
             bitmaps,
             threshold: None,
+            home: None,
             monitor: None,
             closing: false,
             depth: 1,

@@ -1,11 +1,16 @@
-//! Objects that users make by name beside the graph, as `--object` and `object-add` do: secrets and throttle groups.
+//! Objects that users make by name beside the graph, as `--object` and `object-add` do: secrets, throttle groups and I/O threads.
 //!
 //! This file has the registry and what is common to all types; what a type's properties mean is a module of its own below this one. What
 //! a property holds is in no error, no list and no `Debug` output.
 
+mod iothread;
 mod secret;
 mod throttle;
 
+mod properties;
+
+pub use iothread::{IoThreadInfo, IoThreadRef};
+pub use properties::PropertyInfo;
 pub use throttle::ThrottleGroupRef;
 
 use crate::error::{GraphError, GraphResult};
@@ -14,6 +19,7 @@ use block_common::options::JsonErrorKind;
 use block_common::{OptionReader, Options, OptionsError, is_wellformed_id};
 use block_crypt::{CbcError, Secret};
 use block_throttle::{LimitsError, ThrottleGroup};
+use iothread::{IoThreadObject, IoThreadProperties};
 use secret::SecretProperties;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -38,7 +44,7 @@ const NOT_BUILT: [&str; 10] = [
 ];
 
 /// Types that QEMU has for machines, and its tools have not.
-const FOR_MACHINES: [&str; 37] = [
+const FOR_MACHINES: [&str; 36] = [
     "acpi-generic-initiator",
     "acpi-generic-port",
     "authz-pam",
@@ -59,7 +65,6 @@ const FOR_MACHINES: [&str; 37] = [
     "input-barrier",
     "input-linux",
     "iommufd",
-    "iothread",
     "memory-backend-epc",
     "memory-backend-file",
     "memory-backend-memfd",
@@ -103,6 +108,48 @@ pub enum ObjectError {
     /// Somebody needs it.
     #[error("object '{0}' is in use, can not be deleted")]
     InUse(String),
+    /// There is no I/O thread of this id.
+    #[error("Cannot find iothread {0}")]
+    NoIoThread(String),
+    /// A property of an I/O thread is below zero.
+    #[error("{0} value must be in range [0, {max}]", max = i64::MAX)]
+    NotInRange(String),
+    /// A pool without room for the threads that it is to have.
+    #[error("bad thread-pool-min/thread-pool-max values")]
+    ThreadPool,
+    /// There is nothing at this path.
+    #[error("Device '{0}' not found")]
+    NoPath(String),
+    /// There is much at this path.
+    #[error("Path '{0}' is ambiguous")]
+    AmbiguousPath(String),
+    /// An object has no such property.
+    #[error("Property '{of}.{property}' not found")]
+    NoProperty {
+        /// The object's type.
+        of: &'static str,
+        /// The property.
+        property: String,
+    },
+    /// A property that is only read.
+    #[error("Property '{of}.{property}' is not writable")]
+    NotWritable {
+        /// The object's type.
+        of: &'static str,
+        /// The property.
+        property: String,
+    },
+    /// A property that is set when an object is made, and not later.
+    #[error("Property cannot be set after initialization")]
+    Initialized,
+    /// A property that may be a secret.
+    #[error("Property '{of}.{property}' is not told")]
+    Untold {
+        /// The object's type.
+        of: &'static str,
+        /// The property.
+        property: String,
+    },
     /// There is no throttle group of this name.
     #[error("Throttle group '{0}' does not exist")]
     NoThrottleGroup(String),
@@ -202,13 +249,25 @@ impl ObjectText {
     /// # Errors
     /// As [`Options::parse_json`] and [`Options::parse_keyval`] say it, but for what could be a part of a secret; help for a type that is not built.
     pub fn parse(text: &str) -> GraphResult<Self> {
+        Self::parse_for(text, false)
+    }
+
+    /// The same where [`GlobalOptions::io_threads`](crate::GlobalOptions::io_threads) is set.
+    ///
+    /// # Errors
+    /// As [`ObjectText::parse`].
+    pub fn parse_with_threads(text: &str) -> GraphResult<Self> {
+        Self::parse_for(text, true)
+    }
+
+    fn parse_for(text: &str, io_threads: bool) -> GraphResult<Self> {
         if text.starts_with('{') {
             return Ok(Self::Make(Options::parse_json(text).map_err(without_text)?));
         }
         let parsed = Options::parse_keyval_or_help(text, Some(TYPE));
         let (options, asks) = parsed.map_err(|error| without_data(text, error))?;
         match asks {
-            true => Ok(Self::Help(help(options)?)),
+            true => Ok(Self::Help(help(options, io_threads)?)),
             false => Ok(Self::Make(options)),
         }
     }
@@ -252,13 +311,17 @@ fn without_data(text: &str, error: OptionsError) -> GraphError {
 }
 
 /// What there is to know of a type, or which types there are.
-fn help(options: Options) -> GraphResult<String> {
+fn help(options: Options, io_threads: bool) -> GraphResult<String> {
     let name = options.reader().take_str(TYPE)?;
     match name.map(|name| Kind::of(&name)) {
+        Some(Ok(Kind::IoThread)) if io_threads => Ok(iothread::HELP.into()),
         Some(Ok(Kind::Secret)) => Ok(secret::HELP.into()),
         Some(Ok(Kind::ThrottleGroup)) => Ok(throttle::HELP.into()),
         Some(Ok(Kind::NotBuilt(name))) => Err(not_built(name)),
-        _ => Ok("List of user creatable objects:\n  secret\n  throttle-group\n".into()),
+        _ => {
+            let thread = if io_threads { "  iothread\n" } else { "" };
+            Ok(format!("List of user creatable objects:\n{thread}  secret\n  throttle-group\n"))
+        }
     }
 }
 
@@ -268,6 +331,7 @@ fn not_built(name: &str) -> GraphError {
 
 /// A type's name that somebody knows.
 enum Kind {
+    IoThread,
     Secret,
     ThrottleGroup,
     NotBuilt(&'static str),
@@ -280,6 +344,7 @@ impl Kind {
         match (among(&NOT_BUILT), among(&FOR_MACHINES)) {
             (Some(name), _) => Ok(Self::NotBuilt(name)),
             (_, Some(name)) => Ok(Self::ForMachines(name)),
+            _ if name == "iothread" => Ok(Self::IoThread),
             _ if name == "secret" => Ok(Self::Secret),
             _ if name == "throttle-group" => Ok(Self::ThrottleGroup),
             _ => Err(OptionsError::BadValue { key: TYPE.into(), value: name.chars().take(100).collect() }.into()),
@@ -289,6 +354,7 @@ impl Kind {
 
 /// An object, whatever it is.
 enum Object {
+    IoThread(IoThreadObject),
     Secret(Secret),
     ThrottleGroup(GroupObject),
 }
@@ -296,6 +362,7 @@ enum Object {
 impl Object {
     fn qom_type(&self) -> &'static str {
         match self {
+            Self::IoThread(_) => "iothread",
             Self::Secret(_) => "secret",
             Self::ThrottleGroup(_) => "throttle-group",
         }
@@ -303,6 +370,7 @@ impl Object {
 
     fn is_in_use(&self) -> bool {
         match self {
+            Self::IoThread(thread) => thread.is_in_use(),
             Self::Secret(_) => false,
             Self::ThrottleGroup(group) => group.is_in_use(),
         }
@@ -311,6 +379,7 @@ impl Object {
 
 /// An object's properties, which make sense by themselves.
 enum Properties {
+    IoThread(IoThreadProperties),
     Secret(SecretProperties),
     ThrottleGroup(ThrottleProperties),
 }
@@ -319,6 +388,7 @@ impl Properties {
     /// Take them out of `options`.
     fn read(kind: Kind, options: &mut OptionReader) -> GraphResult<Self> {
         match kind {
+            Kind::IoThread => Ok(Self::IoThread(IoThreadProperties::read(options)?)),
             Kind::Secret => Ok(Self::Secret(SecretProperties::read(options)?)),
             Kind::ThrottleGroup => Ok(Self::ThrottleGroup(ThrottleProperties::read(options)?)),
             Kind::NotBuilt(name) => Err(not_built(name)),
@@ -328,14 +398,19 @@ impl Properties {
 }
 
 /// The objects of one block layer.
-#[derive(Default)]
 pub(crate) struct Objects {
+    /// Whether I/O threads may be among them.
+    io_threads: bool,
     all: RefCell<BTreeMap<String, Object>>,
     /// Throttle groups that are no objects.
     unowned: RefCell<Unowned>,
 }
 
 impl Objects {
+    pub(crate) fn new(io_threads: bool) -> Self {
+        Self { io_threads, all: RefCell::default(), unowned: RefCell::default() }
+    }
+
     fn check_new(&self, id: &str) -> GraphResult<()> {
         match self.all.borrow().contains_key(id) {
             true => Err(ObjectError::Duplicate(id.into()).into()),
@@ -354,6 +429,8 @@ impl GlobalState {
     ///
     /// | type | property | |
     /// | --- | --- | --- |
+    /// | `iothread` | `poll-max-ns` | how long it looks for completions before it sleeps, at most |
+    /// | | `poll-grow`, `poll-shrink`, `aio-max-batch`, `thread-pool-min`, `thread-pool-max` | what they are without being said; all else would be without effect, and is refused |
     /// | `secret` | `data`, `file` | the content, or where it is; one of them, 8 MiB at most |
     /// | | `format` | `raw` (as it is) or `base64` |
     /// | | `keyid` | the secret of 32 bytes that this one is encrypted with: AES-256-CBC with PKCS#7 padding |
@@ -366,7 +443,10 @@ impl GlobalState {
     /// cannot be read; a secret that cannot be decrypted.
     pub async fn add_object(&self, options: Options) -> GraphResult<()> {
         let mut reader = options.reader();
-        let kind = Kind::of(&reader.require_str(TYPE)?)?;
+        let kind = match Kind::of(&reader.require_str(TYPE)?)? {
+            Kind::IoThread if !self.0.objects.io_threads => Kind::ForMachines("iothread"),
+            kind => kind,
+        };
         let id = reader.require_str("id")?;
         let properties = Properties::read(kind, &mut reader)?;
         reader.finish()?;
@@ -374,6 +454,10 @@ impl GlobalState {
             return Err(ObjectError::BadId.into());
         }
         let object = match properties {
+            Properties::IoThread(properties) => {
+                self.0.objects.check_new(&id)?;
+                Object::IoThread(IoThreadObject::start(&id, properties).await?)
+            }
             Properties::Secret(properties) => {
                 self.0.objects.check_new(&id)?;
                 Object::Secret(properties.load(self, &id).await?)
@@ -394,7 +478,7 @@ impl GlobalState {
     /// Remove an object. Who has taken a secret from it keeps that.
     ///
     /// # Errors
-    /// [`ObjectError::NotFound`]; [`ObjectError::InUse`] for a throttle group that somebody uses.
+    /// [`ObjectError::NotFound`]; [`ObjectError::InUse`] for a throttle group or a thread that somebody uses.
     pub fn remove_object(&self, id: &str) -> GraphResult<()> {
         let removed = {
             let mut all = self.0.objects.all.borrow_mut();

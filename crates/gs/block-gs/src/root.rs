@@ -49,6 +49,7 @@ impl GlobalState {
         let control = RootControl::new(name, home, perm, None);
         let io = control.root();
         let holder = Rc::downgrade(&alive);
+        let thread = self.thread_of(home);
         let root = GsRoot {
             name: name.into(),
             label: String::new(),
@@ -58,6 +59,7 @@ impl GlobalState {
             perm,
             edge: None,
             closing: false,
+            thread,
             holder,
         };
         let mut graph = self.0.graph.borrow_mut();
@@ -207,10 +209,12 @@ impl GlobalState {
     #[doc(alias = "blk_set_aio_context")]
     pub async fn set_root_home(&self, root: &RootRef, home: &IoThreadHandle) {
         let guard = self.begin(DrainTarget::Root(root.id)).await;
-        if let Some(root) = self.0.graph.borrow().roots.get(&root.id) {
+        let thread = self.thread_of(home);
+        let before = self.0.graph.borrow_mut().roots.get_mut(&root.id).and_then(|root| {
             root.control.set_home(home);
-        }
-        drop(guard);
+            std::mem::replace(&mut root.thread, thread)
+        });
+        drop((before, guard));
     }
 
     /// Hold back requests of `root` alone, and wait until those in flight are over.

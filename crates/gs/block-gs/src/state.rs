@@ -27,11 +27,13 @@ pub struct GlobalOptions {
     pub main_io: IoThreadOptions,
     /// The most threads for system calls that sleep.
     pub pool_threads_max: usize,
+    /// Whether users may make I/O threads by name: a daemon's may, those of a tool that works through an image and ends may not.
+    pub io_threads: bool,
 }
 
 impl Default for GlobalOptions {
     fn default() -> Self {
-        Self { main_io: IoThreadOptions::named("cairn-io"), pool_threads_max: 64 }
+        Self { main_io: IoThreadOptions::named("cairn-io"), pool_threads_max: 64, io_threads: false }
     }
 }
 
@@ -94,7 +96,7 @@ impl GlobalState {
             graph: RefCell::default(),
             tickets: Tickets::default(),
             blockers: Blockers::default(),
-            objects: Objects::default(),
+            objects: Objects::new(options.io_threads),
             events,
             events_out: Cell::new(Some(events_out)),
             drivers: RefCell::default(),

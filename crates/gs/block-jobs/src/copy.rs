@@ -92,7 +92,7 @@ impl Job for CopyJob {
         let gs = setup.gs();
         let (source, target) = (gs.find_node(&self.source)?, gs.find_node(&self.target)?);
         let claims = [setup.claim(&source, OpType::MirrorSource)?, setup.claim(&target, OpType::MirrorTarget)?];
-        let home = self.home.clone().unwrap_or_else(|| gs.main_io());
+        let home = self.home.clone().unwrap_or_else(|| gs.node_home(&source));
         let bitmap = DirtyBitmap::try_new(source.io().length(), self.granularity);
         let too_fine = || JobError::Options("Parameter 'granularity' is too small for a node of this length".into());
         let bitmap = Arc::new(bitmap.ok_or_else(too_fine)?);

@@ -3,14 +3,17 @@
 mod bitmaps;
 mod create;
 mod devices;
+pub(crate) mod human;
 mod jobs;
 mod nodes;
 mod objects;
+mod queries;
 mod snapshots;
 mod transaction;
 
 use crate::error::{ErrorClass, QmpError, QmpResult};
 use crate::monitor::Monitor;
+use crate::schema::Schema;
 use block_common::options::{Dict, Value};
 use block_common::{OptionReader, Options};
 use block_gs::GlobalState;
@@ -84,6 +87,7 @@ const COMMANDS: &[Entry] = commands! {
     "device_add" => devices::add,
     "device_del" => devices::delete,
     "eject" => devices::eject_medium,
+    "human-monitor-command" => human::command,
     "job-cancel" => jobs::cancel,
     "job-complete" => jobs::complete,
     "job-dismiss" => jobs::dismiss,
@@ -92,14 +96,23 @@ const COMMANDS: &[Entry] = commands! {
     "job-resume" => jobs::resume,
     "object-add" => objects::add,
     "object-del" => objects::delete,
+    "qom-get" => objects::property,
+    "qom-list" => objects::list,
+    "qom-set" => objects::set_property,
+    "query-block-exports" => queries::exports,
     "query-block-jobs" => jobs::query_block,
     "query-blockstats" => devices::query_stats,
     "query-commands" => query_commands,
+    "query-iothreads" => objects::threads,
     "query-jobs" => jobs::query,
+    "query-named-block-nodes" => queries::named_nodes,
+    "query-qmp-schema" => query_schema,
     "query-version" => query_version,
     "quit" => quit,
     "transaction" => transaction::transaction,
     "x-blockdev-amend" => create::amend,
+    "x-blockdev-set-iothread" => nodes::set_iothread,
+    "x-debug-query-block-graph" => queries::graph,
     "x-guest-act" => devices::guest,
 };
 
@@ -128,11 +141,19 @@ async fn query_version(call: Call) -> QmpResult {
     Ok(json!({ "qemu": { "micro": micro, "minor": minor, "major": major }, "package": options.package }))
 }
 
+/// The names of all commands; one of them is the session's own.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().map(|(name, _)| *name).chain(["qmp_capabilities"])
+}
+
 async fn query_commands(call: Call) -> QmpResult {
     call.finish()?;
-    let named = |name: &str| json!({ "name": name });
-    let all = COMMANDS.iter().map(|(name, _)| named(name)).chain([named("qmp_capabilities")]);
-    Ok(all.collect())
+    Ok(names().map(|name| json!({ "name": name })).collect())
+}
+
+async fn query_schema(call: Call) -> QmpResult {
+    call.finish()?;
+    Ok(Schema::read().to_json())
 }
 
 async fn quit(call: Call) -> QmpResult {

@@ -14,9 +14,11 @@ mod session;
 
 mod commands;
 mod events;
+mod schema;
 
 mod server;
 
+pub use commands::human::{HumanCommands, Printed};
 pub use error::{ErrorClass, QmpError};
 pub use monitor::{Monitor, MonitorOptions};
 pub use server::{Listener, ServerError, stdio};

@@ -1,9 +1,10 @@
 //! The monitor of a block layer: who is connected, what they are told of, and whether somebody wants it to end.
 
+use crate::commands::human::HumanCommands;
 use crate::events;
 use block_gs::GlobalState;
 use block_jobs::JobRegistry;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 use tokio::sync::Notify;
@@ -26,6 +27,8 @@ pub struct MonitorOptions {
 pub(crate) struct Inner {
     pub(crate) gs: GlobalState,
     pub(crate) options: MonitorOptions,
+    /// What the program does for people.
+    pub(crate) human: OnceCell<Rc<dyn HumanCommands>>,
     /// Who is connected.
     clients: RefCell<Vec<Outgoing>>,
     quit: Cell<bool>,
@@ -43,6 +46,7 @@ impl Monitor {
         let monitor = Self(Rc::new(Inner {
             gs: gs.clone(),
             options,
+            human: OnceCell::new(),
             clients: RefCell::default(),
             quit: Cell::new(false),
             quit_asked: Notify::new(),
@@ -63,6 +67,13 @@ impl Monitor {
             }
         }));
         monitor
+    }
+
+    /// Have the commands for people that the program has, from now on. The first one who says so is heard.
+    pub fn set_human(&self, human: Rc<dyn HumanCommands>) {
+        if self.0.human.set(human).is_err() {
+            tracing::warn!("a monitor has commands for people already");
+        }
     }
 
     /// Wait until a client has said `quit`.

@@ -1,12 +1,12 @@
 //! Images with a structure: what they say of themselves, without a driver that opens them, and the chain of their backing files.
 
-use super::tree::{Image as Structure, Node};
-use super::{file_name, node};
+use super::node;
+use super::tree::Node;
 use crate::cli::Failure;
 use crate::image::{Image, on_io_thread};
 use block_common::{AlignedBuf, FileName, IoError};
 use block_copy::Padded;
-use block_drivers::{LuksHeader, qcow2_specific};
+use block_drivers::{ImageTold, LuksHeader, Structure, file_name, qcow2_specific};
 use block_gs::{GlobalState, NodeRef};
 use block_io::Root;
 use block_qcow2::check::{CheckError, Storage};
@@ -30,7 +30,7 @@ pub(super) async fn chain(gs: &GlobalState, image: Image, all: bool) -> Result<V
         }
         let node = describe(gs, &image).await?;
         if all {
-            next = node.image.as_deref().and_then(|structure| below(&image, structure));
+            next = node.image.structure.as_deref().and_then(|structure| below(&image, structure));
         }
         chain.push(node);
     }
@@ -96,7 +96,8 @@ async fn structured(
 ) -> Result<Node, Failure> {
     let info = read.map_err(|error| Failure::message(format!("Could not open '{}': {error}", image.name)))?;
     // It is opened as raw, which is what its name says, if that is a name of options.
-    let file_name = file_name(gs, &under)?.replacen("\"driver\": \"raw\"", "\"driver\": \"qcow2\"", 1);
+    let file_name =
+        file_name(gs, &under).map_err(Failure::message)?.replacen("\"driver\": \"raw\"", "\"driver\": \"qcow2\"", 1);
     let backing = info.header.backing_file.as_ref().map(|name| {
         let name = String::from_utf8_lossy(name).into_owned();
         let path = from_folder_of(&file_name, &name);
@@ -108,7 +109,9 @@ async fn structured(
         header.transpose().map_err(|error| Failure::message(format!("Could not open '{}': {error}", image.name)))?;
     let (specific, is_encrypted) = (qcow2_specific(&info, header.as_ref()), info.is_encrypted());
     let structure = Structure { specific, is_encrypted, qcow2: Some(info), backing };
-    Ok(Node { file_name, driver: "qcow2", length, image: Some(Box::new(structure)), ..below })
+    let structure = Some(Box::new(structure));
+    let image = ImageTold { file_name, driver: "qcow2", length, structure, ..below.image };
+    Ok(Node { image, ..below })
 }
 
 /// The name `backing`, which stands in the image called `image`, as it is from here.

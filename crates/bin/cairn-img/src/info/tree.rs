@@ -1,101 +1,56 @@
 //! How `info` prints an image and what is below it: the field's text, and the field's JSON.
 
 use block_common::HumanSize;
-use block_qcow2::info::{ImageInfo, InfoValue};
-use serde_json::{Map, Value, json};
+use block_drivers::{ImageTold, Structure};
+use serde_json::{Value, json};
 use std::fmt::Write;
 
 /// An image, or a file below one.
 #[derive(Debug)]
 pub(super) struct Node {
-    /// The name that opens it.
-    pub(super) file_name: String,
-    /// Its driver.
-    pub(super) driver: &'static str,
+    /// What there is to tell of itself.
+    pub(super) image: ImageTold,
     /// It reaches storage itself.
     pub(super) is_protocol: bool,
-    /// Bytes, whole sectors.
-    pub(super) length: u64,
-    /// Bytes that the host has allocated, where that is told.
-    pub(super) disk_size: Option<u64>,
-    /// It is, or is on, something that tells more of itself than its length.
-    pub(super) has_flags: bool,
     /// Names of edges, and what is there.
     pub(super) children: Vec<(String, Node)>,
-    /// What the image says of itself, if it has a structure.
-    pub(super) image: Option<Box<Image>>,
 }
 
-/// An image with a structure.
-#[derive(Debug)]
-pub(super) struct Image {
-    /// What its format says of it.
-    pub(super) specific: InfoValue,
-    /// Whether its data is encrypted.
-    pub(super) is_encrypted: bool,
-    /// What else a qcow2 image says.
-    pub(super) qcow2: Option<ImageInfo>,
-    /// The backing file's name as it stands there, and as it is from here.
-    pub(super) backing: Option<(String, String)>,
-}
-
-impl Image {
-    fn backing_format(&self) -> Option<String> {
-        let header = &self.qcow2.as_ref()?.header;
-        let format = header.backing_format.as_ref().filter(|_| self.backing.is_some());
-        format.map(|format| String::from_utf8_lossy(format).into_owned())
+/// Add the lines between an image's size and what it is made of.
+fn write_structure(image: &Structure, text: &mut String, indent: &str) {
+    let mut line = |words: std::fmt::Arguments<'_>| {
+        // A String takes whatever is written to it.
+        let _ = writeln!(text, "{indent}{words}");
+    };
+    if image.is_encrypted {
+        line(format_args!("encrypted: yes"));
     }
-
-    fn is_dirty(&self) -> bool {
-        self.qcow2.as_ref().is_some_and(ImageInfo::is_dirty)
+    if let Some(info) = &image.qcow2 {
+        line(format_args!("cluster_size: {}", info.header.geometry.cluster_size()));
     }
-
-    /// The lines between an image's size and what it is made of.
-    fn write(&self, text: &mut String, indent: &str) {
-        let mut line = |words: std::fmt::Arguments<'_>| {
-            // A String takes whatever is written to it.
-            let _ = writeln!(text, "{indent}{words}");
-        };
-        if self.is_encrypted {
-            line(format_args!("encrypted: yes"));
-        }
-        if let Some(info) = &self.qcow2 {
-            line(format_args!("cluster_size: {}", info.header.geometry.cluster_size()));
-        }
-        if self.is_dirty() {
-            line(format_args!("cleanly shut down: no"));
-        }
-        match &self.backing {
-            Some((name, path)) if name == path => line(format_args!("backing file: {name}")),
-            Some((name, path)) => line(format_args!("backing file: {name} (actual path: {path})")),
-            None => {}
-        }
-        if let Some(format) = self.backing_format() {
-            line(format_args!("backing file format: {format}"));
-        }
-        if let Some(info) = self.qcow2.as_ref().filter(|info| !info.snapshots.is_empty()) {
-            line(format_args!("Snapshot list:"));
-            info.snapshot_table(local_time).lines().for_each(|row| line(format_args!("{row}")));
-        }
-        line(format_args!("Format specific information:"));
-        self.specific.to_text(1).lines().for_each(|value| line(format_args!("{value}")));
+    if image.is_dirty() {
+        line(format_args!("cleanly shut down: no"));
     }
+    match &image.backing {
+        Some((name, path)) if name == path => line(format_args!("backing file: {name}")),
+        Some((name, path)) => line(format_args!("backing file: {name} (actual path: {path})")),
+        None => {}
+    }
+    if let Some(format) = image.backing_format() {
+        line(format_args!("backing file format: {format}"));
+    }
+    if let Some(info) = image.qcow2.as_ref().filter(|info| !info.snapshots.is_empty()) {
+        line(format_args!("Snapshot list:"));
+        info.snapshot_table(local_time).lines().for_each(|row| line(format_args!("{row}")));
+    }
+    line(format_args!("Format specific information:"));
+    image.specific.to_text(1).lines().for_each(|value| line(format_args!("{value}")));
 }
 
 /// A date and a time, as it is where the user is.
 pub(crate) fn local_time(seconds: u32) -> String {
     let time = jiff::Timestamp::from_second(seconds.into()).unwrap_or_default();
     time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
-}
-
-fn json_of(value: &InfoValue) -> Value {
-    match value {
-        InfoValue::Text(words) => words.as_str().into(),
-        InfoValue::Number(number) => (*number).into(),
-        InfoValue::Flag(flag) => (*flag).into(),
-        InfoValue::List(list) => list.iter().map(json_of).collect(),
-        InfoValue::Map(map) => map.iter().map(|(name, value)| ((*name).to_owned(), json_of(value))).collect(),
-    }
 }
 
 impl Node {
@@ -108,7 +63,7 @@ impl Node {
 
     /// Add the lines of this node, which is at `path`, each behind `indent`.
     fn write(&self, text: &mut String, indent: &str, path: &str) {
-        let Self { file_name, driver, length, disk_size, .. } = self;
+        let ImageTold { file_name, driver, length, disk_size, .. } = &self.image;
         let below = self.is_protocol && !path.is_empty();
         let words = match below {
             true => ["filename", "protocol type", "file length"],
@@ -120,8 +75,8 @@ impl Node {
         // A String takes whatever is written to it.
         let _ = writeln!(text, "{indent}{name}: {file_name}\n{indent}{kind}: {driver}");
         let _ = writeln!(text, "{indent}{size}: {human} ({length} bytes)\n{indent}disk size: {disk}");
-        if let Some(image) = &self.image {
-            image.write(text, indent);
+        if let Some(structure) = &self.image.structure {
+            write_structure(structure, text, indent);
         }
         for (edge, child) in &self.children {
             let path = format!("{path}/{edge}");
@@ -140,43 +95,8 @@ impl Node {
 
     fn value(&self) -> Value {
         let child = |(edge, child): &(String, Self)| json!({ "name": edge, "info": child.value() });
-        let mut map = Map::new();
-        let mut add = |key: &str, value: Value| drop(map.insert(key.into(), value));
-        add("children", self.children.iter().map(child).collect());
-        let image = self.image.as_deref();
-        if let Some(format) = image.and_then(Image::backing_format) {
-            add("backing-filename-format", format.into());
-        }
-        let qcow2 = image.and_then(|image| image.qcow2.as_ref());
-        if let Some(info) = qcow2.filter(|info| !info.snapshots.is_empty()) {
-            add("snapshots", info.snapshot_values().iter().map(json_of).collect());
-        }
-        add("virtual-size", self.length.into());
-        add("filename", self.file_name.as_str().into());
-        if let Some(info) = qcow2 {
-            add("cluster-size", info.header.geometry.cluster_size().into());
-        }
-        add("format", self.driver.into());
-        if let Some(bytes) = self.disk_size {
-            add("actual-size", bytes.into());
-        }
-        if matches!(self.driver, "file" | "host_device") {
-            add("format-specific", json!({ "type": "file", "data": {} }));
-        }
-        if let Some(image) = image {
-            add("format-specific", json!({ "type": self.driver, "data": json_of(&image.specific) }));
-            if let Some((name, path)) = &image.backing {
-                add("full-backing-filename", path.as_str().into());
-                add("backing-filename", name.as_str().into());
-            }
-            if image.is_encrypted {
-                add("encrypted", true.into());
-            }
-        }
-        if self.has_flags {
-            add("dirty-flag", image.is_some_and(Image::is_dirty).into());
-        }
-        Value::Object(map)
+        let children = ("children".to_owned(), self.children.iter().map(child).collect());
+        Value::Object([children].into_iter().chain(self.image.to_json()).collect())
     }
 }
 

@@ -70,6 +70,15 @@ impl Part {
         }
     }
 
+    fn value(self, settings: &LimitSettings) -> u64 {
+        match self {
+            Self::Rate(kind) => settings[kind].rate,
+            Self::Max(kind) => settings[kind].max,
+            Self::MaxLength(kind) => settings[kind].max_length,
+            Self::IopsSize => settings.iops_size,
+        }
+    }
+
     /// Set it to `value`. Where that makes no sense beside other numbers, or is too high, is told when all of them are there.
     ///
     /// # Errors
@@ -180,6 +189,27 @@ impl GroupObject {
     pub(super) fn is_in_use(&self) -> bool {
         Rc::strong_count(&self.0.0) > 1
     }
+}
+
+impl GroupObject {
+    /// The limits, or one of them by its old name.
+    pub(super) fn property(&self, name: &str) -> GraphResult<Value> {
+        let limits = self.0.group().limits();
+        let value = |part: Part| Value::from(i64::try_from(part.value(limits.settings())).unwrap_or(i64::MAX));
+        if let Some(part) = Part::all().find(|part| name.strip_prefix("x-") == Some(part.name().as_str())) {
+            return Ok(value(part));
+        }
+        let mut all = Dict::new();
+        for part in Part::all() {
+            all.insert(&part.name(), value(part))?;
+        }
+        Ok(Value::Dict(all))
+    }
+}
+
+/// The names that limits had of old.
+pub(super) fn old_names() -> impl Iterator<Item = String> {
+    Part::all().map(|part| format!("x-{}", part.name()))
 }
 
 fn named(name: &str, group: ThrottleGroup) -> ThrottleGroupRef {

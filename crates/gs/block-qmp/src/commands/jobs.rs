@@ -3,23 +3,23 @@
 use super::Call;
 use crate::error::{ErrorClass, QmpError, QmpResult};
 use block_common::QapiEnum as _;
+use block_gs::GlobalState;
 use block_jobs::{Cancel, JobInfo, JobRef, JobRegistry, JobStatus};
 use serde_json::{Value, json};
 use std::rc::Rc;
 
-/// Take the job's name from `key`, and look it up.
-fn any(call: &mut Call, key: &str) -> Result<(Rc<JobRegistry>, JobRef), QmpError> {
-    let registry = JobRegistry::of(&call.gs());
-    let job = registry.job(&call.arguments.require_str(key)?)?;
+/// A job of any kind, by its id. Whoever looks for it has read all arguments: what is wrong with these is told first.
+fn any(gs: &GlobalState, id: &str) -> Result<(Rc<JobRegistry>, JobRef), QmpError> {
+    let registry = JobRegistry::of(gs);
+    let job = registry.job(id)?;
     Ok((registry, job))
 }
 
 /// The same for a job of a block device.
-fn block(call: &mut Call, key: &str) -> Result<(Rc<JobRegistry>, JobRef), QmpError> {
-    let registry = JobRegistry::of(&call.gs());
-    let id = call.arguments.require_str(key)?;
+fn block(gs: &GlobalState, id: &str) -> Result<(Rc<JobRegistry>, JobRef), QmpError> {
+    let registry = JobRegistry::of(gs);
     let missing = || QmpError::of(ErrorClass::DeviceNotActive, format!("Block job '{id}' not found"));
-    let job = registry.job(&id).ok().filter(|job| job.info().job_type.is_block()).ok_or_else(missing)?;
+    let job = registry.job(id).ok().filter(|job| job.info().job_type.is_block()).ok_or_else(missing)?;
     Ok((registry, job))
 }
 
@@ -28,15 +28,17 @@ macro_rules! verbs {
     ($($any:ident, $block:ident($key:literal): $act:expr;)*) => {
         $(
             pub(super) async fn $any(mut call: Call) -> QmpResult {
-                let (registry, job) = any(&mut call, "id")?;
+                let (gs, id) = (call.gs(), call.arguments.require_str("id")?);
                 call.finish()?;
+                let (registry, job) = any(&gs, &id)?;
                 $act(&registry, &job)?;
                 Ok(json!({}))
             }
 
             pub(super) async fn $block(mut call: Call) -> QmpResult {
-                let (registry, job) = block(&mut call, $key)?;
+                let (gs, id) = (call.gs(), call.arguments.require_str($key)?);
                 call.finish()?;
+                let (registry, job) = block(&gs, &id)?;
                 $act(&registry, &job)?;
                 Ok(json!({}))
             }
@@ -53,16 +55,18 @@ verbs! {
 }
 
 pub(super) async fn cancel(mut call: Call) -> QmpResult {
-    let (_, job) = any(&mut call, "id")?;
+    let (gs, id) = (call.gs(), call.arguments.require_str("id")?);
     call.finish()?;
+    let (_, job) = any(&gs, &id)?;
     job.cancel(Cancel::Force)?;
     Ok(json!({}))
 }
 
 pub(super) async fn block_cancel(mut call: Call) -> QmpResult {
-    let (_, job) = block(&mut call, "device")?;
+    let (gs, id) = (call.gs(), call.arguments.require_str("device")?);
     let force = call.arguments.take_bool("force")?.unwrap_or(false);
     call.finish()?;
+    let (_, job) = block(&gs, &id)?;
     let is_paused = job.info().is_pausing && !force;
     if is_paused {
         return Err(QmpError::new(format!("The block job for device '{}' is currently paused", job.id())));
@@ -72,9 +76,10 @@ pub(super) async fn block_cancel(mut call: Call) -> QmpResult {
 }
 
 pub(super) async fn block_set_speed(mut call: Call) -> QmpResult {
-    let (_, job) = block(&mut call, "device")?;
+    let (gs, id) = (call.gs(), call.arguments.require_str("device")?);
     let speed = call.arguments.require_i64("speed")?;
     call.finish()?;
+    let (_, job) = block(&gs, &id)?;
     let speed = u64::try_from(speed).map_err(|_| QmpError::new("Parameter 'speed' expects a non-negative value"))?;
     job.set_speed(speed)?;
     Ok(json!({}))

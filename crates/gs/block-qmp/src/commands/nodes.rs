@@ -101,7 +101,7 @@ pub(super) async fn resize(mut call: Call) -> QmpResult {
     if let Some(refused) = refuse_length(size).filter(|_| is_qcow2) {
         return Err(QmpError::new(refused));
     }
-    let root = gs.new_root("", ParentKind::Backend, PermPair::new(Perm::RESIZE, Perm::all()), &gs.main_io());
+    let root = gs.new_root("", ParentKind::Backend, PermPair::new(Perm::RESIZE, Perm::all()), &gs.node_home(&node));
     let old = node.io().length();
     let resized = match gs.attach_root(&root, Some(&node)).await {
         Ok(()) => root.io().truncate(size, Preallocation::Off).await.map_err(|error| {
@@ -114,4 +114,28 @@ pub(super) async fn resize(mut call: Call) -> QmpResult {
     };
     gs.close_root(root).await;
     resized.map(|()| json!({}))
+}
+
+/// The name of a thread, or that there is to be none.
+fn thread(item: Item) -> Result<Option<String>, OptionsError> {
+    match item.value() {
+        Value::Null => Ok(None),
+        Value::Str(_) => item.into_str().map(Some),
+        _ => Err(OptionsError::WrongType { key: item.key(), expected: "StrOrNull" }),
+    }
+}
+
+pub(super) async fn set_iothread(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let name = call.arguments.require_str("node-name")?;
+    let thread = match call.arguments.take("iothread") {
+        Some(item) => thread(item)?,
+        None => return Err(call.arguments.missing("iothread").into()),
+    };
+    let force = call.arguments.take_bool("force")?.unwrap_or(false);
+    call.finish()?;
+    let node = find(&gs, &name)?;
+    let thread = thread.map(|id| gs.io_thread(&id)).transpose()?;
+    gs.set_node_home(&node, thread.as_ref(), force).await?;
+    Ok(json!({}))
 }

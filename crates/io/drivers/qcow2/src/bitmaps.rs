@@ -35,6 +35,11 @@ impl Bitmaps {
         !self.kept.is_empty() || !self.stored.is_empty()
     }
 
+    /// As the directory on the disk has them.
+    pub(crate) fn stored(&self) -> &[Bitmap] {
+        &self.stored
+    }
+
     /// Whether there is none to keep.
     pub(crate) fn is_empty(&self) -> bool {
         self.kept.is_empty()

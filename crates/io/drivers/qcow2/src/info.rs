@@ -14,6 +14,9 @@ use block_qcow2_format::{
 };
 use std::fmt::Write;
 
+/// How often the list of snapshots is read anew when it has changed meanwhile.
+const TABLE_TRIES: usize = 8;
+
 /// A value that has a name, or stands in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InfoValue {
@@ -197,14 +200,36 @@ fn extra_at(bytes: &[u8], count: u32) -> u32 {
 }
 
 impl Qcow2Control {
-    /// What the open image says of itself. `req` is a token on its node.
+    /// What the open image says of itself. `req` is a token on its node; other requests may be under way, and snapshots come and go.
     ///
     /// # Errors
     /// As [`ImageInfo::read`].
     #[doc(alias = "bdrv_get_info")]
     #[doc(alias = "bdrv_get_specific_info")]
     pub async fn info(&self, req: &Req) -> Result<ImageInfo, CheckError> {
-        ImageInfo::read(Storage::Edge(req, &self.0.file)).await
+        for _ in 1..TABLE_TRIES {
+            let (info, is_current) = self.info_now(req).await;
+            if is_current {
+                return info;
+            }
+        }
+        self.info_now(req).await.0
+    }
+
+    /// What there is to tell, and whether that was true all the time: the header and the bitmaps are in memory, and the list of snapshots lies where
+    /// the header says, which is somewhere else, with other bytes in its old place, as soon as one is taken or deleted.
+    async fn info_now(&self, req: &Req) -> (Result<ImageInfo, CheckError>, bool) {
+        let place = |header: &Header| (header.snapshots, header.snapshots_offset);
+        let (header, bitmaps) = (self.header(), self.0.bitmaps().stored().to_vec());
+        let snapshots = match header.snapshots {
+            0 => Ok(Vec::new()),
+            _ => match Image::open(Storage::Edge(req, &self.0.file)).await {
+                Ok(image) => snapshots(&image, &header).await,
+                Err(error) => Err(error),
+            },
+        };
+        let is_current = place(&header) == place(&self.header());
+        (snapshots.map(|snapshots| ImageInfo { header, snapshots, bitmaps }), is_current)
     }
 }
 

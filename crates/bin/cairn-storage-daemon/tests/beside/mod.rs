@@ -1,0 +1,61 @@
+//! Both daemons beside each other, for tests: theirs and ours, started, told something, and ended.
+
+#![allow(dead_code, reason = "no test needs all of it")]
+
+use block_testkit::bed::skipped;
+use serde_json::Value;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_cairn-storage-daemon");
+pub(crate) const THEIRS: &str = "qemu-storage-daemon";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a daemon may say before anybody listens: a schema, say.
+const OUT_BYTES: usize = 1 << 20;
+
+/// Whether there is anybody to compare with; `test` is skipped otherwise.
+pub(crate) fn has_theirs(test: &str) -> bool {
+    let found = Command::new(THEIRS).arg("--version").output().is_ok();
+    if !found {
+        skipped(test, "qemu-storage-daemon is not installed");
+    }
+    found
+}
+
+/// Have qemu-img do something with images.
+pub(crate) fn image(dir: &Path, args: &str) {
+    let output = Command::new("qemu-img").current_dir(dir).args(args.split(' ')).output().expect("qemu-img");
+    assert!(output.status.success(), "{args}: {output:?}");
+}
+
+/// What a daemon says to `input` on its standard input, line by line; it ends by itself.
+pub(crate) fn talk(program: &str, dir: &Path, options: &[&str], input: &str) -> (Vec<Value>, Output) {
+    let mut daemon = Command::new(program);
+    daemon.current_dir(dir).args(["--chardev", "stdio,id=m", "--monitor", "m"]).args(options);
+    let mut daemon = daemon.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect(program);
+    // Theirs ends without what is still in the way when it quits.
+    let out = daemon.stdout.as_ref().expect("a pipe");
+    rustix::pipe::fcntl_setpipe_size(out, OUT_BYTES).expect("a large pipe");
+    // Both programs read on until they are told to quit.
+    daemon.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("it reads");
+    let output = in_time(daemon);
+    let lines = String::from_utf8(output.stdout.clone()).expect("text");
+    let lines = lines.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")));
+    (lines.collect(), output)
+}
+
+/// The end of a program that is about to end.
+pub(crate) fn in_time(mut program: Child) -> Output {
+    let end = Instant::now() + PATIENCE;
+    while program.try_wait().expect("a child").is_none() {
+        if Instant::now() > end {
+            program.kill().expect("a child");
+            panic!("the daemon hangs: {:?}", program.wait_with_output());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    program.wait_with_output().expect("a child")
+}

@@ -1,0 +1,150 @@
+"""Drives every command of a daemon with qemu.qmp, a client that nobody of this project wrote.
+
+Called with the path of its socket, in a folder with the image a.qcow2. Each command that the daemon lists is called with arguments that succeed, and
+with others that fail; the first thing that goes otherwise ends the program with an exception.
+"""
+
+import asyncio
+import sys
+
+from qemu.qmp import ExecuteError, QMPClient
+
+# Nothing starts a job by a command yet, so there is none that these could find.
+WITHOUT_JOBS = {
+    "block-job-cancel", "block-job-complete", "block-job-dismiss", "block-job-finalize", "block-job-pause",
+    "block-job-resume", "block-job-set-speed", "job-cancel", "job-complete", "job-dismiss", "job-finalize", "job-pause",
+    "job-resume",
+}
+
+
+def node(driver, name, **more):
+    return {"driver": driver, "node-name": name, **more}
+
+
+Q = {"node": "q"}
+BITMAP = {"node": "q", "name": "b"}
+DISK = {"size": 1 << 20, "read-zeroes": True}
+REOPENED = node("qcow2", "q", file="f", **{"lazy-refcounts": True})
+
+# Commands with arguments, in an order in which all of them succeed.
+GOOD = [
+    ("query-version", {}),
+    ("query-commands", {}),
+    ("query-qmp-schema", {}),
+    ("query-jobs", {}),
+    ("query-block-jobs", {}),
+    ("query-block-exports", {}),
+    ("object-add", {"qom-type": "iothread", "id": "io", "poll-max-ns": 1000}),
+    ("object-add", {"qom-type": "throttle-group", "id": "tg", "limits": {"iops-total": 100000}}),
+    ("query-iothreads", {}),
+    ("qom-list", {"path": "/objects"}),
+    ("qom-get", {"path": "/objects/tg", "property": "limits"}),
+    ("qom-set", {"path": "/objects/io", "property": "poll-max-ns", "value": 2000}),
+    ("blockdev-add", node("file", "f", filename="a.qcow2")),
+    ("blockdev-add", node("qcow2", "q", file="f")),
+    ("blockdev-add", node("throttle", "t", file=node("null-co", "n", **DISK), **{"throttle-group": "tg"})),
+    ("blockdev-reopen", {"options": [REOPENED]}),
+    ("block_resize", {"node-name": "q", "size": 2 << 20}),
+    ("block-dirty-bitmap-add", {"granularity": 65536, **BITMAP}),
+    ("block-dirty-bitmap-add", {"name": "c", "disabled": True, **Q}),
+    ("block-dirty-bitmap-enable", {"name": "c", **Q}),
+    ("block-set-write-threshold", {"node-name": "q", "write-threshold": 4096}),
+    ("human-monitor-command", {"command-line": 'qemu-io q "write -q 0 64k"'}),
+    ("block-dirty-bitmap-merge", {"target": "c", "bitmaps": ["b"], **Q}),
+    ("query-named-block-nodes", {"flat": True}),
+    ("x-debug-query-block-graph", {}),
+    ("block-dirty-bitmap-disable", BITMAP),
+    ("block-dirty-bitmap-clear", BITMAP),
+    ("block-dirty-bitmap-remove", BITMAP),
+    ("x-blockdev-set-iothread", {"node-name": "t", "iothread": "io"}),
+    ("x-blockdev-set-iothread", {"node-name": "t", "iothread": None}),
+    ("blockdev-del", {"node-name": "t"}),
+    ("object-del", {"id": "tg"}),
+    ("object-del", {"id": "io"}),
+    ("blockdev-del", {"node-name": "q"}),
+]
+
+# Arguments that make sense, but for what is not there; the others get one that nobody knows.
+MISSING = {
+    "block-dirty-bitmap-add": {"node": "nope", "name": "b"},
+    "block-dirty-bitmap-clear": {"node": "nope", "name": "b"},
+    "block-dirty-bitmap-disable": {"node": "nope", "name": "b"},
+    "block-dirty-bitmap-enable": {"node": "nope", "name": "b"},
+    "block-dirty-bitmap-merge": {"node": "nope", "target": "b", "bitmaps": []},
+    "block-dirty-bitmap-remove": {"node": "nope", "name": "b"},
+    "block-job-cancel": {"device": "nope"},
+    "block-job-complete": {"device": "nope"},
+    "block-job-dismiss": {"id": "nope"},
+    "block-job-finalize": {"id": "nope"},
+    "block-job-pause": {"device": "nope"},
+    "block-job-resume": {"device": "nope"},
+    "block-job-set-speed": {"device": "nope", "speed": 0},
+    "block-set-write-threshold": {"node-name": "nope", "write-threshold": 0},
+    "block_resize": {"node-name": "nope", "size": 0},
+    "blockdev-add": node("raw", "x", file="nope"),
+    "blockdev-del": {"node-name": "nope"},
+    "blockdev-reopen": {"options": [node("raw", "nope", file="nope")]},
+    "job-cancel": {"id": "nope"},
+    "job-complete": {"id": "nope"},
+    "job-dismiss": {"id": "nope"},
+    "job-finalize": {"id": "nope"},
+    "job-pause": {"id": "nope"},
+    "job-resume": {"id": "nope"},
+    "object-add": {"qom-type": "nope", "id": "x"},
+    "object-del": {"id": "nope"},
+    "qmp_capabilities": {},
+    "qom-get": {"path": "/objects/nope", "property": "type"},
+    "qom-list": {"path": "/objects/nope"},
+    "qom-set": {"path": "/objects/nope", "property": "type", "value": 1},
+    "x-blockdev-set-iothread": {"node-name": "nope", "iothread": None},
+}
+
+
+async def refused(client, command, arguments):
+    try:
+        answer = await client.execute(command, arguments)
+    except ExecuteError as error:
+        assert error.error_class and str(error), error
+        return str(error)
+    raise AssertionError(f"{command} {arguments} is not refused: {answer}")
+
+
+async def main():
+    client = QMPClient("cairn")
+    await client.connect(sys.argv[1])
+    known = {command["name"] for command in await client.execute("query-commands")}
+    told = {entry["name"] for entry in await client.execute("query-qmp-schema") if entry["meta-type"] == "command"}
+    assert known == told, known ^ told
+    # The client has said the one, and says the other at the end.
+    covered = {command for command, _ in GOOD} | WITHOUT_JOBS | {"qmp_capabilities", "quit"}
+    assert covered == known, covered ^ known
+
+    with client.listener("BLOCK_WRITE_THRESHOLD") as events:
+        for command, arguments in GOOD:
+            answer = await client.execute(command, arguments)
+            assert answer is not None, command
+            if command == "human-monitor-command":
+                assert answer == "", answer
+                event = await asyncio.wait_for(events.get(), 30)
+                assert event["data"]["node-name"] == "q" and event["data"]["amount-exceeded"] == 61440, event
+            if command == "query-named-block-nodes":
+                dirty = next(each for each in answer if each["node-name"] == "q")["dirty-bitmaps"]
+                assert [each["count"] for each in dirty] == [65536, 65536], dirty
+
+    for command in sorted(known):
+        if command in MISSING:
+            await refused(client, command, MISSING[command])
+        if command != "qmp_capabilities":
+            desc = await refused(client, command, {"bogus": 1})
+            assert "bogus" in desc or "is missing" in desc, (command, desc)
+    desc = await refused(client, "nope", {})
+    assert desc == "The command nope has not been found", desc
+    # Several at once are answered each to whoever asked.
+    many = await asyncio.gather(*(client.execute("qom-list", {"path": "/"}) for _ in range(50)))
+    assert all(answer == many[0] for answer in many)
+    await client.execute("quit")
+    await client.disconnect()
+    print(f"{len(known)} commands")
+
+
+asyncio.run(main())
