@@ -13,7 +13,8 @@
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-const TEXTS: [&str; 2] = [include_str!("schema/commands.txt"), include_str!("schema/nodes.txt")];
+const TEXTS: [&str; 3] =
+    [include_str!("schema/commands.txt"), include_str!("schema/nodes.txt"), include_str!("schema/changes.txt")];
 
 /// The types that are there by themselves, and what they are in JSON.
 const BUILTINS: [(&str, &str); 6] =

@@ -44,14 +44,24 @@ fn not_found(name: &str) -> QmpError {
     QmpError::of(ErrorClass::DeviceNotFound, format!("Device '{name}' not found"))
 }
 
-/// The backend that arguments name by its own name or by its device's, and that name.
-fn find(gs: &GlobalState, arguments: &mut OptionReader) -> Result<(Backend, String), QmpError> {
-    let device = arguments.take_str("device")?;
-    let id = arguments.take_str("id")?;
-    match (device, id) {
-        (Some(name), None) => Ok((Backend::find(gs, &name).ok_or_else(|| not_found(&name))?, name)),
-        (None, Some(id)) => by_id(gs, id),
-        _ => Err(QmpError::new("Need exactly one of 'device' and 'id'")),
+/// A backend as arguments name it: by its own name, or by its device's.
+struct Named {
+    device: Option<String>,
+    id: Option<String>,
+}
+
+impl Named {
+    fn take(arguments: &mut OptionReader) -> Result<Self, QmpError> {
+        Ok(Self { device: arguments.take_str("device")?, id: arguments.take_str("id")? })
+    }
+
+    /// The backend, and that name. To be asked when all arguments were read: what is wrong with these is told first.
+    fn find(self, gs: &GlobalState) -> Result<(Backend, String), QmpError> {
+        match (self.device, self.id) {
+            (Some(name), None) => Ok((Backend::find(gs, &name).ok_or_else(|| not_found(&name))?, name)),
+            (None, Some(id)) => by_id(gs, id),
+            _ => Err(QmpError::new("Need exactly one of 'device' and 'id'")),
+        }
     }
 }
 
@@ -118,23 +128,26 @@ pub(super) async fn guest(mut call: Call) -> QmpResult {
 
 pub(super) async fn open(mut call: Call) -> QmpResult {
     let gs = call.gs();
-    let (backend, _) = find(&gs, &mut call.arguments)?;
+    let named = Named::take(&mut call.arguments)?;
     let force = call.arguments.take_bool("force")?.unwrap_or(false);
     call.finish()?;
+    let (backend, _) = named.find(&gs)?;
     done(open_tray(&backend, force))
 }
 
 pub(super) async fn close(mut call: Call) -> QmpResult {
     let gs = call.gs();
-    let (backend, _) = find(&gs, &mut call.arguments)?;
+    let named = Named::take(&mut call.arguments)?;
     call.finish()?;
+    let (backend, _) = named.find(&gs)?;
     done(close_tray(&backend))
 }
 
 pub(super) async fn remove(mut call: Call) -> QmpResult {
     let gs = call.gs();
-    let (backend, _) = by_id(&gs, call.arguments.require_str("id")?)?;
+    let id = call.arguments.require_str("id")?;
     call.finish()?;
+    let (backend, _) = by_id(&gs, id)?;
     done(remove_medium(&backend).await)
 }
 
@@ -150,22 +163,23 @@ pub(super) async fn insert(mut call: Call) -> QmpResult {
 
 pub(super) async fn eject_medium(mut call: Call) -> QmpResult {
     let gs = call.gs();
-    let (backend, _) = find(&gs, &mut call.arguments)?;
+    let named = Named::take(&mut call.arguments)?;
     let force = call.arguments.take_bool("force")?.unwrap_or(false);
     call.finish()?;
+    let (backend, _) = named.find(&gs)?;
     done(eject(&backend, force).await)
 }
 
 pub(super) async fn change(mut call: Call) -> QmpResult {
     let gs = call.gs();
     let arguments = &mut call.arguments;
-    let found = find(&gs, arguments);
+    let named = Named::take(arguments)?;
     let filename = arguments.require_str("filename")?;
     let format = arguments.take_str("format")?;
     let force = arguments.take_bool("force")?.unwrap_or(false);
     let mode = arguments.take_enum("read-only-mode")?.unwrap_or(ReadOnlyMode::Retain);
     call.finish()?;
-    let (backend, _) = found?;
+    let (backend, _) = named.find(&gs)?;
     let last = backend.root_state();
     let how = ImageOptions {
         format,
@@ -205,7 +219,7 @@ fn limit_name(kind: LimitKind) -> &'static str {
 pub(super) async fn set_io_throttle(mut call: Call) -> QmpResult {
     let gs = call.gs();
     let arguments = &mut call.arguments;
-    let found = find(&gs, arguments);
+    let named = Named::take(arguments)?;
     let mut settings = LimitSettings::default();
     for kind in LimitKind::ALL {
         let name = limit_name(kind);
@@ -220,7 +234,7 @@ pub(super) async fn set_io_throttle(mut call: Call) -> QmpResult {
     settings.iops_size = unsigned(arguments.take_i64("iops_size")?.unwrap_or(0), "iops_size")?;
     let group = arguments.take_str("group")?;
     call.finish()?;
-    let (backend, name) = found?;
+    let (backend, name) = named.find(&gs)?;
     if backend.node().is_none() {
         return Err(QmpError::new("Device has no medium"));
     }
