@@ -241,7 +241,7 @@ impl GlobalState {
     ///
     /// # Errors
     /// [`GraphError::NotFound`] when the node is gone; [`GraphError::HasBackend`].
-    #[doc(alias = "bdrv_try_change_aio_context")]
+    #[doc(alias = "bdrv_try_set_aio_context")]
     pub async fn set_node_home(&self, node: &NodeRef, thread: Option<&IoThreadRef>, force: bool) -> GraphResult<()> {
         let home = thread.map_or_else(|| self.main_io(), IoThreadRef::handle);
         let joined = {
