@@ -57,6 +57,9 @@ fn a_strangers_client_drives_every_command() {
     }
     let dir = tempfile::tempdir().expect("a directory");
     image(dir.path(), "create -q -f qcow2 a.qcow2 1M");
+    for (name, len) in [("b.qcow2", 0), ("c.iso", 1 << 20)] {
+        std::fs::File::create(dir.path().join(name)).and_then(|file| file.set_len(len)).expect("a file");
+    }
     let mut daemon = Command::new(OURS);
     daemon.current_dir(dir.path()).args(["--chardev", "socket,id=m,path=s,server=on,wait=off", "--monitor", "m"]);
     let mut daemon = daemon.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect(OURS);

@@ -9,11 +9,10 @@ import sys
 
 from qemu.qmp import ExecuteError, QMPClient
 
-# Nothing starts a job by a command yet, so there is none that these could find.
+# Jobs that commands start are over at once, and none of them copies: these find none that they could be for.
 WITHOUT_JOBS = {
     "block-job-cancel", "block-job-complete", "block-job-dismiss", "block-job-finalize", "block-job-pause",
-    "block-job-resume", "block-job-set-speed", "job-cancel", "job-complete", "job-dismiss", "job-finalize", "job-pause",
-    "job-resume",
+    "block-job-resume", "block-job-set-speed", "job-cancel", "job-complete", "job-finalize", "job-pause", "job-resume",
 }
 
 
@@ -58,9 +57,40 @@ GOOD = [
     ("block-dirty-bitmap-remove", BITMAP),
     ("x-blockdev-set-iothread", {"node-name": "t", "iothread": "io"}),
     ("x-blockdev-set-iothread", {"node-name": "t", "iothread": None}),
+    ("blockdev-snapshot-internal-sync", {"device": "q", "name": "s"}),
+    ("blockdev-snapshot-delete-internal-sync", {"device": "q", "name": "s"}),
+    ("blockdev-add", node("file", "of", filename="b.qcow2")),
+    ("blockdev-create", {"job-id": "j1", "options": {"driver": "qcow2", "file": "of", "size": 2 << 20}}),
+    ("job-dismiss", {"id": "j1"}),
+    ("blockdev-add", node("qcow2", "o", file="of", backing=None)),
+    ("x-blockdev-amend", {"job-id": "j2", "node-name": "o", "options": {"driver": "qcow2"}}),
+    ("job-dismiss", {"id": "j2"}),
+    ("blockdev-add", node("null-co", "m", **DISK)),
+    ("device_add", {"driver": "disk", "id": "hd", "drive": "q"}),
+    ("blockdev-snapshot-sync", {"node-name": "q", "snapshot-file": "c.qcow2", "snapshot-node-name": "p"}),
+    ("change-backing-file", {"device": "p", "image-node-name": "p", "backing-file": "a.qcow2"}),
+    ("blockdev-snapshot", {"node": "p", "overlay": "o"}),
+    ("transaction", {"actions": [{"type": "block-dirty-bitmap-add", "data": {"node": "n", "name": "x"}}]}),
+    ("device_add", {"driver": "cd", "id": "cd"}),
+    ("block_set_io_throttle", {"id": "hd", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 100, "iops_rd": 0, "iops_wr": 0}),
+    ("block-latency-histogram-set", {"id": "hd", "boundaries": [1000, 1000000]}),
+    ("query-blockstats", {}),
+    ("query-block", {}),
+    ("cont", {}),
+    ("blockdev-open-tray", {"id": "cd"}),
+    ("blockdev-insert-medium", {"id": "cd", "node-name": "m"}),
+    ("blockdev-close-tray", {"id": "cd"}),
+    ("query-block", {}),
+    ("x-guest-act", {"id": "cd", "act": "lock"}),
+    ("eject", {"id": "cd", "force": True}),
+    ("blockdev-remove-medium", {"id": "cd"}),
+    ("blockdev-change-medium", {"id": "cd", "filename": "c.iso", "format": "raw"}),
+    ("device_del", {"id": "cd"}),
+    ("device_del", {"id": "hd"}),
     ("blockdev-del", {"node-name": "t"}),
     ("object-del", {"id": "tg"}),
     ("object-del", {"id": "io"}),
+    ("blockdev-del", {"node-name": "o"}),
     ("blockdev-del", {"node-name": "q"}),
 ]
 
@@ -79,6 +109,25 @@ MISSING = {
     "block-job-pause": {"device": "nope"},
     "block-job-resume": {"device": "nope"},
     "block-job-set-speed": {"device": "nope", "speed": 0},
+    "block-latency-histogram-set": {"id": "nope"},
+    "block_set_io_throttle": {"id": "nope", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0},
+    "blockdev-change-medium": {"id": "nope", "filename": "x"},
+    "blockdev-close-tray": {"id": "nope"},
+    "blockdev-create": {"job-id": "j", "options": {"driver": "nope"}},
+    "blockdev-insert-medium": {"id": "nope", "node-name": "nope"},
+    "blockdev-open-tray": {"id": "nope"},
+    "blockdev-remove-medium": {"id": "nope"},
+    "blockdev-snapshot": {"node": "nope", "overlay": "nope"},
+    "blockdev-snapshot-delete-internal-sync": {"device": "nope", "name": "s"},
+    "blockdev-snapshot-internal-sync": {"device": "nope", "name": "s"},
+    "blockdev-snapshot-sync": {"node-name": "nope", "snapshot-file": "x"},
+    "change-backing-file": {"device": "nope", "image-node-name": "nope", "backing-file": "x"},
+    "device_add": {"driver": "nope", "id": "x"},
+    "device_del": {"id": "nope"},
+    "eject": {"id": "nope"},
+    "transaction": {"actions": [{"type": "abort", "data": {}}]},
+    "x-blockdev-amend": {"job-id": "j", "node-name": "nope", "options": {"driver": "qcow2"}},
+    "x-guest-act": {"id": "nope", "act": "lock"},
     "block-set-write-threshold": {"node-name": "nope", "write-threshold": 0},
     "block_resize": {"node-name": "nope", "size": 0},
     "blockdev-add": node("raw", "x", file="nope"),
@@ -109,6 +158,16 @@ async def refused(client, command, arguments):
     raise AssertionError(f"{command} {arguments} is not refused: {answer}")
 
 
+async def concluded(client, job):
+    for _ in range(3000):
+        state = next(each for each in await client.execute("query-jobs") if each["id"] == job)
+        if state["status"] == "concluded":
+            assert "error" not in state, state
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{job} does not end")
+
+
 async def main():
     client = QMPClient("cairn")
     await client.connect(sys.argv[1])
@@ -123,6 +182,10 @@ async def main():
         for command, arguments in GOOD:
             answer = await client.execute(command, arguments)
             assert answer is not None, command
+            if command == "blockdev-create" or command == "x-blockdev-amend":
+                await concluded(client, arguments["job-id"])
+            if command == "query-block" and answer[1].get("inserted"):
+                assert answer[1]["inserted"]["node-name"] == "m" and answer[1]["tray_open"] is False, answer
             if command == "human-monitor-command":
                 assert answer == "", answer
                 event = await asyncio.wait_for(events.get(), 30)

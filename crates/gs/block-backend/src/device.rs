@@ -1,8 +1,7 @@
 //! What a device answers and is told on the main loop, and what is kept about the drive that it uses.
 
 use crate::Backend;
-use block_common::options::Value;
-use block_common::{DetectZeroes, IoError, Perm, PermPair, QapiEnum as _};
+use block_common::{DetectZeroes, IoError, Perm, PermPair};
 use block_gs::{NodeInfo, NodeRef};
 use std::cell::RefCell;
 use std::fmt;
@@ -133,19 +132,12 @@ impl Default for RootState {
 impl RootState {
     /// How a node is open.
     pub(crate) fn of(info: &NodeInfo) -> Self {
-        let word = |key: &str| match info.options.lookup(key) {
-            Some(Value::Str(word)) => Some(word.clone()),
-            Some(Value::Bool(on)) => Some(if *on { "on" } else { "off" }.into()),
-            _ => None,
-        };
-        let is_on = |key: &str| matches!(word(key).as_deref(), Some("on" | "yes" | "true" | "y"));
+        let common = &info.common;
         Self {
             read_only: info.read_only,
-            detect_zeroes: word("detect-zeroes")
-                .and_then(|word| DetectZeroes::from_name(&word))
-                .unwrap_or(DetectZeroes::Off),
-            no_cache: is_on("cache.direct"),
-            no_flush: is_on("cache.no-flush"),
+            detect_zeroes: common.detect_zeroes,
+            no_cache: common.cache_direct,
+            no_flush: common.cache_no_flush,
         }
     }
 }

@@ -99,6 +99,7 @@ const COMMANDS: &[Entry] = commands! {
     "qom-get" => objects::property,
     "qom-list" => objects::list,
     "qom-set" => objects::set_property,
+    "query-block" => devices::query,
     "query-block-exports" => queries::exports,
     "query-block-jobs" => jobs::query_block,
     "query-blockstats" => devices::query_stats,

@@ -45,21 +45,20 @@ pub(crate) fn of_graph(told: Event) -> Option<Value> {
             let operation = if is_write { "write" } else { "read" };
             let nospace = error.errno() == Errno::ENOSPC;
             let mut data = json!({
+                "qom-path": device.map(|device| device_path(&device)).unwrap_or_default(),
                 "device": backend,
                 "operation": operation,
                 "action": action,
                 "nospace": nospace,
                 "reason": error.errno().to_string(),
             });
-            for (key, value) in [("qom-path", device), ("node-name", node)] {
-                if let (Some(value), Some(data)) = (value, data.as_object_mut()) {
-                    data.insert(key.into(), value.into());
-                }
+            if let (Some(node), Some(data)) = (node, data.as_object_mut()) {
+                data.insert("node-name".into(), node.into());
             }
             Some(event("BLOCK_IO_ERROR", data))
         }
         Event::DeviceDeleted { device } => {
-            let path = format!("/machine/peripheral/{device}");
+            let path = device_path(&device);
             Some(event("DEVICE_DELETED", json!({ "device": device, "path": path })))
         }
         Event::CloseFailed { node, error } => {
@@ -71,6 +70,11 @@ pub(crate) fn of_graph(told: Event) -> Option<Value> {
             None
         }
     }
+}
+
+/// Where the field has a device among its objects.
+fn device_path(device: &str) -> String {
+    format!("/machine/peripheral/{device}")
 }
 
 /// What a job tells.

@@ -241,7 +241,7 @@ impl GlobalState {
     ///
     /// # Errors
     /// [`GraphError::NotFound`] when the node is gone; [`GraphError::HasBackend`].
-    #[doc(alias = "bdrv_try_change_aio_context")]
+    #[doc(alias = "bdrv_try_set_aio_context")]
     pub async fn set_node_home(&self, node: &NodeRef, thread: Option<&IoThreadRef>, force: bool) -> GraphResult<()> {
         let home = thread.map_or_else(|| self.main_io(), IoThreadRef::handle);
         let joined = {
@@ -253,10 +253,11 @@ impl GlobalState {
             graph.joined(node.id())
         };
         let mut guards = Vec::new();
-        for root in joined.roots {
-            guards.push(self.begin(DrainTarget::Root(root)).await);
+        let drained = joined.roots;
+        for root in &drained {
+            guards.push(self.begin(DrainTarget::Root(*root)).await);
         }
-        // Who has come or gone meanwhile has brought his own, or is past caring.
+        // Who has gone meanwhile is past caring, and who has come has requests in flight where he was put.
         let joined = self.0.graph.borrow().joined(node.id());
         let mut before = Vec::new();
         {
@@ -264,8 +265,8 @@ impl GlobalState {
             for id in joined.nodes {
                 before.extend(graph.nodes.get_mut(&id).map(|node| std::mem::replace(&mut node.home, thread.cloned())));
             }
-            for id in joined.roots {
-                if let Some(root) = graph.roots.get_mut(&id) {
+            for id in joined.roots.intersection(&drained) {
+                if let Some(root) = graph.roots.get_mut(id) {
                     root.control.set_home(&home);
                     before.push(std::mem::replace(&mut root.thread, thread.cloned()));
                 }

@@ -1,7 +1,7 @@
 //! Devices that are stood for, their media, their limits, and what is counted of them.
 
 use super::Call;
-use super::nodes;
+use super::{nodes, queries};
 use crate::error::{ErrorClass, QmpError, QmpResult};
 use block_backend::{
     Backend, FrontEnd, FrontEndError, GuestAct, MediaError, change_medium, close_tray, eject, insert_medium, open_tray,
@@ -276,6 +276,66 @@ pub(super) async fn set_latency_histogram(mut call: Call) -> QmpResult {
     Ok(json!({}))
 }
 
+/// `BlockInfo`s of all backends that somebody can name: those with names first.
+pub(super) async fn query(call: Call) -> QmpResult {
+    let gs = call.gs();
+    call.finish()?;
+    let mut all: Vec<_> = Backend::everyone(&gs).into_iter().filter(is_shown).collect();
+    all.sort_by_key(|backend| backend.name().is_empty());
+    let mut told = Vec::new();
+    for backend in all {
+        told.push(block_info(&gs, &backend).await?);
+    }
+    Ok(Value::Array(told))
+}
+
+fn is_shown(backend: &Backend) -> bool {
+    !backend.name().is_empty() || backend.device().is_some()
+}
+
+async fn block_info(gs: &GlobalState, backend: &Backend) -> QmpResult {
+    let (device, io) = (backend.device(), backend.io());
+    let mut out = Map::new();
+    if let Some(status) = backend.io_status() {
+        out.insert("io-status".into(), status.name().into());
+    }
+    out.insert("device".into(), (*backend.name()).into());
+    out.insert("locked".into(), io.is_medium_locked().into());
+    out.insert("removable".into(), device.as_ref().is_none_or(|device| device.has_removable_media()).into());
+    out.insert("type".into(), "unknown".into());
+    if let Some(device) = device {
+        out.insert("qdev".into(), device.id().into());
+        if device.has_tray() {
+            out.insert("tray_open".into(), io.is_tray_open().into());
+        }
+    }
+    if let Some(node) = backend.node() {
+        let mut inserted = queries::device_info(gs, &node, false).await?;
+        if let (Some(group), Some(inserted)) = (backend.limits(), inserted.as_object_mut()) {
+            tell_limits(inserted, group.name(), &group.group().limits());
+        }
+        out.insert("inserted".into(), inserted);
+    }
+    Ok(Value::Object(out))
+}
+
+/// What a backend's limits are, in the place of those that nodes do not have.
+fn tell_limits(out: &mut Map<String, Value>, group: &str, limits: &ThrottleLimits) {
+    let settings = limits.settings();
+    out.insert("group".into(), group.into());
+    for kind in LimitKind::ALL {
+        let (name, limit) = (limit_name(kind), settings[kind]);
+        out.insert(name.into(), limit.rate.into());
+        if limit.max != 0 {
+            out.insert(format!("{name}_max"), limit.max.into());
+            out.insert(format!("{name}_max_length"), limit.max_length.into());
+        }
+    }
+    if settings.iops_size != 0 {
+        out.insert("iops_size".into(), settings.iops_size.into());
+    }
+}
+
 /// What kinds are called in answers. The last one is of devices with zones, which none here has.
 const KINDS: [(&str, Option<AcctKind>); 5] = [
     ("rd", Some(AcctKind::Read)),
@@ -337,13 +397,12 @@ fn interval(seen: &IntervalStats) -> Value {
 
 pub(super) async fn query_stats(mut call: Call) -> QmpResult {
     let gs = call.gs();
-    if call.arguments.take_bool("query-nodes")?.unwrap_or(false) {
-        return Err(QmpError::new(
-            "'query-nodes' is not supported: requests are counted where they enter, not at nodes",
-        ));
-    }
+    let of_nodes = call.arguments.take_bool("query-nodes")?.unwrap_or(false);
     call.finish()?;
-    let shown = |backend: &Backend| !backend.name().is_empty() || backend.device().is_some();
+    if of_nodes {
+        let why = "'query-nodes' is not supported: requests are counted where they enter, not at nodes";
+        return Err(QmpError::new(why));
+    }
     let of = |backend: &Backend| {
         let mut out = Map::new();
         out.insert("device".into(), (*backend.name()).into());
@@ -356,7 +415,7 @@ pub(super) async fn query_stats(mut call: Call) -> QmpResult {
         out.insert("stats".into(), stats(&backend.io().stats().snapshot()));
         Value::Object(out)
     };
-    Ok(Backend::everyone(&gs).iter().filter(|backend| shown(backend)).map(of).collect())
+    Ok(Backend::everyone(&gs).iter().filter(|backend| is_shown(backend)).map(of).collect())
 }
 
 /// Whether a node is a device's medium, for commands that would take it away.

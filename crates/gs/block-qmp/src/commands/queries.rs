@@ -56,7 +56,7 @@ async fn image_info(gs: &GlobalState, node: &NodeRef, is_flat: bool) -> Result<(
 }
 
 /// A `BlockDeviceInfo`. Limits are those of backends, which nodes have none of.
-async fn device_info(gs: &GlobalState, node: &NodeRef, is_flat: bool) -> QmpResult {
+pub(super) async fn device_info(gs: &GlobalState, node: &NodeRef, is_flat: bool) -> QmpResult {
     let (image, is_encrypted, depth) = image_info(gs, node, is_flat).await?;
     let info = gs.node_info(node)?;
     let bitmaps = gs.bitmaps(node)?;
