@@ -230,6 +230,17 @@ fn devices_come_and_go() {
     daemon.not_found("device_del", &json!({ "id": "c1" }), "c1");
     let gone = json!(["DEVICE_DELETED", { "device": "c1", "path": "/machine/peripheral/c1" }]);
     daemon.told(&[gone]);
+    let io = json!({ "id": "io" });
+    daemon.done("object-add", &json!({ "qom-type": "iothread", "id": "io" }));
+    daemon.refused(
+        "device_add",
+        &json!({ "driver": "cd", "id": "c1", "iothread": "nope" }),
+        "Cannot find iothread nope",
+    );
+    daemon.done("device_add", &json!({ "driver": "cd", "id": "c1", "iothread": "io", "drive": "iso" }));
+    daemon.refused("object-del", &io, "object 'io' is in use, can not be deleted");
+    daemon.done("device_del", &json!({ "id": "c1" }));
+    daemon.done("object-del", &io);
     daemon.done("blockdev-del", &json!({ "node-name": "iso" }));
     daemon.quit();
 }

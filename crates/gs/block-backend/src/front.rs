@@ -248,7 +248,8 @@ impl FrontEnd {
     }
 
     /// A front end as options say it: `driver` (`disk`, `cd`, `floppy`), `id`, `drive` (a node's name), `rerror`, `werror`, `share-rw`, `write-cache`,
-    /// `logical_block_size` (bytes), `account-invalid`, `account-failed`, `stats-intervals` (a list of seconds).
+    /// `logical_block_size` (bytes), `account-invalid`, `account-failed`, `stats-intervals` (a list of seconds), `iothread` (whose thread serves slow
+    /// requests; without it, the one that the medium was put on).
     ///
     /// # Errors
     /// As [`FrontEnd::add`]; options that are missing, unknown or of the wrong type.
@@ -273,6 +274,7 @@ impl FrontEnd {
             seconds => Ok(Duration::from_secs(seconds.into())),
         })?;
         made.stats_intervals = seconds.unwrap_or_default();
+        let thread = options.take_str("iothread")?;
         if let Some(key) = options.remaining().next() {
             return Err(FrontEndError::NoSuchProperty { kind: kind.name(), key: key.to_owned() });
         }
@@ -283,7 +285,12 @@ impl FrontEnd {
                 Err(_) => return Err(FrontEndError::NoSuchDrive { kind: kind.name(), name }),
             },
         };
-        Self::add(gs, &gs.main_io(), made, medium.as_ref()).await
+        let home = match (&thread, &medium) {
+            (Some(thread), _) => gs.io_thread(thread).map_err(BackendError::from)?.handle(),
+            (None, Some(medium)) => gs.node_home(medium),
+            (None, None) => gs.main_io(),
+        };
+        Self::add(gs, &home, made, medium.as_ref()).await
     }
 
     /// The one called `id`.
