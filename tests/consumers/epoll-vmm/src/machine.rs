@@ -7,7 +7,7 @@ use crate::event::Doorbell;
 use crate::guest::{GUESTS, Guest, Model, Report, Step};
 use crate::passthrough::{PassthroughControl, PassthroughType};
 use crate::ring::{Memory, QUEUE_BYTES};
-use block_backend::{Backend, BackendOptions};
+use block_backend::{Backend, BackendOptions, NamedDevice};
 use block_backend_io::BackendSettings;
 use block_common::options::{Dialect, Dict};
 use block_common::{Options, Perm, PermPair};
@@ -104,7 +104,7 @@ impl Machine {
                 settings: BackendSettings::default(),
             },
         )?;
-        backend.attach_device("virtio0")?;
+        backend.attach_device(NamedDevice::new("virtio0"))?;
         backend.insert(&disk).await?;
         let (to, done) = channel();
         let report = Report { to, bell: self.bell.clone() };
@@ -118,7 +118,7 @@ impl Machine {
         pairs[0].steps.send(Step::Eject)?;
         Waiting::new(&done, &self.bells, 1).finish().await?;
         match events.next().await {
-            Some(Event::TrayMoved { backend, open: true }) => println!("the guest opened the tray of {backend}"),
+            Some(Event::TrayMoved { backend, open: true, .. }) => println!("the guest opened the tray of {backend}"),
             other => return Err(format!("expected a tray to move, got {other:?}").into()),
         }
         backend.remove().await?;
