@@ -32,17 +32,15 @@ pub trait Device {
     /// # Errors
     /// Why the device does not take the medium; it is as if it were not there then.
     #[doc(alias = "blk_dev_change_media_cb")]
+    #[doc(alias = "change_media_cb")]
     fn media_changed(&self, _is_loaded: bool) -> Result<(), String> {
         Ok(())
     }
 
     /// Somebody asks the guest to give the medium away. With `force` the guest's lock is over.
     #[doc(alias = "blk_dev_eject_request")]
+    #[doc(alias = "eject_request_cb")]
     fn eject_requested(&self, _force: bool) {}
-
-    /// The medium has another length, in bytes.
-    #[doc(alias = "blk_dev_resize_cb")]
-    fn resized(&self, _length: u64) {}
 
     /// Whether it shows whether its last request failed ([`Backend::io_status`]).
     fn has_io_status(&self) -> bool {

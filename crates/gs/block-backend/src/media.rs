@@ -3,10 +3,9 @@
 //!
 //! The words are those of the field's monitor, whose users wait for them.
 
-use crate::{Backend, BackendError, Device};
+use crate::{Backend, BackendError};
 use block_common::OpType;
 use block_gs::{GlobalState, GraphError, NodeRef};
-use std::rc::Rc;
 
 /// Why a medium stayed where it was.
 #[derive(Debug, thiserror::Error)]
@@ -47,17 +46,13 @@ impl From<GraphError> for MediaError {
     }
 }
 
-/// The device of a backend; one without a device is a drive that nobody uses yet, from which a medium can be taken.
-fn device(backend: &Backend) -> Option<Rc<dyn Device>> {
-    backend.device()
-}
-
+/// One without a device is a drive that nobody uses yet, from which a medium can be taken.
 fn has_removable_media(backend: &Backend) -> bool {
-    device(backend).is_none_or(|device| device.has_removable_media())
+    backend.device().is_none_or(|device| device.has_removable_media())
 }
 
 fn has_tray(backend: &Backend) -> bool {
-    device(backend).is_some_and(|device| device.has_tray())
+    backend.device().is_some_and(|device| device.has_tray())
 }
 
 fn removable(backend: &Backend) -> Result<(), MediaError> {
@@ -71,7 +66,7 @@ fn removable(backend: &Backend) -> Result<(), MediaError> {
 #[doc(alias = "qmp_blockdev_open_tray")]
 pub fn open_tray(backend: &Backend, force: bool) -> Result<(), MediaError> {
     removable(backend)?;
-    let Some(device) = device(backend).filter(|device| device.has_tray()) else { return Ok(()) };
+    let Some(device) = backend.device().filter(|device| device.has_tray()) else { return Ok(()) };
     let io = backend.io();
     if io.is_tray_open() {
         return Ok(());
@@ -92,7 +87,7 @@ pub fn open_tray(backend: &Backend, force: bool) -> Result<(), MediaError> {
 /// [`MediaError::NotRemovable`], [`MediaError::Refused`] by the device, for the medium that is in it.
 pub fn close_tray(backend: &Backend) -> Result<(), MediaError> {
     removable(backend)?;
-    let Some(device) = device(backend).filter(|device| device.has_tray()) else { return Ok(()) };
+    let Some(device) = backend.device().filter(|device| device.has_tray()) else { return Ok(()) };
     if !backend.io().is_tray_open() {
         return Ok(());
     }
@@ -113,7 +108,7 @@ pub async fn remove_medium(backend: &Backend) -> Result<(), MediaError> {
     }
     backend.check_op(OpType::Eject)?;
     backend.remove().await?;
-    match device(backend).filter(|device| !device.has_tray()) {
+    match backend.device().filter(|device| !device.has_tray()) {
         // Where there is a tray, the guest saw it open.
         Some(device) => device.media_changed(false).map_err(MediaError::Refused),
         None => Ok(()),
@@ -142,14 +137,14 @@ async fn insert(gs: &GlobalState, backend: &Backend, node: &NodeRef) -> Result<(
     if backend.node().is_some() {
         return Err(MediaError::Occupied);
     }
-    if let Some(perm) = device(backend).and_then(|device| device.perm(is_read_only(gs, node))) {
+    if let Some(perm) = backend.device().and_then(|device| device.perm(is_read_only(gs, node))) {
         backend.set_perm(perm)?;
     }
     match backend.insert(node).await {
         Err(BackendError::Occupied(_)) => return Err(MediaError::Occupied),
         other => other?,
     }
-    let Some(device) = device(backend).filter(|device| !device.has_tray()) else { return Ok(()) };
+    let Some(device) = backend.device().filter(|device| !device.has_tray()) else { return Ok(()) };
     if let Err(refused) = device.media_changed(true) {
         backend.remove().await?;
         return Err(MediaError::Refused(refused));

@@ -343,13 +343,6 @@ impl BackendControl {
         self.0.is_limited.store(limits.is_some(), Ordering::Release);
     }
 
-    /// Let requests that wait for their turn go at once, while `on`: what drains the backend would wait for them otherwise.
-    pub fn hurry(&self, on: bool) {
-        if let Some(member) = &*lock(&self.0.limits) {
-            member.hurry(on);
-        }
-    }
-
     /// The error policies.
     pub fn settings(&self) -> BackendSettings {
         *lock(&self.0.settings)

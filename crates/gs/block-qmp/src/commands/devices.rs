@@ -103,13 +103,9 @@ pub(super) async fn delete(mut call: Call) -> QmpResult {
     let id = call.arguments.require_str("id")?;
     call.finish()?;
     FrontEnd::find(&gs, &id).ok_or_else(|| not_found(&id))?.remove(&gs).await;
-    call_deleted(&gs, id);
-    Ok(json!({}))
-}
-
-/// Whoever waits for the device to be gone hears of it by an event, as of one whose guest has a say in it.
-fn call_deleted(gs: &GlobalState, id: String) {
+    // Whoever waits for that hears of it by an event, as of a device whose guest has a say in it.
     gs.event_sender().send(block_gs::Event::DeviceDeleted { device: id });
+    Ok(json!({}))
 }
 
 pub(super) async fn guest(mut call: Call) -> QmpResult {
