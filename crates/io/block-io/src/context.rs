@@ -261,6 +261,11 @@ impl IoContext {
         CURRENT.with(|current| *current.borrow_mut() = context);
     }
 
+    /// A number that no other context of the process has.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
     pub(crate) fn inbox(&self) -> &Arc<Inbox> {
         &self.inbox
     }

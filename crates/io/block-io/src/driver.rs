@@ -40,6 +40,9 @@ impl Access {
     }
 }
 
+/// Longer requests than this many bytes are worth several threads' work, see [`Mapping::Recoded`].
+pub const RECODED_SHORT: u64 = 32 << 10;
+
 /// The answer to [`Driver::map_cached`]. Lengths are in bytes and may exceed what was asked.
 #[derive(Debug)]
 pub enum Mapping<'a> {
@@ -53,7 +56,8 @@ pub enum Mapping<'a> {
         len: u64,
     },
     /// As [`Mapping::Child`], but other bytes stand there: what is read is a copy that [`Driver::decode`] is given before the caller sees it, and what is written a copy that
-    /// [`Driver::encode`] was given. Requests that are long enough to be worked on by several threads are for the slow path.
+    /// [`Driver::encode`] was given. Requests of more than [`RECODED_SHORT`] bytes take the slow path all the same, where the driver can have several threads work on
+    /// them, unless all processors have such requests of their own.
     Recoded {
         /// The edge to follow.
         edge: &'a Edge,
@@ -61,7 +65,7 @@ pub enum Mapping<'a> {
         offset: HostOffset,
         /// For how long this holds.
         len: u64,
-        /// What the two methods are to be told.
+        /// What the two methods are to be told of the first byte; it grows by one with 512 bytes.
         at: u64,
     },
     /// Reads give zeroes for `len` bytes. Never an answer to a write.

@@ -38,7 +38,7 @@ impl Held {
         }
         let mut path = Path::new();
         path.push(root.edge().follow(&root, Way::Fast)?);
-        let Route { leaf: Leaf::File, offset, recode: None } = resolve(access, &mut path, range) else {
+        let Route { leaf: Leaf::File, offset, recode: None } = resolve(access, &mut path, range, None) else {
             return Err(IoError::UNSUPPORTED);
         };
         let there = GuestRange::new(offset.0, range.len())?;

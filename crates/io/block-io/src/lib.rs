@@ -21,6 +21,7 @@ mod request;
 mod pipeline;
 mod root;
 
+mod askers;
 mod context;
 mod copy_range;
 mod copy_up;
@@ -45,7 +46,7 @@ mod model;
 pub use bitmap::{DirtyBitmap, KeptBitmap, NodeBitmap};
 pub use context::ring_available;
 pub use copy_up::CopyUp;
-pub use driver::{Access, Clusters, Driver, Mapping, NowRequest};
+pub use driver::{Access, Clusters, Driver, Mapping, NowRequest, RECODED_SHORT};
 pub use edge::{Edge, EdgeWriter};
 pub use file::{DiskGeometry, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
 pub use flight::Flight;

@@ -8,9 +8,10 @@
 //! limits (`pad`), the driver, fallbacks of zero writes, the length that a write reached, flags that the driver left. Flushes and
 //! block status are in files of their own.
 
+use crate::askers;
 use crate::context::{Hold, IoContext, Path, SlotFuture};
-use crate::driver::{Access, Driver, Mapping, NowRequest};
-use crate::file::{FileOp, FileOpKind, Recoded};
+use crate::driver::{Access, Driver, Mapping, NowRequest, RECODED_SHORT};
+use crate::file::{FileOp, FileOpKind, HostFile, Recoded};
 use crate::flush::flush;
 use crate::gate::{GateState, Pin, Way};
 use crate::node::{ChangeKind, NodeBody, Req};
@@ -61,8 +62,10 @@ impl Route {
 }
 
 /// Follow the mappings of `range` from the one node in `path` down, pinning each node before asking it.
+///
+/// `asker` is the context of whose own a request is: one on behalf of others finds no long bytes to recode here.
 #[inline]
-pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange) -> Route {
+pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange, asker: Option<&IoContext>) -> Route {
     let mut recode = None;
     let slow = match access {
         Access::Read => GateState::SLOW_READ,
@@ -75,7 +78,9 @@ pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange) ->
         let Ok(engine) = node.engine() else { break };
         let (edge, offset) = match engine.map_cached(access, range) {
             Mapping::Child { edge, offset, len } if len >= range.len() => (edge, offset),
-            Mapping::Recoded { edge, offset, len, at } if len >= range.len() && recode.is_none() => {
+            Mapping::Recoded { edge, offset, len, at }
+                if len >= range.len() && recode.is_none() && recodes_here(range.len(), asker) =>
+            {
                 recode = Some((path.len() - 1, at));
                 (edge, offset)
             }
@@ -96,6 +101,12 @@ pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange) ->
         path.push(child);
     }
     Route::SLOW
+}
+
+/// Whether so many bytes are recoded by the thread that asks for them.
+#[inline]
+fn recodes_here(len: u64, asker: Option<&IoContext>) -> bool {
+    len <= RECODED_SHORT || asker.is_some_and(|asker| askers::are_enough(asker.id()))
 }
 
 /// Whether one request on the node may be this.
@@ -153,6 +164,36 @@ fn recode(context: &IoContext, path: &Path, op: &mut FileOp, (node, at): (usize,
     Ok(())
 }
 
+/// Carry out a long read of bytes to be decoded, if the page cache has all of them: piece by piece, so that each is in the processor's cache still when it is decoded.
+fn read_in_pieces(
+    context: &IoContext,
+    path: &Path,
+    file: &HostFile,
+    op: &FileOp,
+    (node, at): (usize, u64),
+) -> Option<IoResult<()>> {
+    const PIECE: usize = 32 << 10;
+    if op.kind != FileOpKind::Read || op.len <= RECODED_SHORT {
+        return None;
+    }
+    let buf = op.buf.as_ref()?;
+    let _working = askers::Working::new(context.id());
+    for done in (0..buf.len()).step_by(PIECE) {
+        let part = buf.slice(done, PIECE.min(buf.len() - done));
+        let copy = context.buffers().take(part.len()).into_io();
+        let mut piece = FileOp::read(op.offset + done as u64, copy);
+        (piece.fd, piece.options) = (op.fd, op.options);
+        if !file.read_at_once(&piece) {
+            return None;
+        }
+        let recoded = Recoded { buf: part, node, at: at + done as u64 / 512 };
+        if let (_, Err(error)) = uncode(path, op.kind, (recoded, piece.buf), Ok(())) {
+            return Some(Err(error));
+        }
+    }
+    Some(Ok(()))
+}
+
 /// An operation that had a copy of its own is over: `op` has the caller's buffer again, with what was read if it was.
 ///
 /// # Errors
@@ -189,10 +230,13 @@ pub(crate) fn aim(context: &IoContext, path: &Path, mut op: FileOp, recode_by: O
         && let Mapping::File(file) = engine.map_cached(access, range)
         && let Some(pool) = file.target(&mut op)
     {
-        if let Some(by) = recode_by
-            && let Err(error) = recode(context, path, &mut op, by)
-        {
-            return Aimed::Done(op, Err(error));
+        if let Some(by) = recode_by {
+            if let Some(result) = read_in_pieces(context, path, file, &op, by) {
+                return Aimed::Done(op, result);
+            }
+            if let Err(error) = recode(context, path, &mut op, by) {
+                return Aimed::Done(op, Err(error));
+            }
         }
         if file.read_at_once(&op) {
             let mut result = Ok(());
@@ -225,7 +269,7 @@ fn start(node: &Pin<NodeBody>, access: Access, range: GuestRange, buf: &IoBuf) -
     let Some(context) = IoContext::current() else { return Started::Slow };
     let mut path = Path::new();
     path.push(node.fast());
-    let Route { leaf, offset, recode } = resolve(access, &mut path, range);
+    let Route { leaf, offset, recode } = resolve(access, &mut path, range, None);
     match leaf {
         Leaf::Slow => Started::Slow,
         Leaf::File => {

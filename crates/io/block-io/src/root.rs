@@ -449,7 +449,7 @@ impl Root {
         }
         let mut path = Path::new();
         path.push(node);
-        let Route { leaf, offset, recode } = pipeline::resolve(access, &mut path, range);
+        let Route { leaf, offset, recode } = pipeline::resolve(access, &mut path, range, Some(context));
         if leaf == Leaf::Slow {
             return Some((request, target));
         }

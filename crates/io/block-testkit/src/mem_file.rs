@@ -12,6 +12,7 @@ use block_common::{
 };
 use block_io::{Access, Driver, FileEngine, HostFile, HostFileControl, HostFileOptions, Mapping, Req, ThreadPool};
 use rustix::fs::{FallocateFlags, MemfdFlags, ftruncate, memfd_create};
+use std::os::fd::OwnedFd;
 
 /// The engine.
 #[derive(Debug)]
@@ -27,6 +28,14 @@ impl MemFile {
     /// What the host answered.
     pub fn new(len: u64, engine: FileEngine, pool: ThreadPool) -> std::io::Result<Self> {
         let fd = memfd_create("cairn-test", MemfdFlags::CLOEXEC)?;
+        Self::over(fd, len, engine, pool)
+    }
+
+    /// As [`MemFile::new`], with an open file of the caller's: one on a disk has what memory has not, a cache that can be asked what it holds.
+    ///
+    /// # Errors
+    /// As [`MemFile::new`].
+    pub fn over(fd: OwnedFd, len: u64, engine: FileEngine, pool: ThreadPool) -> std::io::Result<Self> {
         ftruncate(&fd, len)?;
         let (file, control) = HostFile::new(fd, HostFileOptions { engine, memory_alignment: 1 }, pool);
         Ok(Self { file, _control: control })

@@ -8,13 +8,20 @@
 #![forbid(unsafe_code)]
 
 use block_common::{AlignedBuf, BufPool, Errno, HostOffset, IoBuf, IoError, IoResult, RequestFlags};
-use block_crypt::{CipherSpec, SectorCipher};
-use block_io::{Edge, Flight, Req, ThreadPool};
+use block_crypt::{Cipher, CipherSpec, SectorCipher};
+use block_io::{Access, Edge, Flight, RECODED_SHORT, Req, ThreadPool};
 use std::fmt;
+use std::future::poll_fn;
+use std::num::NonZero;
 use std::sync::Arc;
+use std::task::Poll;
+
+mod share;
 
 /// Requests up to so many bytes are worked on where they are.
-const SHORT: usize = 32 << 10;
+const SHORT: usize = RECODED_SHORT as usize;
+/// Reads up to so many bytes are worked on by the thread that asks, if enough threads ask and the cipher is one that processors have: a thread that submits is not held up for long.
+const BY_ASKER: u64 = 1 << 20;
 /// Longer ones are cut into pieces of so many.
 const PIECE: usize = 128 << 10;
 /// What is copied and worked on in one go, so that it is still in the processor's nearest cache.
@@ -33,8 +40,8 @@ struct Shared {
     /// Bytes of a sector.
     sector: usize,
     pool: ThreadPool,
-    /// Pieces of one request that are under way at a time: all processors have one, and one is on its way.
-    pieces_max: usize,
+    /// Threads that can run at a time.
+    threads: usize,
     buffers: BufPool,
 }
 
@@ -47,8 +54,8 @@ impl Crypt {
         let is_sector = sector.is_power_of_two() && (SectorCipher::UNIT..=STEP).contains(&sector);
         assert!(is_sector, "sectors of {sector} bytes");
         let buffers = BufPool::new(ALIGNMENT as usize, POOLED);
-        let pieces_max = std::thread::available_parallelism().map_or(2, |threads| threads.get() + 1);
-        Self(Arc::new(Shared { cipher, sector, pool, pieces_max, buffers }))
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self(Arc::new(Shared { cipher, sector, pool, threads, buffers }))
     }
 
     /// Bytes of a sector: offsets and lengths of requests are multiples of it.
@@ -61,10 +68,11 @@ impl Crypt {
         self.0.cipher.spec()
     }
 
-    /// Whether a request of so many bytes is worked on at once, by the thread that has it.
+    /// Whether a request of so many bytes may be worked on at once, by the thread that has it.
     #[inline]
-    pub fn is_short(&self, len: u64) -> bool {
-        len <= SHORT as u64
+    pub fn is_for_asker(&self, access: Access, len: u64) -> bool {
+        let is_fast = matches!(self.spec().cipher, Cipher::Aes128 | Cipher::Aes192 | Cipher::Aes256);
+        len <= if access == Access::Read && is_fast { BY_ASKER } else { SHORT as u64 }
     }
 
     /// Encrypt whole sectors where they are, at once. `number` is the first one's, in units of 512 bytes.
@@ -97,7 +105,7 @@ impl Crypt {
         }
         self.in_pieces(buf, |done, part| async move {
             let bytes = self.fetch(req, edge, HostOffset(at.0 + done), part.len()).await?;
-            self.decrypt_in_pool(bytes, number + units(done), part).await
+            self.decrypt_somewhere(bytes, number + units(done), part).await
         })
         .await
     }
@@ -124,7 +132,7 @@ impl Crypt {
         self.in_pieces(buf, |done, part| async move {
             let bytes = self.memory(req, edge, part.len())?;
             let (this, number) = (self.clone(), number + units(done));
-            let bytes = self.0.pool.run(move || this.encrypt_from(&part, number, bytes)).await.ok_or(IoError::BUG)?;
+            let bytes = self.somewhere(move || this.encrypt_from(&part, number, bytes)).await?;
             edge.write(req, HostOffset(at.0 + done), &bytes.into_io(), flags).await
         })
         .await
@@ -152,9 +160,27 @@ impl Crypt {
         bytes
     }
 
-    async fn decrypt_in_pool(&self, mut bytes: AlignedBuf, number: u64, buf: IoBuf) -> IoResult<()> {
+    async fn decrypt_somewhere(&self, mut bytes: AlignedBuf, number: u64, buf: IoBuf) -> IoResult<()> {
         let this = self.clone();
-        self.0.pool.run(move || this.decrypt_into(&mut bytes, number, &buf)).await.ok_or(IoError::BUG)
+        self.somewhere(move || this.decrypt_into(&mut bytes, number, &buf)).await
+    }
+
+    /// Do `work` on a processor that has nothing else to do, or here when all are at it already.
+    async fn somewhere<T, W>(&self, work: W) -> IoResult<T>
+    where
+        T: Send + 'static,
+        W: FnOnce() -> T + Send + 'static,
+    {
+        match share::Handed::over(self.0.threads) {
+            None => Ok(work()),
+            Some(handed) => {
+                let work = move || {
+                    let _handed = handed;
+                    work()
+                };
+                self.0.pool.run(work).await.ok_or(IoError::BUG)
+            }
+        }
     }
 
     /// `work` on each piece of `buf`, with where in it that begins, several of them at a time. All have ended when this is over; the error is the first one.
@@ -167,8 +193,10 @@ impl Crypt {
             let part = buf.slice(done, PIECE.min(buf.len() - done));
             if let Some(ended) = flight.start(work(done as u64, part)).await {
                 result = result.and(ended);
+                // It was worked on here: other requests have waited for it long enough.
+                yield_now().await;
             }
-            if flight.len() == self.0.pieces_max {
+            if flight.len() > self.0.threads {
                 result = result.and(flight.next().await.unwrap_or(Ok(())));
             }
             if result.is_err() {
@@ -206,6 +234,19 @@ impl Crypt {
         }
         AlignedBuf::try_zeroed(len, alignment as usize).ok_or(IoError::host(Errno::ENOMEM.raw()))
     }
+}
+
+/// Let the thread's other tasks have their turn.
+async fn yield_now() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Bytes as the units that sectors are numbered in.

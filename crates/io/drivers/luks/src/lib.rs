@@ -165,10 +165,10 @@ impl Driver for Luks {
 
     /// Short requests are worked on where they come from.
     #[inline]
-    fn map_cached(&self, _access: Access, range: GuestRange) -> Mapping<'_> {
+    fn map_cached(&self, access: Access, range: GuestRange) -> Mapping<'_> {
         let shared = &self.0;
         match (&shared.options.crypt, shared.place(range.offset())) {
-            (Some(crypt), Ok(offset)) if crypt.is_short(range.len()) => {
+            (Some(crypt), Ok(offset)) if crypt.is_for_asker(access, range.len()) => {
                 let at = shared.number(range.offset());
                 Mapping::Recoded { edge: &shared.file, offset, len: range.len(), at }
             }

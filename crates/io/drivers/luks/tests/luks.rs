@@ -7,7 +7,7 @@ use block_common::{
 };
 use block_crypt::{Cipher, CipherMode, CipherSpec, IvGen, SectorCipher};
 use block_crypt_io::Crypt;
-use block_io::{IoThread, Root, StaticGraph, StaticNode, ThreadPool};
+use block_io::{IoThread, Queue, Request, Root, StaticGraph, StaticNode, ThreadPool};
 use block_luks::{Luks, LuksControl, LuksOptions};
 use block_testkit::bed::{Way, block_on, io_thread};
 use block_testkit::conformance::{ConformanceOptions, run_everywhere};
@@ -320,4 +320,51 @@ fn a_full_file_is_told_of() {
     let (read, buf) = block_on(disk.root.read(0, filled(64 << 10, 1)));
     assert!(read.is_ok() && buf.is_some_and(|buf| buf.to_aligned(1).iter().all(|byte| *byte == 0x5a)));
     block_on(disk.graph.close()).expect("closed");
+}
+
+/// When all processors have long requests of their own, each thread decrypts what it reads: from the page cache piece by piece, else what came in one piece.
+#[test]
+fn long_reads_of_many_threads_are_what_was_written() {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    for way in Way::ALL {
+        for sector in [512, 4096] {
+            let thread = way.thread();
+            let mut graph = StaticGraph::new(thread.handle());
+            let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("a file");
+            let file = MemFile::over(file.into(), LENGTH, way.engine, ThreadPool::new(4)).expect("it grows");
+            let file = block_on(graph.node("file").install(file, false)).expect("a file");
+            let disk = Disk::over(graph, &file, options(8192, sector));
+            let length = disk.root.length().expect("a length");
+            let byte = |at: u64| (at / 512 * 31 + at / 131_072 + at % 512) as u8;
+            let data: Vec<u8> = (0..length).map(byte).collect();
+            let all = AlignedBuf::zeroed(length as usize, 4096).into_io();
+            all.copy_from_slice(0, &data);
+            block_on(disk.root.write(0, all, NONE)).0.expect("written");
+            let root = &disk.root;
+            let check = |number: u64| {
+                let mut queue = Queue::new().expect("a queue");
+                let mut done = Vec::new();
+                for round in 0..30 {
+                    let places = [(0, 1 << 20), (1 << 20, 100 << 10), (69_632, 36 << 10), (512 << 10, 1_044_480)];
+                    let (at, len) = places[(round + number as usize) % places.len()];
+                    let buf = AlignedBuf::zeroed(len, 4096).into_io();
+                    queue.submit(root, Request::read(at, buf), at);
+                    while queue.wait(&mut done, None) == 0 {}
+                    let completed = done.pop().expect("one");
+                    completed.done.result.expect("read");
+                    let read = completed.done.buf.expect("its buffer").to_aligned(1);
+                    assert!(read[..] == data[at as usize..at as usize + len], "{way:?} {sector}: {len} bytes at {at}");
+                }
+            };
+            std::thread::scope(|scope| {
+                for number in 0..=processors as u64 {
+                    scope.spawn({
+                        let check = &check;
+                        move || check(number)
+                    });
+                }
+            });
+            block_on(disk.graph.close()).expect("closed");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use crate::overlap::MetadataKind;
 use block_common::{AlignedBuf, HostOffset, IoBuf, IoError, IoResult, RequestFlags};
 use block_crypt::SectorCipher;
 use block_crypt_io::Crypt;
-use block_io::{Edge, Req, ThreadPool};
+use block_io::{Access, Edge, Req, ThreadPool};
 use block_qcow2_format::Header;
 use std::ops::Range;
 
@@ -58,8 +58,8 @@ impl Encryption {
     }
 
     /// The number of the sector that the guest sees at `guest` and that lies at `host`, if there is a key and so many bytes are few enough to be worked on where they are asked for.
-    pub(crate) fn at_once(&self, guest: u64, host: u64, len: u64) -> Option<u64> {
-        let crypt = self.crypt.as_ref().filter(|crypt| crypt.is_short(len))?;
+    pub(crate) fn at_once(&self, access: Access, (guest, host): (u64, u64), len: u64) -> Option<u64> {
+        let crypt = self.crypt.as_ref().filter(|crypt| crypt.is_for_asker(access, len))?;
         self.at(guest, host).ok().filter(|_| len.is_multiple_of(crypt.sector() as u64)).map(|(_, number)| number)
     }
 

@@ -197,7 +197,7 @@ impl Shared {
         }
         let Ok(Some(Extent { source, len })) = self.cached_extent(offset, len) else { return Mapping::Slow };
         match source {
-            Source::File(host) => self.map_data(offset, host, (range.len(), len)),
+            Source::File(host) => self.map_data(access, (offset, host), (range.len(), len)),
             Source::Zeroes(_) => Mapping::Zeroes { len },
             Source::Backing => match &self.backing {
                 // The core sees by itself where the backing file ends.
@@ -221,7 +221,7 @@ impl Shared {
         match self.in_place(slice, offset, len) {
             // Rule qcow2-8: where metadata may be, somebody has to look.
             Some((host, there)) if self.data.is_some() || !self.overlaps.may_touch(host, there) => {
-                self.map_data(offset, host, (len, there))
+                self.map_data(access, (offset, host), (len, there))
             }
             _ => Mapping::Slow,
         }
@@ -229,11 +229,11 @@ impl Shared {
 
     /// Guest data of `guest` that lies at `host`: `wanted` bytes, of which so many lie together.
     #[inline]
-    fn map_data(&self, guest: u64, host: u64, (wanted, len): (u64, u64)) -> Mapping<'_> {
+    fn map_data(&self, access: Access, (guest, host): (u64, u64), (wanted, len): (u64, u64)) -> Mapping<'_> {
         let (edge, offset) = (self.data_edge(), HostOffset(host));
         match &self.encryption {
             None => Mapping::Child { edge, offset, len },
-            Some(encryption) => match encryption.at_once(guest, host, wanted) {
+            Some(encryption) => match encryption.at_once(access, (guest, host), wanted) {
                 Some(at) => Mapping::Recoded { edge, offset, len, at },
                 None => Mapping::Slow,
             },
