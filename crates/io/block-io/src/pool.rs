@@ -1,5 +1,6 @@
 //! A small pool of threads for system calls that may sleep: the engine of `aio=threads`, and of calls that have no
-//! asynchronous form (`lseek`, `fstat`, opening files).
+//! asynchronous form (`lseek`, `fstat`, opening files). And for computing, which never sleeps: as many threads do that at a time as there are
+//! processors, since more would only take the caches from each other.
 //!
 //! Threads start when work comes and leave after ten idle seconds. Results go back to whoever asked through a channel or an inbox;
 //! nothing here knows nodes or requests.
@@ -7,6 +8,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+use std::num::NonZero;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -19,14 +21,25 @@ struct Shared {
     state: Mutex<State>,
     work: Condvar,
     threads_max: usize,
+    compute_max: usize,
 }
 
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
+    /// Jobs that compute, and how many of these threads have in hand.
+    to_compute: VecDeque<Job>,
+    computing: usize,
     threads: usize,
     idle: usize,
     closed: bool,
+}
+
+impl State {
+    /// Jobs that a thread may take.
+    fn ready(&self, compute_max: usize) -> usize {
+        self.jobs.len() + self.to_compute.len().min(compute_max - self.computing)
+    }
 }
 
 impl Shared {
@@ -51,7 +64,9 @@ impl Drop for Handle {
 impl ThreadPool {
     /// A pool of at most `threads_max` threads (at least one). None is started yet.
     pub fn new(threads_max: usize) -> Self {
-        let shared = Shared { state: Mutex::default(), work: Condvar::new(), threads_max: threads_max.max(1) };
+        let threads_max = threads_max.max(1);
+        let compute_max = std::thread::available_parallelism().map_or(1, NonZero::get).min(threads_max);
+        let shared = Shared { state: Mutex::default(), work: Condvar::new(), threads_max, compute_max };
         Self(Arc::new(Handle(Arc::new(shared))))
     }
 
@@ -69,11 +84,35 @@ impl ThreadPool {
         async move { receive.await.ok() }
     }
 
-    pub(crate) fn spawn(&self, job: Job) {
+    /// As [`ThreadPool::run`], for `work` that keeps a processor busy and waits for nothing: no more of it runs at a time than there are processors.
+    ///
+    /// # Errors
+    /// `None` when `work` panicked.
+    pub fn compute<T, W>(&self, work: W) -> impl Future<Output = Option<T>> + Send + use<T, W>
+    where
+        T: Send + 'static,
+        W: FnOnce() -> T + Send + 'static,
+    {
+        let (send, receive) = oneshot::channel();
         let shared = &self.0.0;
         let mut state = shared.state();
+        state.to_compute.push_back(Box::new(move || drop(send.send(work()))));
+        if state.computing < shared.compute_max {
+            self.call(state);
+        }
+        async move { receive.await.ok() }
+    }
+
+    pub(crate) fn spawn(&self, job: Job) {
+        let mut state = self.0.0.state();
         state.jobs.push_back(job);
-        if state.idle >= state.jobs.len() || state.threads == shared.threads_max {
+        self.call(state);
+    }
+
+    /// Have somebody take a job that there is now.
+    fn call(&self, mut state: MutexGuard<'_, State>) {
+        let shared = &self.0.0;
+        if state.idle >= state.ready(shared.compute_max) || state.threads == shared.threads_max {
             shared.work.notify_one();
             return;
         }
@@ -83,7 +122,7 @@ impl ThreadPool {
             Ok(_) => state.threads += 1,
             Err(error) if state.threads == 0 => {
                 tracing::error!(%error, "no thread for blocking work: doing it in place");
-                let job = state.jobs.pop_back();
+                let job = state.jobs.pop_back().or_else(|| state.to_compute.pop_back());
                 drop(state);
                 job.into_iter().for_each(|job| job());
             }
@@ -95,11 +134,16 @@ impl ThreadPool {
 fn worker(shared: &Shared) {
     let mut state = shared.state();
     loop {
-        if let Some(job) = state.jobs.pop_front() {
+        let may_compute = state.computing < shared.compute_max;
+        let job = state.jobs.pop_front().map(|job| (job, false));
+        let job = job.or_else(|| state.to_compute.pop_front_if(|_| may_compute).map(|job| (job, true)));
+        if let Some((job, computes)) = job {
+            state.computing += usize::from(computes);
             drop(state);
             // A job that panics has reported it to its own channel by dropping it; the thread serves others.
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
             state = shared.state();
+            state.computing -= usize::from(computes);
             continue;
         }
         if state.closed {
@@ -109,7 +153,7 @@ fn worker(shared: &Shared) {
         let (guard, waited) = shared.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
         state = guard;
         state.idle -= 1;
-        if waited.timed_out() && state.jobs.is_empty() {
+        if waited.timed_out() && state.ready(shared.compute_max) == 0 {
             break;
         }
     }

@@ -178,7 +178,7 @@ impl Crypt {
                     let _handed = handed;
                     work()
                 };
-                self.0.pool.run(work).await.ok_or(IoError::BUG)
+                self.0.pool.compute(work).await.ok_or(IoError::BUG)
             }
         }
     }

@@ -138,7 +138,7 @@ impl Shared {
 
     async fn write_compressed_cluster(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
         let (size, kind, source) = (self.geometry.cluster_size() as usize, self.compression, buf.clone());
-        let Some(data) = self.pool.run(move || compress(kind, &source, size)).await.ok_or(IoError::BUG)? else {
+        let Some(data) = self.pool.compute(move || compress(kind, &source, size)).await.ok_or(IoError::BUG)? else {
             return self.write(req, offset, buf, RequestFlags::empty()).await;
         };
         let cluster = self.geometry.cluster(offset);

@@ -145,7 +145,7 @@ impl Shared {
             };
             all.iter().find(bad).map(|packed| packed.place)
         };
-        if let Some(at) = self.pool.run(work).await.ok_or(IoError::BUG)? {
+        if let Some(at) = self.pool.compute(work).await.ok_or(IoError::BUG)? {
             tracing::warn!(at, "a compressed cluster cannot be decompressed");
             return Err(IoError::host(block_common::Errno::EIO.raw()));
         }
