@@ -1,6 +1,6 @@
 //! Copying images into an image cluster by cluster, for a target that compresses each: `convert -c`.
 //!
-//! A cluster is written when it is anything but zeroes. Clusters are read, compressed and written beside each other, as many as
+//! A cluster is written when it is anything but zeroes. Pieces of some clusters are read, compressed and written beside each other, as many as
 //! [`SparseOptions::depth`] says; what compresses them is the target's driver, on threads of its own.
 
 use crate::error::{CopyAct, CopyError};
@@ -11,6 +11,9 @@ use block_common::{AlignedBuf, BufPool, IoBuf, RequestFlags, is_zero};
 use block_io::{Flight, Root};
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Clusters that are short make pieces of so many bytes together.
+const PIECE: u64 = 256 << 10;
 
 /// Copy all of `sources`, one behind the other, to the start of `target`, compressed, in clusters of `cluster` bytes. Zeroes are left out where
 /// the target is zero, else they are written as such. Of `options`, those about runs of zeroes and about the host are of no meaning here.
@@ -25,12 +28,13 @@ pub async fn packed_copy(
     note: impl Fn(SparseNote) + Send + Sync + 'static,
 ) -> Result<(), CopyError> {
     let total = sources.iter().map(Padded::len).sum();
-    let pool = BufPool::new(4096, 2 * cluster as usize);
-    let packer = Arc::new(Packer { sources, target, pool, options, note: Box::new(note) });
+    let piece = PIECE.max(cluster) / cluster * cluster;
+    let pool = BufPool::new(4096, 2 * piece as usize);
+    let packer = Arc::new(Packer { sources, target, cluster, pool, options, note: Box::new(note) });
     let (mut flight, mut rate) = (Flight::new(), RateLimit::default());
     rate.set_speed(options.speed);
     let mut ended = Ok(());
-    for at in (0..total).step_by(cluster as usize) {
+    for at in (0..total).step_by(piece as usize) {
         if flight.len() >= options.depth.max(1)
             && let Some(done) = flight.next().await
         {
@@ -43,10 +47,10 @@ pub async fn packed_copy(
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        let len = cluster.min(total - at);
+        let len = piece.min(total - at);
         rate.charge(Instant::now(), len);
         let packer = packer.clone();
-        if let Some(done) = flight.start(async move { packer.cluster(at, len).await }).await {
+        if let Some(done) = flight.start(async move { packer.piece(at, len).await }).await {
             ended = earlier(ended, done);
         }
     }
@@ -67,6 +71,7 @@ enum Known {
 struct Packer {
     sources: Vec<Padded>,
     target: Root,
+    cluster: u64,
     pool: BufPool,
     options: SparseOptions,
     note: Box<dyn Fn(SparseNote) + Send + Sync>,
@@ -86,27 +91,66 @@ impl Packer {
         parts
     }
 
-    async fn cluster(&self, at: u64, len: u64) -> Result<(), CopyError> {
-        match self.known(at, len).await? {
-            None => {}
-            Some(known) => {
+    /// Copy some clusters: runs of such as have to be read, and what is known between them.
+    async fn piece(&self, at: u64, len: u64) -> Result<(), CopyError> {
+        let end = at + len;
+        let (mut run, mut next) = (at, at);
+        while next < end {
+            let len = self.cluster.min(end - next);
+            if let Some(known) = self.known(next, len).await? {
+                self.run(run, next).await?;
+                run = next + len;
                 (self.note)(SparseNote::Skipped(len));
-                return if known == Known::Left { Ok(()) } else { self.zero(at, len).await };
+                if known == Known::Zero {
+                    self.zero(next, len).await?;
+                }
+            }
+            next += len;
+        }
+        self.run(run, end).await
+    }
+
+    /// Copy the clusters from `at` to `end`.
+    async fn run(&self, at: u64, end: u64) -> Result<(), CopyError> {
+        if at == end {
+            return Ok(());
+        }
+        let copied = self.at_once(at, end).await;
+        if let Err(CopyError { act: CopyAct::Read, .. }) = copied
+            && end - at > self.cluster
+        {
+            // Nothing of it is written. Which cluster it was, and what lies before that, is found out one by one.
+            for start in (at..end).step_by(self.cluster as usize) {
+                self.at_once(start, end.min(start + self.cluster)).await?;
             }
         }
-        let buf = self.pool.take(len as usize).into_io();
-        for (source, from, place, part) in self.parts(at, len) {
+        copied
+    }
+
+    /// The same. They are read at once, and written in runs without zeroes.
+    async fn at_once(&self, at: u64, end: u64) -> Result<(), CopyError> {
+        let buf = self.pool.take((end - at) as usize).into_io();
+        for (source, from, place, part) in self.parts(at, end - at) {
             self.read(source, from, at + place, buf.slice(place as usize, part as usize)).await?;
         }
+        // Nobody else has it, so nothing is copied.
         let data: AlignedBuf = buf.into_aligned().unwrap_or_else(|buf| buf.to_aligned(4096));
-        if self.options.sparse > 0 && is_zero(&data) {
-            self.zero(at, len).await?;
-        } else {
-            let flags = self.options.flags | RequestFlags::WRITE_COMPRESSED;
-            let written = self.target.write(at, data.into_io(), flags).await.0;
-            written.map_err(CopyError::at(CopyAct::Write, at))?;
+        let is_left_out = |cluster: &[u8]| self.options.sparse > 0 && is_zero(cluster);
+        let zeroes: Vec<bool> = data.chunks(self.cluster as usize).map(is_left_out).collect();
+        let (data, mut next) = (data.into_io(), 0);
+        for same in zeroes.chunk_by(|one, other| one == other) {
+            let start = next as u64 * self.cluster;
+            next += same.len();
+            let len = (next as u64 * self.cluster).min(end - at) - start;
+            if same[0] {
+                self.zero(at + start, len).await?;
+            } else {
+                let flags = self.options.flags | RequestFlags::WRITE_COMPRESSED;
+                let written = self.target.write(at + start, data.slice(start as usize, len as usize), flags).await.0;
+                written.map_err(CopyError::at(CopyAct::Write, at + start))?;
+            }
+            (self.note)(SparseNote::Copied(len));
         }
-        (self.note)(SparseNote::Copied(len));
         Ok(())
     }
 

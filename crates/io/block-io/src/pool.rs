@@ -165,3 +165,42 @@ impl fmt::Debug for ThreadPool {
         write!(f, "ThreadPool({} threads)", self.0.0.state().threads)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests sleep where they please")]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    // Scenario: much to compute, some of which panics, beside calls that sleep. What computes is never more than there are processors, and everything is done.
+    #[test]
+    fn computing_takes_no_more_threads_than_there_are_processors() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let pool = ThreadPool::new(processors + 8);
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let compute = |number: usize| {
+            let (now, most) = (now.clone(), most.clone());
+            pool.compute(move || {
+                most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_micros(200));
+                now.fetch_sub(1, Ordering::Relaxed);
+                assert!(number % 50 != 7, "what panics");
+                number
+            })
+        };
+        let (mut computed, mut slept) = (Vec::new(), Vec::new());
+        for number in 0..400 {
+            computed.push(compute(number));
+            if number % 10 == 0 {
+                slept.push(pool.run(|| std::thread::sleep(Duration::from_millis(1))));
+            }
+        }
+        for (number, done) in computed.into_iter().enumerate() {
+            assert_eq!(runtime.block_on(done), (number % 50 != 7).then_some(number));
+        }
+        assert!(slept.into_iter().all(|done| runtime.block_on(done).is_some()));
+        let most = most.load(Ordering::Relaxed);
+        assert!((1..=processors).contains(&most), "{most} threads computed at a time");
+    }
+}

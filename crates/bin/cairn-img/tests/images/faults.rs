@@ -4,7 +4,7 @@
 //! start of a piece, compare's words for block status, and the status of a second source, which qemu-img asks for before it copies the
 //! first.
 
-use crate::support::check_all;
+use crate::support::{check_all, ours, skipped, theirs, words};
 
 const READERS: [&str; 11] = [
     "info BROKEN",
@@ -64,4 +64,20 @@ fn failing_reads_are_told_alike() {
 #[test]
 fn failing_writes_are_told_alike() {
     check("failing_writes_are_told_alike", &WRITERS, &["write", "write-zeroes", "discard"]);
+}
+
+// Scenario: compressing reads several clusters at a time. The error is that of the one which cannot be read. What else the target has by then is a matter of which was first.
+#[test]
+fn a_cluster_that_cannot_be_compressed_is_told_alike() {
+    for sector in [0, 1, 400, 520, 1000, 1500, 2040] {
+        let broken = broken("a.raw", "read", 5, &format!(",\"sector\":{sector}"));
+        for more in ["-m 1", "-m 1 -o cluster_size=4k", "--salvage"] {
+            let line = format!("convert -c {more} -O qcow2 {broken} new.qcow2");
+            let Some(theirs) = theirs(&words(&line)) else {
+                return skipped("a_cluster_that_cannot_be_compressed_is_told_alike");
+            };
+            let ours = ours(&words(&line));
+            assert_eq!((ours.status, ours.stderr), (theirs.status, theirs.stderr), "{line}");
+        }
+    }
 }

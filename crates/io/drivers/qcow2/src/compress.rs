@@ -127,39 +127,96 @@ impl Shared {
         if !self.geometry.is_aligned(offset) || !self.geometry.is_aligned(buf.len() as u64) && !is_end {
             return Err(IoError::INVALID);
         }
-        let mut done = 0;
-        while done < buf.len() {
-            let len = (buf.len() - done).min(size as usize);
-            self.write_compressed_cluster(req, offset + done as u64, &buf.slice(done, len)).await?;
-            done += len;
+        let kind = self.compression;
+        let parts: Vec<IoBuf> = (0..buf.len())
+            .step_by(size as usize)
+            .map(|done| buf.slice(done, (buf.len() - done).min(size as usize)))
+            .collect();
+        let start = |part: &IoBuf| {
+            let part = part.clone();
+            self.pool.compute(move || compress(kind, &part, size as usize))
+        };
+        // All are begun before the first one is waited for, and all are over when this is.
+        let begun: Vec<_> = parts.iter().map(start).collect();
+        let mut packed = Vec::with_capacity(begun.len());
+        for data in begun {
+            packed.push(data.await);
         }
-        Ok(())
+        let (mut at, mut run) = (offset, Vec::new());
+        for (data, part) in packed.into_iter().zip(&parts) {
+            match data.ok_or(IoError::BUG)? {
+                Some(data) => run.push(data),
+                None => {
+                    self.store_packed(req, at, std::mem::take(&mut run)).await?;
+                    self.write(req, at, part, RequestFlags::empty()).await?;
+                }
+            }
+            at += part.len() as u64;
+        }
+        self.store_packed(req, at, run).await
     }
 
-    async fn write_compressed_cluster(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
-        let (size, kind, source) = (self.geometry.cluster_size() as usize, self.compression, buf.clone());
-        let Some(data) = self.pool.compute(move || compress(kind, &source, size)).await.ok_or(IoError::BUG)? else {
-            return self.write(req, offset, buf, RequestFlags::empty()).await;
-        };
-        let cluster = self.geometry.cluster(offset);
-        let _lock = self.locks.lock(cluster..cluster + 1).await;
-        self.ensure_table(req, offset).await?;
-        let (old, _) = self.entry(req, offset).await?;
+    /// Store compressed clusters, the last of which ends before `end`, with as few writes as their places allow.
+    async fn store_packed(&self, req: &Req, end: u64, run: Vec<Vec<u8>>) -> IoResult<()> {
+        let size = self.geometry.cluster_size();
+        let end = end.next_multiple_of(size);
+        let offset = end - run.len() as u64 * size;
+        let _lock = self.locks.lock(self.geometry.cluster(offset)..self.geometry.cluster(end)).await;
+        let (mut places, mut result, mut named) = (Vec::with_capacity(run.len()), Ok(()), 0);
+        for (data, at) in run.iter().zip((offset..).step_by(size as usize)) {
+            match self.place_packed(req, at, data.len() as u64).await {
+                Ok(place) => places.push(place),
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        if result.is_ok() {
+            result = self.write_packed(req, &places, &run).await;
+        }
+        for ((data, place), at) in run.iter().zip(&places).zip((offset..).step_by(size as usize)) {
+            if result.is_err() {
+                break;
+            }
+            result = match L2Entry::compressed(&self.geometry, *place, data.len() as u64) {
+                None => Err(IoError::host(block_common::Errno::EFBIG.raw())),
+                Some(entry) => {
+                    named += 1;
+                    self.set_entry(req, at, (entry, SubclusterBits::default())).await
+                }
+            };
+        }
+        for (data, place) in run.iter().zip(places).skip(named) {
+            // No entry names it: it goes back at once.
+            self.give_back_bytes(req, place, data.len() as u64).await;
+        }
+        result
+    }
+
+    /// A place for `len` compressed bytes of the cluster at `at`.
+    async fn place_packed(&self, req: &Req, at: u64, len: u64) -> IoResult<u64> {
+        self.ensure_table(req, at).await?;
+        let (old, _) = self.entry(req, at).await?;
         // As in the field: compressed data is for clusters that were never written.
         if !matches!(self.kind(old), L2Kind::Unallocated | L2Kind::Zero) {
             return Err(IoError::host(block_common::Errno::EIO.raw()));
         }
-        let place = self.allocate_bytes(req, data.len() as u64).await?;
-        let written = crate::meta::write(req, &self.file, place, &data).await;
-        let entry = L2Entry::compressed(&self.geometry, place, data.len() as u64);
-        match (written, entry) {
-            (Ok(()), Some(entry)) => self.set_entry(req, offset, (entry, SubclusterBits::default())).await,
-            (written, _) => {
-                // No entry names it: it goes back at once.
-                self.give_back_bytes(req, place, data.len() as u64).await;
-                written.and(Err(IoError::host(block_common::Errno::EFBIG.raw())))
+        self.allocate_bytes(req, len).await
+    }
+
+    /// Write compressed clusters to their places; those that lie one behind the other are one write.
+    async fn write_packed(&self, req: &Req, places: &[u64], run: &[Vec<u8>]) -> IoResult<()> {
+        let mut next = 0;
+        while let Some(start) = places.get(next) {
+            let (first, mut end) = (next, *start);
+            while places.get(next) == Some(&end) {
+                end += run[next].len() as u64;
+                next += 1;
             }
+            crate::meta::write_all(req, &self.file, *start, &run[first..next]).await?;
         }
+        Ok(())
     }
 
     /// Nobody names these compressed bytes any more.

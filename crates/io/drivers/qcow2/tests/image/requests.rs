@@ -1,9 +1,10 @@
 //! Requests of every kind on every kind of image.
 
 use crate::bed::{NONE, buf, open, open_for, storage};
-use block_common::{Preallocation, RequestFlags};
+use block_common::{Errno, IoError, Preallocation, RequestFlags};
 use block_qcow2::Qcow2Options;
 use block_qcow2_format::{CompressionType, Header, L1Entry, L2Entry, Version};
+use block_testkit::MemOpKind;
 use block_testkit::bed::{block_on, io_thread};
 use block_testkit::conformance::{self, ConformanceOptions};
 use block_testkit::model::{self, ModelOptions};
@@ -87,6 +88,46 @@ fn compressed_clusters_are_written_and_read_and_overwritten() {
         let report =
             inspect(&file.bytes(0, file.len() as usize), &[]).unwrap_or_else(|error| panic!("{format:?}: {error}"));
         assert_eq!((report.leaks, report.compressed), (0, 2), "{format:?}");
+    }
+}
+
+// Scenario: a run of clusters of which one does not shrink and one was written before; then such a run while the file's writes fail, each in its turn.
+#[test]
+fn runs_of_compressed_clusters_are_stored_together_and_leave_nothing_behind() {
+    let thread = io_thread(true);
+    let size = 65536;
+    let mut rng = block_testkit::Rng::new(7);
+    let noise: Vec<u8> = (0..size).map(|_| rng.below(0..256) as u8).collect();
+    let text: Vec<u8> = (0..size).map(|i| (i / 11 % 250) as u8).collect();
+    let run = [&text[..], &text, &noise, &text, &text].concat();
+    let file = storage(Format::new(4 << 20).bytes());
+    let image = open(&thread, &file, None, Qcow2Options::default()).expect("opens");
+    image.write(9 * size as u64, &[1; 512]);
+    file.clear_log();
+    block_on(image.root.write(0, buf(&run), RequestFlags::WRITE_COMPRESSED)).0.expect("written");
+    let written = file.log().iter().filter(|record| record.op.kind == MemOpKind::Write).count();
+    assert!(written <= 4, "two runs and a cluster, and at most a table: {written} writes");
+    assert!(image.read(0, run.len()) == run);
+    // Five clusters, of which the last was written: those before it go back.
+    let refused = block_on(image.root.write(5 * size as u64, buf(&run), RequestFlags::WRITE_COMPRESSED)).0;
+    assert_eq!(refused, Err(IoError::host(Errno::EIO.raw())));
+    image.close().expect("closes");
+    let report = inspect(&file.bytes(0, file.len() as usize), &[]).expect("an image");
+    assert_eq!((report.leaks, report.compressed, &report.guest[..run.len()]), (0, 6, &run[..]));
+    for nth in 1.. {
+        let file = storage(Format::new(4 << 20).bytes());
+        let image = open(&thread, &file, None, Qcow2Options::default()).expect("opens");
+        image.write(9 * size as u64, &[1; 512]);
+        file.fail_nth(Some(MemOpKind::Write), nth, IoError::host(Errno::ENOSPC.raw()));
+        let result = block_on(image.root.write(0, buf(&run), RequestFlags::WRITE_COMPRESSED)).0;
+        file.clear_script();
+        image.close().expect("closes");
+        let report = inspect(&file.bytes(0, file.len() as usize), &[]).expect("an image");
+        assert_eq!(report.leaks, 0, "write {nth} fails: {result:?}");
+        if result.is_ok() {
+            assert!(nth > 2, "no write failed");
+            break;
+        }
     }
 }
 
