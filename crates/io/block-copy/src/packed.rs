@@ -29,7 +29,7 @@ pub async fn packed_copy(
 ) -> Result<(), CopyError> {
     let total = sources.iter().map(Padded::len).sum();
     let piece = PIECE.max(cluster) / cluster * cluster;
-    let pool = BufPool::new(4096, 2 * piece as usize);
+    let pool = BufPool::new(4096, (options.depth + 1) * piece as usize);
     let packer = Arc::new(Packer { sources, target, cluster, pool, options, note: Box::new(note) });
     let (mut flight, mut rate) = (Flight::new(), RateLimit::default());
     rate.set_speed(options.speed);

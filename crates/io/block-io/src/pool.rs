@@ -31,6 +31,7 @@ struct State {
     to_compute: VecDeque<Job>,
     computing: usize,
     threads: usize,
+    /// Threads that have no job, those among them that are only beginning.
     idle: usize,
     closed: bool,
 }
@@ -119,7 +120,10 @@ impl ThreadPool {
         let for_thread = shared.clone();
         let spawned = std::thread::Builder::new().name("cairn-pool".into()).spawn(move || worker(&for_thread));
         match spawned {
-            Ok(_) => state.threads += 1,
+            Ok(_) => {
+                state.threads += 1;
+                state.idle += 1;
+            }
             Err(error) if state.threads == 0 => {
                 tracing::error!(%error, "no thread for blocking work: doing it in place");
                 let job = state.jobs.pop_back().or_else(|| state.to_compute.pop_back());
@@ -133,6 +137,7 @@ impl ThreadPool {
 
 fn worker(shared: &Shared) {
     let mut state = shared.state();
+    state.idle -= 1;
     loop {
         let may_compute = state.computing < shared.compute_max;
         let job = state.jobs.pop_front().map(|job| (job, false));

@@ -3,7 +3,7 @@
 use crate::deflate::{Deflate, SLACK};
 use crate::image::Shared;
 use crate::refcounts::Class;
-use block_common::{IoBuf, IoError, IoResult, RequestFlags};
+use block_common::{HostOffset, IoBuf, IoError, IoResult, RequestFlags};
 use block_io::Req;
 use block_qcow2_format::{CompressionType, L2Entry, L2Kind, SubclusterBits};
 use flate2::{Decompress, FlushDecompress, Status};
@@ -214,7 +214,14 @@ impl Shared {
                 end += run[next].len() as u64;
                 next += 1;
             }
-            crate::meta::write_all(req, &self.file, *start, &run[first..next]).await?;
+            let mut buf = self.buffer(req, &self.file, (end - start) as usize)?;
+            let mut to = &mut buf[..];
+            for data in &run[first..next] {
+                let (here, rest) = to.split_at_mut(data.len());
+                here.copy_from_slice(data);
+                to = rest;
+            }
+            self.file.write(req, HostOffset(*start), &buf.into_io(), RequestFlags::empty()).await?;
         }
         Ok(())
     }

@@ -34,18 +34,8 @@ pub(crate) async fn read_table(req: &Req, edge: &Edge, offset: u64, entries: usi
 
 /// Store `bytes` at `offset`.
 pub(crate) async fn write(req: &Req, edge: &Edge, offset: u64, bytes: &[u8]) -> IoResult<()> {
-    write_all(req, edge, offset, &[bytes]).await
-}
-
-/// Store all of `parts`, one behind the other, at `offset`.
-pub(crate) async fn write_all<T: AsRef<[u8]>>(req: &Req, edge: &Edge, offset: u64, parts: &[T]) -> IoResult<()> {
-    let mut buf = buffer(req, edge, parts.iter().map(|part| part.as_ref().len()).sum())?;
-    let mut to = &mut buf[..];
-    for part in parts {
-        let (here, rest) = to.split_at_mut(part.as_ref().len());
-        here.copy_from_slice(part.as_ref());
-        to = rest;
-    }
+    let mut buf = buffer(req, edge, bytes.len())?;
+    buf.copy_from_slice(bytes);
     edge.write(req, HostOffset(offset), &buf.into_io(), RequestFlags::empty()).await
 }
 
