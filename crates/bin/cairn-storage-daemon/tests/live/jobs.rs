@@ -41,6 +41,26 @@ fn jobs_that_create_and_amend_are_alike() {
     assert_eq!(without_end(&ours.events), without_end(&theirs.events));
 }
 
+/// What a command brings about is told before it is answered, and what comes later, after: for jobs that are over at once, for one that fails, and for one that stays
+/// where it is for a while. Verbs and queries are answered alike in each of their states.
+#[test]
+fn events_come_in_the_same_order() {
+    if !has_theirs("events_come_in_the_same_order") {
+        return;
+    }
+    // The limits that hold the last job up are lifted at the end: theirs look at that later than ours.
+    let [ours, theirs] = [OURS, THEIRS].map(|program| {
+        let mut lines = talk(program, include_str!("order.qmp"), GAP).lines;
+        let last = lines.iter().position(|line| line["id"] == 36).expect("it answers");
+        lines.truncate(last + 1);
+        lines
+    });
+    for (our, their) in ours.iter().zip(&theirs) {
+        assert_eq!(our, their, "{ours:#?}");
+    }
+    assert_eq!(ours.len(), theirs.len());
+}
+
 /// Key slots change while the node is in use. The field's daemon dies of that, so that its tools have to say what they think of the image.
 #[test]
 fn key_slots_are_changed_by_a_job() {
