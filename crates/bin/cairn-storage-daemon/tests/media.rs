@@ -88,13 +88,23 @@ impl Daemon {
         assert_eq!(answer["error"], error, "{command} {arguments}");
     }
 
-    /// The next events: these. They come before or after the answer to what brought them about.
+    /// What was told since the last call, each event before the answer to what brought it about.
     fn told(&mut self, expected: &[Value]) {
-        while self.events.len() < expected.len() {
+        assert_eq!(std::mem::take(&mut self.events), expected);
+    }
+
+    /// Wait until a job that was created is over, and well, and dismiss it.
+    fn concluded(&mut self, job: &str) {
+        let is_end = |event: &Value| event[1]["id"] == job && event[1]["status"] == "concluded";
+        while !self.events.iter().any(is_end) {
             let line = self.line();
             self.events.push(json!([line["event"], line["data"]]));
         }
-        assert_eq!(std::mem::take(&mut self.events), expected);
+        self.events.clear();
+        let jobs = self.done("query-jobs", &json!({}));
+        assert!(jobs.as_array().is_some_and(|jobs| jobs.iter().all(|job| job.get("error").is_none())), "{jobs}");
+        self.done("job-dismiss", &json!({ "id": job }));
+        self.events.clear();
     }
 
     fn quit(mut self) {
@@ -272,5 +282,87 @@ fn limits_and_histograms_are_set_and_refused() {
     daemon.done("block-latency-histogram-set", &json!({ "id": "hd0" }));
     assert_eq!(daemon.done("query-blockstats", &json!({}))[0]["stats"].get("rd_latency_histogram"), None);
     daemon.done("cont", &json!({}));
+    daemon.quit();
+}
+
+#[test]
+fn nodes_are_found_by_their_devices() {
+    let mut daemon = Daemon::start();
+    let (q, overlay) = ("q.qcow2", "over.qcow2");
+    daemon
+        .done("blockdev-create", &json!({ "job-id": "f", "options": { "driver": "file", "filename": q, "size": 0 } }));
+    daemon.concluded("f");
+    daemon.done("blockdev-add", &json!({ "driver": "file", "node-name": "f", "filename": q }));
+    let options = json!({ "driver": "qcow2", "file": "f", "size": 1 << 20 });
+    daemon.done("blockdev-create", &json!({ "job-id": "q", "options": options }));
+    daemon.concluded("q");
+    daemon.done("blockdev-add", &json!({ "driver": "qcow2", "node-name": "q", "file": "f" }));
+    daemon.done("device_add", &json!({ "driver": "disk", "id": "hd1", "drive": "q" }));
+
+    // An argument of its own for each of the two: the device counts, if there is one.
+    let size = |device: &str, size: u64| json!({ "device": device, "node-name": "nope", "size": size });
+    daemon.done("block_resize", &size("hd1", 2 << 20));
+    daemon.refused("block_resize", &size("x", 2 << 20), "Cannot find device='x' nor node-name='nope'");
+    daemon.refused("block_resize", &json!({ "size": 0 }), "Cannot find device='' nor node-name=''");
+    daemon.refused("block_resize", &json!({ "device": "q", "size": 0 }), "Cannot find device='q' nor node-name=''");
+    daemon.refused("block_resize", &size("cd0", 2 << 20), "Device 'cd0' has no medium");
+    daemon.refused(
+        "block_resize",
+        &json!({ "device": 1, "size": 0 }),
+        "Invalid parameter type for 'device', expected: string",
+    );
+    let named = daemon.done("query-named-block-nodes", &json!({ "flat": true }));
+    let of = |named: &Value, name: &str| {
+        named.as_array().and_then(|all| all.iter().find(|one| one["node-name"] == name).cloned()).expect(name)
+    };
+    assert_eq!(of(&named, "q")["image"]["virtual-size"], 2 << 20);
+
+    // One argument for both.
+    let snapshot = |device: &str, name: &str| json!({ "device": device, "name": name });
+    for command in ["blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync"] {
+        daemon.refused(command, &snapshot("cd0", "s"), "Device 'cd0' has no medium");
+        daemon.refused(command, &snapshot("nope", "s"), "Cannot find device='nope' nor node-name='nope'");
+    }
+    daemon.done("blockdev-snapshot-internal-sync", &snapshot("hd1", "s"));
+    let actions = |device: &str| json!({ "actions": [{ "type": "blockdev-snapshot-internal-sync", "data": snapshot(device, "t") }] });
+    daemon.done("transaction", &actions("hd1"));
+    daemon.refused("transaction", &actions("fd0"), "Device 'fd0' has no medium");
+    assert_eq!(daemon.done("blockdev-snapshot-delete-internal-sync", &snapshot("hd1", "s"))["name"], "s");
+    daemon.done("blockdev-snapshot-delete-internal-sync", &snapshot("q", "t"));
+    let bitmap = |node: &str| json!({ "node": node, "name": "b" });
+    daemon.done("block-dirty-bitmap-add", &bitmap("hd1"));
+    daemon.refused("block-dirty-bitmap-add", &bitmap("q"), "Bitmap already exists: b");
+    daemon.refused("block-dirty-bitmap-add", &bitmap("cd0"), "Device 'cd0' has no medium");
+    daemon.refused("block-dirty-bitmap-clear", &bitmap("cd0"), "Device 'cd0' has no medium");
+    daemon.refused("block-dirty-bitmap-clear", &bitmap("x"), "Node 'x' not found");
+    daemon.done("transaction", &json!({ "actions": [{ "type": "block-dirty-bitmap-remove", "data": bitmap("hd1") }] }));
+
+    // The overlay of a device's medium becomes its medium, and needs no name.
+    let sync = |device: &str| json!({ "device": device, "snapshot-file": overlay });
+    daemon.refused("blockdev-snapshot-sync", &sync("cd0"), "Device 'cd0' has no medium");
+    daemon.refused("blockdev-snapshot-sync", &sync("q"), "Cannot find device='q' nor node-name=''");
+    daemon.done("blockdev-snapshot-sync", &sync("hd1"));
+    let stats = daemon.done("query-blockstats", &json!({}));
+    let top =
+        stats.as_array().and_then(|all| all.iter().find(|one| one["qdev"] == "hd1")).expect("hd1")["node-name"].clone();
+    assert!(top.as_str().is_some_and(|name| name.starts_with('#')), "{top}");
+    let change = |device: &str| json!({ "device": device, "image-node-name": top, "backing-file": "other" });
+    daemon.done("change-backing-file", &change("hd1"));
+    daemon.refused("change-backing-file", &change("fd0"), "Device 'fd0' has no medium");
+    daemon.refused("change-backing-file", &change("nope"), "Cannot find device='nope' nor node-name='nope'");
+    let named = daemon.done("query-named-block-nodes", &json!({ "flat": true }));
+    assert_eq!(of(&named, top.as_str().expect("a name"))["image"]["backing-filename"], "other");
+    let put = |node: &str, overlay: &str| json!({ "node": node, "overlay": overlay });
+    let third = json!({ "job-id": "o", "options": { "driver": "qcow2", "file": "of", "size": 2 << 20 } });
+    let file = json!({ "job-id": "of", "options": { "driver": "file", "filename": "third.qcow2", "size": 0 } });
+    daemon.done("blockdev-create", &file);
+    daemon.concluded("of");
+    daemon.done("blockdev-add", &json!({ "driver": "file", "node-name": "of", "filename": "third.qcow2" }));
+    daemon.done("blockdev-create", &third);
+    daemon.concluded("o");
+    daemon.done("blockdev-add", &json!({ "driver": "qcow2", "node-name": "third", "file": "of", "backing": null }));
+    daemon.refused("blockdev-snapshot", &put("cd0", "third"), "Device 'cd0' has no medium");
+    daemon.refused("blockdev-snapshot", &put("hd1", "fd0"), "Device 'fd0' has no medium");
+    daemon.done("blockdev-snapshot", &put("hd1", "third"));
     daemon.quit();
 }

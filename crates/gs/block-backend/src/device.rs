@@ -183,15 +183,19 @@ impl fmt::Debug for MediaWatch {
     }
 }
 
-/// What a device asks for that reads its medium, and writes it if it may, and lets nobody else write unless told.
-pub(crate) fn device_perm(is_read_only: bool, shares_writes: bool) -> PermPair {
+/// What a device asks for that reads its medium, and writes it if it may, and lets nobody else write unless told. One that `is_resizable` tells its guest of a new
+/// length: others may change it.
+pub(crate) fn device_perm(is_read_only: bool, shares_writes: bool, is_resizable: bool) -> PermPair {
     let mut perm = Perm::CONSISTENT_READ;
     if !is_read_only {
         perm |= Perm::WRITE;
     }
     let mut shared = Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED;
     if shares_writes {
-        shared |= Perm::WRITE | Perm::RESIZE;
+        shared |= Perm::WRITE;
+    }
+    if shares_writes || is_resizable {
+        shared |= Perm::RESIZE;
     }
     PermPair::new(perm, shared)
 }

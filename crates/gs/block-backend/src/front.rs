@@ -187,7 +187,7 @@ impl Device for Stand {
 
     fn perm(&self, is_read_only: bool) -> Option<PermPair> {
         let reads_only = is_read_only || self.options.kind == FrontEndKind::Cd;
-        Some(device_perm(reads_only, self.options.share_rw))
+        Some(device_perm(reads_only, self.options.share_rw, self.options.kind == FrontEndKind::Disk))
     }
 }
 
@@ -222,7 +222,11 @@ impl FrontEnd {
         let is_read_only = medium.is_some_and(|medium| gs.node_info(medium).is_ok_and(|info| info.read_only));
         let backend = BackendOptions {
             name: String::new(),
-            perm: device_perm(is_read_only || options.kind == FrontEndKind::Cd, options.share_rw),
+            perm: device_perm(
+                is_read_only || options.kind == FrontEndKind::Cd,
+                options.share_rw,
+                options.kind == FrontEndKind::Disk,
+            ),
             home: home.clone(),
             settings: options.settings,
         };

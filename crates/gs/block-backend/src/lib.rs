@@ -21,6 +21,7 @@ use block_throttle::ThrottleLimits;
 use device::Watchers;
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 
 /// Why a backend could not be made or changed.
@@ -82,6 +83,8 @@ struct Inner {
     io: BackendIo,
     control: BackendControl,
     device: RefCell<Option<Rc<dyn Device>>>,
+    /// What its I/O half tells; a task passes it on, unless somebody is faster.
+    told: Rc<RefCell<BackendEvents>>,
     root_state: Cell<RootState>,
     io_status: Cell<IoStatus>,
     watchers: Watchers,
@@ -131,7 +134,9 @@ impl Backend {
         }
         let root = gs.new_root(&name, ParentKind::Backend, options.perm, &options.home);
         let (io, control, events) = BackendIo::new(root.io().clone(), options.settings);
+        let told = Rc::new(RefCell::new(events));
         let inner = Rc::new(Inner {
+            told: told.clone(),
             gs: gs.clone(),
             name: RefCell::new(name.into()),
             root: Some(root),
@@ -143,7 +148,7 @@ impl Backend {
             watchers: Watchers::default(),
             limits: RefCell::default(),
         });
-        forward(gs, Rc::downgrade(&inner), events);
+        forward(gs, Rc::downgrade(&inner), told);
         registry.0.borrow_mut().push(Rc::downgrade(&inner));
         Ok(Self(inner))
     }
@@ -185,6 +190,39 @@ impl Backend {
     #[doc(alias = "blk_all_next")]
     pub fn everyone(gs: &GlobalState) -> Vec<Self> {
         gs.extension::<Registry>().all()
+    }
+
+    /// Pass on what the I/O halves of all backends have told so far: then it is among the block layer's events. A task does that by itself, a little later;
+    /// this is for who answers and has events come before the answer to what brought them about.
+    pub fn pass_events(gs: &GlobalState) {
+        for backend in Self::everyone(gs) {
+            loop {
+                let event = backend.0.told.borrow_mut().try_next();
+                let Some(event) = event else { break };
+                backend.pass_on(event);
+            }
+        }
+    }
+
+    fn pass_on(&self, event: BackendEvent) {
+        let events = self.0.gs.event_sender();
+        let device = self.device().map(|device| device.id().to_owned());
+        let name = self.name().to_string();
+        match event {
+            BackendEvent::TrayMoved { open } => {
+                events.send(Event::TrayMoved { backend: name, device: device.unwrap_or_default(), open });
+            }
+            BackendEvent::IoError { is_write, error, action } => {
+                if action == ErrorAction::Stop {
+                    self.0.io_status.set(self.0.io_status.get().after(error));
+                }
+                let node = self.node().map(|node| node.name().to_owned());
+                let action = action.name();
+                events.send(Event::IoFailed { backend: name, device, node, is_write, error, action });
+            }
+            // A guest's lock is looked up by who wants to know.
+            _ => {}
+        }
     }
 
     /// The half for device threads.
@@ -439,28 +477,11 @@ impl Backend {
 }
 
 /// Pass on what the device tells, until the backend is gone.
-fn forward(gs: &GlobalState, backend: Weak<Inner>, mut told: BackendEvents) {
-    let events = gs.event_sender();
+fn forward(gs: &GlobalState, backend: Weak<Inner>, told: Rc<RefCell<BackendEvents>>) {
     drop(gs.main().spawn(async move {
-        while let Some(event) = told.next().await {
+        while let Some(event) = poll_fn(|cx| told.borrow_mut().poll_next(cx)).await {
             let Some(backend) = backend.upgrade().map(Backend) else { return };
-            let device = backend.device().map(|device| device.id().to_owned());
-            let name = backend.name().to_string();
-            match event {
-                BackendEvent::TrayMoved { open } => {
-                    events.send(Event::TrayMoved { backend: name, device: device.unwrap_or_default(), open });
-                }
-                BackendEvent::IoError { is_write, error, action } => {
-                    if action == ErrorAction::Stop {
-                        backend.0.io_status.set(backend.0.io_status.get().after(error));
-                    }
-                    let node = backend.node().map(|node| node.name().to_owned());
-                    let action = action.name();
-                    events.send(Event::IoFailed { backend: name, device, node, is_write, error, action });
-                }
-                // A guest's lock is looked up by who wants to know.
-                _ => {}
-            }
+            backend.pass_on(event);
         }
     }));
 }

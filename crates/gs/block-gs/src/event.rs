@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 /// How many events wait for their listener.
 const EVENTS_MAX: usize = 4096;
@@ -190,18 +190,20 @@ pub struct Events(Arc<Shared>);
 impl Events {
     /// The next event. `None` when the block layer and all who could tell something are gone.
     pub async fn next(&mut self) -> Option<Event> {
-        poll_fn(|cx| {
-            let waker = cx.waker().clone();
-            let mut stream = self.0.stream();
-            if !stream.events.is_empty() || stream.is_over {
-                return Poll::Ready(stream.events.pop_front());
-            }
-            let old = stream.listener.replace(waker);
-            drop(stream);
-            drop(old);
-            Poll::Pending
-        })
-        .await
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// The next one, for who shares the stream with others and polls it by hand.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        let waker = cx.waker().clone();
+        let mut stream = self.0.stream();
+        if !stream.events.is_empty() || stream.is_over {
+            return Poll::Ready(stream.events.pop_front());
+        }
+        let old = stream.listener.replace(waker);
+        drop(stream);
+        drop(old);
+        Poll::Pending
     }
 
     /// The next event, if there is one.

@@ -2,6 +2,7 @@
 
 use crate::job::JobInfo;
 use crate::status::{JobStatus, JobType};
+use std::task::{Context, Poll};
 use tokio::sync::mpsc;
 
 /// Something happened to a job.
@@ -38,6 +39,11 @@ impl JobEvents {
     /// The next event. `None` when the block layer is gone.
     pub async fn next(&mut self) -> Option<JobEvent> {
         self.0.recv().await
+    }
+
+    /// The next one, for who shares the stream with others and polls it by hand.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<JobEvent>> {
+        self.0.poll_recv(cx)
     }
 
     /// The next event, if there is one already.

@@ -10,9 +10,11 @@ use block_common::is_wellformed_id;
 use block_copy::job_control;
 use block_gs::{GlobalState, GraphResult};
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// Every job of a block layer that was not dismissed.
@@ -143,17 +145,33 @@ impl JobRegistry {
         }
     }
 
-    /// End every job, then close everything: see [`GlobalState::close_all`].
+    /// End every job, then close everything: see [`GlobalState::close_all`]. What limits hold back of the jobs' requests is let go.
     ///
     /// # Errors
     /// Those of [`GlobalState::close_all`].
     pub async fn close_all(gs: &GlobalState) -> GraphResult<()> {
-        Self::of(gs).cancel_all().await;
+        let registry = Self::of(gs);
+        tokio::select! {
+            biased;
+            () = registry.cancel_all() => {}
+            never = hurry(gs) => match never {},
+        }
         gs.close_all().await
     }
 
     pub(crate) fn forget(&self, job: &JobRef) {
         self.jobs.borrow_mut().retain(|listed| !listed.same(job));
+    }
+}
+
+/// How long requests of jobs that are to end may be held back.
+const HELD_BACK: Duration = Duration::from_millis(1);
+
+/// Jobs that are to end may wait for requests that limits hold back for as long as they like: drained sections, one after the other, in which nothing is.
+async fn hurry(gs: &GlobalState) -> Infallible {
+    loop {
+        drop(gs.drain_all().await);
+        gs.main().sleep(HELD_BACK).await;
     }
 }
 

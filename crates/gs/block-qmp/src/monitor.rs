@@ -2,10 +2,12 @@
 
 use crate::commands::human::HumanCommands;
 use crate::events;
-use block_gs::GlobalState;
-use block_jobs::JobRegistry;
+use block_backend::Backend;
+use block_gs::{Events, GlobalState};
+use block_jobs::{JobEvents, JobRegistry};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
+use std::future::poll_fn;
 use std::rc::Rc;
 use tokio::sync::Notify;
 
@@ -29,6 +31,10 @@ pub(crate) struct Inner {
     pub(crate) options: MonitorOptions,
     /// What the program does for people.
     pub(crate) human: OnceCell<Rc<dyn HumanCommands>>,
+    /// What the block layer tells; nothing, if somebody else listens.
+    told: Option<Rc<RefCell<Events>>>,
+    /// What jobs tell.
+    told_by_jobs: Rc<RefCell<JobEvents>>,
     /// Who is connected.
     clients: RefCell<Vec<Outgoing>>,
     quit: Cell<bool>,
@@ -43,26 +49,31 @@ pub struct Monitor(pub(crate) Rc<Inner>);
 impl Monitor {
     /// A monitor of `gs`, which nobody else listens to from now on.
     pub fn new(gs: &GlobalState, options: MonitorOptions) -> Self {
+        let told = gs.take_events().map(|told| Rc::new(RefCell::new(told)));
+        let told_by_jobs = Rc::new(RefCell::new(JobRegistry::of(gs).take_events()));
         let monitor = Self(Rc::new(Inner {
             gs: gs.clone(),
+            told: told.clone(),
+            told_by_jobs: told_by_jobs.clone(),
             options,
             human: OnceCell::new(),
             clients: RefCell::default(),
             quit: Cell::new(false),
             quit_asked: Notify::new(),
         }));
-        if let Some(mut told) = gs.take_events() {
+        if let Some(told) = told {
             let inner = Rc::downgrade(&monitor.0);
             drop(gs.main().spawn(async move {
-                while let (Some(event), Some(inner)) = (told.next().await, inner.upgrade()) {
+                let next = || poll_fn(|cx| told.borrow_mut().poll_next(cx));
+                while let (Some(event), Some(inner)) = (next().await, inner.upgrade()) {
                     events::of_graph(event).iter().for_each(|event| inner.tell(event));
                 }
             }));
         }
-        let mut told = JobRegistry::of(gs).take_events();
         let inner = Rc::downgrade(&monitor.0);
         drop(gs.main().spawn(async move {
-            while let (Some(event), Some(inner)) = (told.next().await, inner.upgrade()) {
+            let next = || poll_fn(|cx| told_by_jobs.borrow_mut().poll_next(cx));
+            while let (Some(event), Some(inner)) = (next().await, inner.upgrade()) {
                 events::of_job(event).iter().for_each(|event| inner.tell(event));
             }
         }));
@@ -102,6 +113,20 @@ impl Monitor {
 
     pub(crate) fn is_quitting(&self) -> bool {
         self.0.quit.get()
+    }
+
+    /// Tell all that has happened so far. Whoever sends an answer has this done first: what a command brought about is told before it is answered.
+    pub(crate) fn tell_all(&self) {
+        let inner = &self.0;
+        Backend::pass_events(&inner.gs);
+        let of_graph = || inner.told.as_ref().and_then(|told| told.borrow_mut().try_next());
+        while let Some(event) = of_graph() {
+            events::of_graph(event).iter().for_each(|event| inner.tell(event));
+        }
+        let of_job = || inner.told_by_jobs.borrow_mut().try_next();
+        while let Some(event) = of_job() {
+            events::of_job(event).iter().for_each(|event| inner.tell(event));
+        }
     }
 
     /// The client has gone.

@@ -194,6 +194,7 @@ impl Monitor {
                 Ok(Command { name, overtakes: true, .. }) => Err(commands::cannot_overtake(&name)),
                 Ok(Command { name, arguments, .. }) => commands::run(self, &name, arguments).await,
             };
+            self.tell_all();
             client.lines.answer(&answer(id, answered));
             if self.is_quitting() {
                 return;

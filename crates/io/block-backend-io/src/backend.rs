@@ -7,6 +7,7 @@ use block_throttle::{ThrottleGroup, ThrottleMember};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use tokio::sync::{mpsc, watch};
 
 /// What a device tells its backend's GS half. One way: nobody waits.
@@ -304,6 +305,16 @@ impl BackendEvents {
     /// The next thing that the device tells. `None` when no [`BackendIo`] is left.
     pub async fn next(&mut self) -> Option<BackendEvent> {
         self.0.recv().await
+    }
+
+    /// The next one, for who shares the stream with others and polls it by hand.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<BackendEvent>> {
+        self.0.poll_recv(cx)
+    }
+
+    /// The next one, if there is one already.
+    pub fn try_next(&mut self) -> Option<BackendEvent> {
+        self.0.try_recv().ok()
     }
 }
 

@@ -41,6 +41,44 @@ fn jobs_that_create_and_amend_are_alike() {
     assert_eq!(without_end(&ours.events), without_end(&theirs.events));
 }
 
+/// What a command brings about is told before it is answered, and what comes later, after: for jobs that are over at once, for one that fails, and for one that stays
+/// where it is for a while. Verbs and queries are answered alike in each of their states.
+#[test]
+fn events_come_in_the_same_order() {
+    if !has_theirs("events_come_in_the_same_order") {
+        return;
+    }
+    // The limits that hold the last job up are lifted at the end: theirs look at that later than ours.
+    let [ours, theirs] = [OURS, THEIRS].map(|program| {
+        let mut lines = talk(program, include_str!("order.qmp"), GAP).lines;
+        let last = lines.iter().position(|line| line["id"] == 36).expect("it answers");
+        lines.truncate(last + 1);
+        lines
+    });
+    for (our, their) in ours.iter().zip(&theirs) {
+        assert_eq!(our, their, "{ours:#?}");
+    }
+    assert_eq!(ours.len(), theirs.len());
+}
+
+/// A job that writes 64 KiB at a time through a limit of 1000 bytes a second is in the way of the daemon's end for no minute.
+#[test]
+fn drain_5_quitting_waits_for_no_limits() {
+    let script = [
+        r#"{"execute":"blockdev-add","arguments":{"driver":"file","node-name":"f","filename":"r.raw"}}"#,
+        r#"{"execute":"object-add","arguments":{"qom-type":"throttle-group","id":"g","limits":{"bps-write":1000}}}"#,
+        r#"{"execute":"blockdev-add","arguments":{"driver":"throttle","node-name":"t","throttle-group":"g","file":"f"}}"#,
+        r#"{"execute":"blockdev-create","arguments":{"job-id":"s","options":{"driver":"qcow2","file":"t","size":1048576}}}"#,
+        r#"{"execute":"query-jobs"}"#,
+    ];
+    let begin = std::time::Instant::now();
+    let ours = talk(OURS, &script.join("\n"), GAP);
+    assert_eq!(ours.answers[4]["return"][0]["status"], "running");
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    let ends: Vec<_> = ours.events.iter().filter_map(|event| event["data"]["status"].as_str()).collect();
+    assert!(ends.contains(&"concluded"), "{ends:?}");
+}
+
 /// Key slots change while the node is in use. The field's daemon dies of that, so that its tools have to say what they think of the image.
 #[test]
 fn key_slots_are_changed_by_a_job() {

@@ -26,6 +26,8 @@ const LONG: Duration = Duration::from_secs(2);
 /// What a daemon said, and what is in its folder.
 #[derive(Debug)]
 pub(crate) struct Talk {
+    /// All of it, in order.
+    pub(crate) lines: Vec<Value>,
     pub(crate) answers: Vec<Value>,
     pub(crate) events: Vec<Value>,
     pub(crate) dir: tempfile::TempDir,
@@ -85,8 +87,9 @@ pub(crate) fn talk(program: &str, script: &str, gap: Duration) -> Talk {
     // Theirs tells of images that it creates as a tool would.
     let lines = text.lines().filter(|line| !line.starts_with("Formatting '"));
     let lines = lines.map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{line}: {error}")));
-    let (events, answers) = lines.skip(2).map(comparable).partition(|line: &Value| line.get("event").is_some());
-    Talk { answers, events, dir }
+    let lines: Vec<_> = lines.skip(2).map(comparable).collect();
+    let (events, answers) = lines.iter().cloned().partition(|line: &Value| line.get("event").is_some());
+    Talk { lines, answers, events, dir }
 }
 
 /// Without what is never the same.

@@ -1,15 +1,16 @@
 //! Dirty bitmaps of nodes.
 
 use super::Call;
+use super::snapshots::{device_or_node, lookup};
 use crate::error::{QmpError, QmpResult};
 use block_common::options::{Item, Value};
 use block_common::{OptionReader, OptionsError};
 use block_gs::{BitmapOptions, GlobalState, NodeRef};
 use serde_json::json;
 
-/// The node of a bitmap.
+/// The node of a bitmap, which may be called by its device.
 pub(super) fn find(gs: &GlobalState, name: &str) -> Result<NodeRef, QmpError> {
-    gs.find_node(name).map_err(|_| QmpError::new(format!("Node '{name}' not found")))
+    lookup(gs, name).unwrap_or_else(|| Err(QmpError::new(format!("Node '{name}' not found"))))
 }
 
 /// What most of these commands are about.
@@ -47,7 +48,7 @@ pub(super) async fn add(mut call: Call) -> QmpResult {
     if options.name.is_empty() {
         return Err(block_gs::BitmapError::NoName.into());
     }
-    gs.add_bitmap(&gs.find_node(&node)?, options).await?;
+    gs.add_bitmap(&device_or_node(&gs, &node)?, options).await?;
     Ok(json!({}))
 }
 

@@ -1,6 +1,7 @@
 //! Nodes: adding, reopening and removing them, their lengths, their write thresholds.
 
 use super::Call;
+use super::snapshots::of_two;
 use crate::error::{QmpError, QmpResult};
 use block_common::options::{Item, Value};
 use block_common::{Options, OptionsError, ParentKind, Perm, PermPair, Preallocation};
@@ -87,14 +88,11 @@ pub(super) async fn set_write_threshold(mut call: Call) -> QmpResult {
 
 pub(super) async fn resize(mut call: Call) -> QmpResult {
     let gs = call.gs();
-    let device = call.arguments.take_str("device")?.unwrap_or_default();
-    let name = call.arguments.take_str("node-name")?.unwrap_or_default();
+    let device = call.arguments.take_str("device")?;
+    let name = call.arguments.take_str("node-name")?;
     let size = call.arguments.require_i64("size")?;
     call.finish()?;
-    // There are no devices yet that have names of their own: what is called a device may be a node.
-    let found = [&name, &device].into_iter().find_map(|name| gs.find_node(name).ok());
-    let missing = || QmpError::new(format!("Cannot find device='{device}' nor node-name='{name}'"));
-    let node = found.ok_or_else(missing)?;
+    let node = of_two(&gs, device.as_deref(), name.as_deref())?;
     gs.check_op(&node, block_common::OpType::Resize)?;
     let size = u64::try_from(size).map_err(|_| QmpError::new("Parameter 'size' expects a >0 size"))?;
     let is_qcow2 = gs.skip_filters(&node).io().driver() == Some("qcow2");

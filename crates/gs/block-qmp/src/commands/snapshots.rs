@@ -5,6 +5,7 @@
 use super::Call;
 use super::transaction::{self, Action};
 use crate::error::{QmpError, QmpResult};
+use block_backend::Backend;
 use block_common::{OptionReader, OptionsError, qapi_enum};
 use block_drivers::{LiveError, SnapshotInfo, change_backing_file, check_device, delete_snapshot};
 use block_gs::{GlobalState, NodeRef};
@@ -67,14 +68,38 @@ impl Internal {
     }
 }
 
-/// The node that is called `name`, whether commands call that a device or a node.
-pub(super) fn device_or_node(gs: &GlobalState, name: &str) -> Result<NodeRef, QmpError> {
-    Ok(gs.find_node(name)?)
+/// The medium of the backend that was found as `name`.
+fn medium(backend: &Backend, name: &str) -> Result<NodeRef, QmpError> {
+    backend.node().ok_or_else(|| QmpError::new(format!("Device '{name}' has no medium")))
 }
 
-/// The node of a command that takes a device's name, or a node's.
+/// What is called `name` where an argument may be a device or a node: the node, or the device's medium, unless it is empty. Names of backends come first, as in
+/// the field; ids of devices, which these arguments do not take there, come last: they hide no node. `None` if there is neither.
+pub(super) fn lookup(gs: &GlobalState, name: &str) -> Option<Result<NodeRef, QmpError>> {
+    if let Some(backend) = Backend::find(gs, name) {
+        return Some(medium(&backend, name));
+    }
+    let device = || Backend::find_device(gs, name).map(|backend| medium(&backend, name));
+    gs.find_node(name).ok().map(Ok).or_else(device)
+}
+
+/// The node that is called `name`, or the medium of the device that is.
+///
+/// # Errors
+/// There is neither; the device is empty.
+pub(super) fn device_or_node(gs: &GlobalState, name: &str) -> Result<NodeRef, QmpError> {
+    lookup(gs, name).unwrap_or_else(|| Ok(gs.find_node(name)?))
+}
+
+/// The node of a command that takes a device's name (a backend's, or else a device's id), or a node's. The device's is the one that counts if it is there.
+///
+/// # Errors
+/// There is neither; the device is empty.
 pub(super) fn of_two(gs: &GlobalState, device: Option<&str>, node: Option<&str>) -> Result<NodeRef, QmpError> {
     let (device, node) = (device.unwrap_or_default(), node.unwrap_or_default());
+    if let Some(backend) = Backend::find(gs, device).or_else(|| Backend::find_device(gs, device)) {
+        return medium(&backend, device);
+    }
     let missing = |_| QmpError::new(format!("Cannot find device='{device}' nor node-name='{node}'"));
     gs.find_node(node).map_err(missing)
 }

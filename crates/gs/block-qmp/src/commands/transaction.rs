@@ -198,7 +198,7 @@ impl Gathered {
                 self.snapshots.push((node, name));
             }
             Action::AddBitmap { node, options } => {
-                let node = gs.find_node(&node)?;
+                let node = device_or_node(gs, &node)?;
                 if !self.touches(&node, &options.name) && gs.bitmap(&node, &options.name).is_ok() {
                     return Err(block_gs::BitmapError::Exists(options.name).into());
                 }
