@@ -84,6 +84,8 @@ struct Flight {
     phases: u8,
     /// A medium that it may have met has gone: nothing is sure any more.
     is_vague: bool,
+    /// Somebody began to write what it reads.
+    is_touched: bool,
 }
 
 impl Flight {
@@ -226,7 +228,9 @@ impl Board {
         }
         let allowed = if act == Act::Read { inner.allowed(&media, at, count) } else { Vec::new() };
         let count = if act == Act::Flush { 0 } else { count };
-        inner.flights.insert(id, Flight { drive, act, at, count, media, allowed, phases, is_vague: false });
+        inner
+            .flights
+            .insert(id, Flight { drive, act, at, count, media, allowed, phases, is_vague: false, is_touched: false });
         Some((id, act, at, count))
     }
 
@@ -267,7 +271,8 @@ impl Board {
         let allowed = inner.allowed(&[medium], 0, UNITS);
         let media = vec![medium];
         let (act, phases) = (Act::Read, phase::PRESENT);
-        let flight = Flight { drive: usize::MAX, act, at: 0, count: 0, media, allowed, phases, is_vague: true };
+        let (at, count, is_touched) = (0, 0, false);
+        let flight = Flight { drive: usize::MAX, act, at, count, media, allowed, phases, is_vague: true, is_touched };
         // Zero units long, so that nobody waits for it; `may_write` looks at what it allows.
         inner.flights.insert(inner.last, flight);
         inner.last
@@ -313,6 +318,7 @@ impl Inner {
         for flight in self.flights.values_mut().filter(|flight| flight.media.contains(&medium)) {
             let seen = flight.at..flight.at + flight.allowed.len();
             for unit in (at..at + count).filter(|unit| seen.contains(unit)) {
+                flight.is_touched = true;
                 add(&mut flight.allowed[unit - flight.at], content);
             }
         }
@@ -322,12 +328,11 @@ impl Inner {
         self.media[medium].units[flight.at..flight.at + flight.count].fill(vec![content]);
     }
 
-    /// What was read of a unit that nobody is writing is what it holds from then on, whatever else it might have been.
+    /// What was read of a unit that nobody has been writing meanwhile is what it holds from then on, whatever else it might have been.
     fn narrow(&mut self, flight: &Flight, sure: Option<usize>, i: usize, bytes: &[u8]) {
-        let (Some(medium), at) = (sure, flight.at + i) else { return };
-        let is_written = |other: &Flight| {
-            other.act.content().is_some() && other.overlaps(at, 1) && other.media.contains(&medium)
-        };
+        let (Some(medium), at) = (sure.filter(|_| !flight.is_touched), flight.at + i) else { return };
+        let is_written =
+            |other: &Flight| other.act.content().is_some() && other.overlaps(at, 1) && other.media.contains(&medium);
         let unit = &mut self.media[medium].units[at];
         if unit.len() < 2 || *unit != flight.allowed[i] || self.flights.values().any(is_written) {
             return;
@@ -359,7 +364,8 @@ fn word(content: u64, place: usize) -> [u8; 8] {
     match content {
         0 => [0; 8],
         _ => {
-            let mixed = (content ^ (place as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed =
+                (content ^ (place as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             (mixed ^ (mixed >> 29) | 1).to_le_bytes()
         }
     }

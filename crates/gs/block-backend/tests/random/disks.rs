@@ -41,6 +41,8 @@ pub(crate) struct Kept {
     /// The snapshot inside the image; the image itself, where there is none.
     pub(crate) snapshot: Option<String>,
     pub(crate) allowed: Vec<Allowed>,
+    /// How many units there were.
+    pub(crate) units: usize,
 }
 
 /// A medium: its nodes, the uppermost first.
@@ -183,7 +185,6 @@ pub(crate) fn qemu_img_checks(file: &Path) {
     let told = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{}: {told}", file.display());
 }
-
 
 /// The graph in lines: what a refused change must not change.
 pub(crate) fn shape(gs: &GlobalState) -> Vec<String> {

@@ -109,7 +109,8 @@ fn random_operations_on_images_under_load_agree_with_the_model() {
         rounds += 1;
     }
     println!("{rounds} rounds, {requests} requests, {bytes} bytes compared, {drains} drains, {total:?}");
-    if seconds() >= Duration::from_secs(8) {
+    // On a slow machine a short run does not come by everything.
+    if total.values().sum::<u32>() - total["requests refused"] > 1500 {
         for what in MUST {
             assert!(total.get(what).is_some_and(|count| *count > 0), "CAIRN_SEED={seed:#x}: {what} never came about");
         }

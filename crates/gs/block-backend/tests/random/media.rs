@@ -2,7 +2,7 @@
 
 use crate::acts::Bench;
 use crate::board::phase;
-use crate::disks::{Drive, Tray, shape, tray_perm};
+use crate::disks::{Drive, Tray, tray_perm};
 use block_backend::{
     Backend, BackendOptions, FrontEnd, FrontEndKind, FrontEndOptions, change_medium, close_tray, insert_medium,
     open_tray, remove_medium,
@@ -84,7 +84,7 @@ impl Bench {
 
     async fn remove(&mut self, at: usize, backend: &Backend) {
         let what = self.note("remove the medium".into());
-        let before = shape(&self.gs);
+        let before = self.before().await;
         let is_open = backend.io().is_tray_open();
         let answer = self.watch.timed(&self.gs, &what, remove_medium(backend)).await;
         assert_eq!(answer.is_ok(), is_open, "{answer:?}; {}", self.story());
@@ -104,7 +104,7 @@ impl Bench {
         let what = self.note(format!("insert {}", node.name()));
         let is_empty = self.drives[at].medium.is_none() && backend.io().is_tray_open();
         let expected = is_empty && !self.gs.has_backend(&node);
-        let before = shape(&self.gs);
+        let before = self.before().await;
         if is_empty {
             self.board.set_writable(number, !self.media[medium].is_read_only);
             self.board.arrive(number, medium);
