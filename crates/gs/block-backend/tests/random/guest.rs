@@ -122,7 +122,7 @@ impl Shared {
         let end = end_of(done.result);
         let mut bytes = vec![0; if act == Act::Read { count * UNIT } else { 0 }];
         match done.buf {
-            Some(buf) if act == Act::Read => drop(buf.copy_to_slice(0, &mut bytes)),
+            Some(buf) if act == Act::Read => buf.copy_to_slice(0, &mut bytes),
             None if matches!(act, Act::Read | Act::Write(_)) => return Err("a buffer did not come back".into()),
             _ => {}
         }
