@@ -84,7 +84,7 @@ struct Flight {
     phases: u8,
     /// A medium that it may have met has gone: nothing is sure any more.
     is_vague: bool,
-    /// Somebody began to write what it reads.
+    /// Somebody was writing what it reads, or began to.
     is_touched: bool,
 }
 
@@ -226,11 +226,15 @@ impl Board {
             }
             media.iter().for_each(|medium| inner.may_write(*medium, at, count, content));
         }
+        // One that is under way already may be seen or not, and may be over when the read is.
+        let is_written = |flight: &Flight| {
+            let shares = flight.media.iter().any(|medium| media.contains(medium));
+            flight.act.content().is_some() && flight.overlaps(at, count) && shares
+        };
+        let is_touched = inner.flights.values().any(is_written);
         let allowed = if act == Act::Read { inner.allowed(&media, at, count) } else { Vec::new() };
         let count = if act == Act::Flush { 0 } else { count };
-        inner
-            .flights
-            .insert(id, Flight { drive, act, at, count, media, allowed, phases, is_vague: false, is_touched: false });
+        inner.flights.insert(id, Flight { drive, act, at, count, media, allowed, phases, is_vague: false, is_touched });
         Some((id, act, at, count))
     }
 
