@@ -70,8 +70,10 @@ fn nightly_toolchain(listing: &str) -> Option<&str> {
 }
 
 fn stress(repo: &Repo) -> Result<Outcome> {
-    let args = ["test", "--release", "-p", "cairn-tests", "--test", "stress", "--", "--nocapture"];
+    // Test drivers under the graph, and real images under drives.
+    let args = ["test", "--release", "-p", "cairn-tests", "-p", "block-backend"];
     let mut cargo = shell::cargo(&repo.root, args);
+    cargo.args(["--test", "stress", "--test", "random", "--", "--nocapture"]);
     test::count(repo, cargo.env("CAIRN_STRESS_SECONDS", "120")).map(counted)
 }
 

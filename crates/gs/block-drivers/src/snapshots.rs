@@ -169,9 +169,7 @@ pub fn check_snapshot(gs: &GlobalState, node: &NodeRef, name: &str) -> Result<()
 }
 
 fn check_root(gs: &GlobalState, node: &NodeRef) -> Result<(), LiveError> {
-    let is_used =
-        gs.nodes().iter().any(|above| above.children.iter().any(|(_, child, _)| child.as_deref() == Some(node.name())));
-    if is_used { Err(LiveError::NotRoot) } else { Ok(()) }
+    if gs.has_parent_node(node) { Err(LiveError::NotRoot) } else { Ok(()) }
 }
 
 /// Take a snapshot called `name` inside the image of `node`, with all that was written to it so far. Returns its id.

@@ -4,7 +4,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests start programs and look at files")]
 
 use block_common::{Options, ParentKind, Perm, PermPair};
-use block_drivers::{Overlay, file_name_of, open_overlay, register_all};
+use block_drivers::{NewImage, Overlay, check_snapshot, file_name_of, open_overlay, register_all};
 use block_gs::{GlobalOptions, GlobalState, LeftOut, MainLoop, NodeRef, RootRef, Step};
 use block_testkit::bed::io_thread;
 use block_testkit::model::{self, ModelOptions};
@@ -106,4 +106,29 @@ fn overlays_come_under_load_and_no_byte_is_lost() {
         qemu_img(dir.path(), &["convert", "-O", "raw", &format!("o{rounds}.qcow2"), "all.raw"]),
         "the chain is whole"
     );
+}
+
+// Scenario: a filter is taken out, and a snapshot is asked for before the filter has flushed and closed. It is no user any more, so the image is still a disk by itself.
+// `block-backend/tests/random` found it: "Need a root block node".
+#[test]
+fn a_filter_that_was_just_taken_out_is_in_nobodys_way() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let main = MainLoop::new().expect("descriptors");
+    let gs = GlobalState::new(&main, GlobalOptions::default()).expect("an I/O thread");
+    register_all(&gs);
+    main.run(async {
+        let path = dir.path().join("disk").display().to_string();
+        NewImage::parse(&gs, "qcow2", &path, "size=1M").await.expect("options").create(&gs).await.expect("created");
+        let disk = format!(
+            r#"{{"driver": "qcow2", "node-name": "disk", "file": {{"driver": "file", "filename": "{path}"}}}}"#
+        );
+        let disk = gs.open(json(&disk)).await.expect("it opens");
+        let filter = gs.open(json(r#"{"driver": "blkdebug", "image": "disk"}"#)).await.expect("it opens");
+        assert_eq!(check_snapshot(&gs, &disk, "s").expect_err("it is used").to_string(), "Need a root block node");
+        drop(filter);
+        assert!(gs.nodes().iter().any(|node| node.driver == "blkdebug"), "it is not closed yet");
+        check_snapshot(&gs, &disk, "s").expect("nobody uses it");
+        drop(disk);
+        gs.close_all().await.expect("everything closes");
+    });
 }

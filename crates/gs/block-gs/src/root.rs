@@ -2,7 +2,7 @@
 
 use crate::drain::DrainGuard;
 use crate::error::{GraphError, GraphResult};
-use crate::graph::{Dead, DrainTarget, GsRoot, Id, NodeRef, ParentEnd, ReapQueue, number};
+use crate::graph::{Dead, DrainTarget, GsNode, GsRoot, Id, NodeRef, ParentEnd, ReapQueue, number};
 use crate::perm::{Change, Plan};
 use crate::state::GlobalState;
 use block_common::{ChildName, ParentKind, PermPair};
@@ -184,6 +184,16 @@ impl GlobalState {
             root.kind == ParentKind::Backend && root.child.as_ref().is_some_and(|child| child.same(node))
         };
         graph.roots.values().any(leads_there)
+    }
+
+    /// Whether another node uses `node`. One that nobody holds any more does not, though it may take a while until it is closed.
+    pub fn has_parent_node(&self, node: &NodeRef) -> bool {
+        let graph = self.0.graph.borrow();
+        let uses = |end: &ParentEnd| match end {
+            ParentEnd::Node(above, _) => graph.nodes.get(above).is_some_and(GsNode::is_alive),
+            ParentEnd::Root(_) => false,
+        };
+        graph.nodes.get(&node.id()).is_some_and(|node| node.parents.iter().any(uses))
     }
 
     /// Set what `root` asks of its node and shares.

@@ -243,7 +243,8 @@ impl Graph {
         let parents = self.nodes.get(&node.id())?.parents.iter();
         parents.into_iter().find_map(|end| match end {
             ParentEnd::Node(id, at) => {
-                let above = self.nodes.get(id)?;
+                // One that nobody holds any more is as good as gone.
+                let above = self.nodes.get(id).filter(|above| above.is_alive())?;
                 (above.edges.get(*at)?.name == ChildName::BACKING).then(|| above.name.as_str())
             }
             ParentEnd::Root(_) => None,
