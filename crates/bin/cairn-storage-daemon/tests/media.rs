@@ -245,6 +245,56 @@ fn devices_come_and_go() {
     daemon.quit();
 }
 
+/// What a guest asks its device for: counted, limited to its medium, without a medium behind an open tray, and with the device's permissions alone.
+#[test]
+fn guests_make_requests_through_their_devices() {
+    let mut daemon = Daemon::start();
+    let guest = |daemon: &mut Daemon, line: &str| {
+        let said = daemon.done("human-monitor-command", &json!({ "command-line": format!("qemu-io -d {line}") }));
+        said.as_str().expect("text").to_owned()
+    };
+    for (line, said) in [
+        (r#"hd0 "write -q -P 7 64k 8k""#, ""),
+        (r#"hd0 "write -q -z 66k 512""#, ""),
+        (r#"hd0 "read -q -P 7 64k 2k""#, ""),
+        (r#"hd0 "read -q -P 7 0 4k""#, "Pattern verification failed at offset 0, 4096 bytes\r\n"),
+        (r#"hd0 flush"#, ""),
+        (r#"hd0 "write -q 4M 4k""#, "write failed: Input/output error\r\n"),
+        (r#"hd0 length"#, "4 MiB\r\n"),
+        (r#"hd0 "truncate 8M""#, "qemu-io: The device does not have the permission for that\r\n"),
+        (r#"cd0 "read -q 0 4k""#, "read failed: No medium found\r\n"),
+        (r#"nope "read -q 0 4k""#, "Error: Device 'nope' not found\r\n"),
+    ] {
+        assert_eq!(guest(&mut daemon, line), said, "{line}");
+    }
+    let stats = daemon.done("query-blockstats", &json!({}));
+    let hd = &stats[0]["stats"];
+    let counted = ["rd_operations", "wr_operations", "wr_bytes", "flush_operations", "invalid_wr_operations"];
+    assert_eq!(counted.map(|key| hd[key].as_u64()), [2, 2, 8704, 1, 1].map(Some), "{stats}");
+    assert_eq!(stats[1]["stats"]["invalid_rd_operations"], 1);
+    daemon.done("blockdev-change-medium", &json!({ "id": "cd0", "filename": "cd.iso" }));
+    assert_eq!(guest(&mut daemon, r#"cd0 "read -q -P 0 0 4k""#), "");
+    daemon.done("x-guest-act", &json!({ "id": "cd0", "act": "open-tray" }));
+    assert_eq!(guest(&mut daemon, r#"cd0 "read -q 0 4k""#), "read failed: No medium found\r\n");
+    // A device is not closed by those who use it.
+    assert_eq!(guest(&mut daemon, r#"hd0 "read -q -P 7 64k 2k""#), "");
+    daemon.quit();
+}
+
+/// A disk gets longer under its guest, which sees it with its next request; a floppy does not.
+#[test]
+fn a_disk_gets_another_length_while_it_is_used() {
+    let mut daemon = Daemon::start();
+    daemon.done("block_resize", &json!({ "node-name": "n", "size": 8 << 20 }));
+    let line = json!({ "command-line": r#"qemu-io -d hd0 "write -q 6M 4k""# });
+    assert_eq!(daemon.done("human-monitor-command", &line), "");
+    daemon.done("blockdev-insert-medium", &json!({ "id": "fd0", "node-name": "b" }));
+    let conflict = "Permission conflict on node 'b': permissions 'resize' are both required by an unnamed block device (uses node 'b' as 'root' child) and unshared by \
+                    block device 'fd0' (uses node 'b' as 'root' child).";
+    daemon.refused("block_resize", &json!({ "node-name": "b", "size": 8 << 20 }), conflict);
+    daemon.quit();
+}
+
 #[test]
 fn limits_and_histograms_are_set_and_refused() {
     let mut daemon = Daemon::start();
