@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -18,7 +19,7 @@ struct Daemon {
     to: ChildStdin,
     from: Receiver<String>,
     events: Vec<Value>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Daemon {
@@ -36,6 +37,8 @@ impl Daemon {
             r#"--device={"driver": "floppy", "id": "fd0"}"#,
             "--chardev=stdio,id=m",
             "--monitor=m",
+            "--chardev=socket,id=g,path=guest.sock,server=on,wait=off",
+            "--monitor=g",
         ];
         let mut child = Command::new(env!("CARGO_BIN_EXE_cairn-storage-daemon"))
             .current_dir(dir.path())
@@ -49,7 +52,7 @@ impl Daemon {
         std::thread::spawn(move || {
             BufReader::new(from).lines().map_while(Result::ok).try_for_each(|line| lines.send(line).ok())
         });
-        let mut daemon = Self { child, to, from: told, events: Vec::new(), _dir: dir };
+        let mut daemon = Self { child, to, from: told, events: Vec::new(), dir };
         assert!(daemon.line().get("QMP").is_some());
         daemon.done("qmp_capabilities", &json!({}));
         daemon
@@ -261,7 +264,7 @@ fn guests_make_requests_through_their_devices() {
         (r#"hd0 flush"#, ""),
         (r#"hd0 "write -q 4M 4k""#, "write failed: Input/output error\r\n"),
         (r#"hd0 length"#, "4 MiB\r\n"),
-        (r#"hd0 "truncate 8M""#, "qemu-io: The device does not have the permission for that\r\n"),
+        (r#"hd0 "truncate 8M""#, "The device does not have the permission for that\r\n"),
         (r#"cd0 "read -q 0 4k""#, "read failed: No medium found\r\n"),
         (r#"nope "read -q 0 4k""#, "Error: Device 'nope' not found\r\n"),
     ] {
@@ -278,6 +281,35 @@ fn guests_make_requests_through_their_devices() {
     assert_eq!(guest(&mut daemon, r#"cd0 "read -q 0 4k""#), "read failed: No medium found\r\n");
     // A device is not closed by those who use it.
     assert_eq!(guest(&mut daemon, r#"hd0 "read -q -P 7 64k 2k""#), "");
+    daemon.quit();
+}
+
+/// FIXME: a guest's request that waits (here until somebody says `cont`, as well for limits) is lost with the I/O thread that it was made on, although its device
+/// has another one by then. It should be made again there, or keep the thread from being deleted.
+#[test]
+fn a_request_that_waits_goes_with_its_first_thread() {
+    let mut daemon = Daemon::start();
+    let fails = json!({ "event": "none", "iotype": "write", "errno": 28, "once": true });
+    let node = json!({ "driver": "blkdebug", "node-name": "bd", "image": { "driver": "null-co", "size": 1 << 20 }, "inject-error": [fails] });
+    daemon.done("object-add", &json!({ "qom-type": "iothread", "id": "io" }));
+    daemon.done("blockdev-add", &node);
+    let device = json!({ "driver": "disk", "id": "hd1", "drive": "bd", "iothread": "io", "werror": "stop" });
+    daemon.done("device_add", &device);
+    let mut guest = UnixStream::connect(daemon.dir.path().join("guest.sock")).expect("it listens");
+    guest.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let write =
+        r#"{"execute": "human-monitor-command", "arguments": {"command-line": "qemu-io -d hd1 \"write -q 0 4k\""}}"#;
+    writeln!(guest, "{}\n{write}", r#"{"execute": "qmp_capabilities"}"#).expect("it reads");
+    while daemon.events.iter().all(|event| event[0] != "BLOCK_IO_ERROR") {
+        let line = daemon.line();
+        daemon.events.push(json!([line["event"], line["data"]]));
+    }
+    daemon.done("x-blockdev-set-iothread", &json!({ "node-name": "bd", "iothread": null, "force": true }));
+    daemon.done("object-del", &json!({ "id": "io" }));
+    daemon.done("cont", &json!({}));
+    let lines = BufReader::new(guest).lines().map_while(Result::ok);
+    let answer = lines.filter(|line| line.contains("return")).nth(1).expect("an answer");
+    assert_eq!(answer, r#"{"return": "write failed: Operation canceled\r\n"}"#);
     daemon.quit();
 }
 
