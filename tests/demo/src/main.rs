@@ -68,7 +68,7 @@ fn end_upon_signals(dir: PathBuf, leash: Leash) -> Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     std::thread::spawn(move || {
         for signal in &mut signals {
-            leash.kill();
+            leash.cut();
             // A program that is just being run may still make files.
             for _ in 0..100 {
                 if std::fs::remove_dir_all(&dir).is_ok() || !dir.exists() {

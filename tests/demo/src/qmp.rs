@@ -25,12 +25,19 @@ impl Leash {
     }
 
     /// End the process, if there is one.
-    pub(crate) fn kill(&self) {
-        if let Some(mut child) = self.held().take() {
+    fn kill(held: &mut Option<Child>) {
+        if let Some(mut child) = held.take() {
             // It may have ended by itself.
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// End the process, because this one is about to end. Whoever starts another one, or asks for this one, waits for that.
+    pub(crate) fn cut(&self) {
+        let mut held = self.held();
+        Self::kill(&mut held);
+        std::mem::forget(held);
     }
 
     fn ended(&self) -> Result<Option<ExitStatus>> {
@@ -48,10 +55,12 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Start `program` in `dir`, where its sockets will be.
     pub(crate) fn start(program: &Path, dir: &Path, args: &[String], leash: &Leash) -> Result<Self> {
+        let mut held = leash.held();
         let started = Command::new(program).args(args).current_dir(dir).stdin(Stdio::null()).spawn();
         let child = started.with_context(|| format!("starting {}", program.display()))?;
         let id = child.id();
-        *leash.held() = Some(child);
+        *held = Some(child);
+        drop(held);
         Ok(Self { leash: leash.clone(), dir: dir.to_owned(), id })
     }
 
@@ -89,7 +98,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        self.leash.kill();
+        Leash::kill(&mut self.leash.held());
     }
 }
 
