@@ -79,9 +79,10 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// Disk images through cairn-img, beside qemu-img, and one copied while it is written and its graph is changed.
+    /// Disk images through cairn-img, beside qemu-img; one copied while it is written and its graph is changed; a daemon whose disks and media are changed
+    /// while they are used.
     Demo {
-        /// Passed on to cairn-demo.
+        /// Passed on to cairn-demo: the acts to play (tools, copy, daemon).
         #[arg(last = true)]
         args: Vec<String>,
     },

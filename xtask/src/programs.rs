@@ -32,13 +32,13 @@ pub(crate) fn compare(repo: &Repo, case: Option<&str>, args: &[String]) -> Resul
     shell::run(cargo.args(case).args(args))
 }
 
-/// Disk images through the tools and through the block layer. The tools are built beside the program that shows them.
+/// Disk images through the tools, the block layer and the daemon. The programs are built beside the program that shows them.
 ///
 /// # Errors
 /// mke2fs is missing, or the demo fails.
 pub(crate) fn demo(repo: &Repo, args: &[String]) -> Result<()> {
     setup::run(setup::FOR_DEMO)?;
-    let programs = ["-p", "cairn-img", "-p", "cairn-io", "-p", "cairn-demo"];
+    let programs = ["-p", "cairn-img", "-p", "cairn-io", "-p", "cairn-storage-daemon", "-p", "cairn-demo"];
     shell::run(shell::cargo(&repo.root, ["build", "--release"]).args(programs))?;
     // Where cargo put us it puts others; `cargo run` would build the half of it again, with fewer features.
     let ours = std::env::current_exe()?;

@@ -23,8 +23,7 @@ const DEVICES: usize = 2;
 ///
 /// # Errors
 /// What was read or copied is not what was written, or something failed.
-pub(crate) fn run(dir: &Path) -> Result<()> {
-    let seed = std::env::var("CAIRN_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+pub(crate) fn run(dir: &Path, seed: u64) -> Result<()> {
     let (source, target) = (dir.join("disk.raw"), dir.join("copy.raw"));
     let contents = disk::make(dir, &source)?;
     std::fs::File::create(&target)?.set_len(contents.len() as u64)?;

@@ -1,7 +1,8 @@
-//! The demonstration that `cargo xtask demo` runs: Cairn's main job on real data, in two acts.
+//! The demonstration that `cargo xtask demo` runs: Cairn's main job on real data, in three acts.
 //!
 //! First the tools: a disk image with a partition and a real file system goes through the commands of cairn-img, beside
-//! qemu-img where that is installed. Then the block layer itself: a disk that is copied while it is written.
+//! qemu-img where that is installed. Then the block layer itself: a disk that is copied while it is written. Then
+//! the daemon: snapshots, other media, other options, while guests use its devices.
 //! All files are in one temporary folder, which goes away, whatever happens.
 
 #![forbid(unsafe_code)]
@@ -16,29 +17,58 @@ mod live;
 mod device;
 mod disk;
 
-use anyhow::{Context, Result};
+mod served;
+
+mod hands;
+mod qmp;
+
+use anyhow::{Context, Result, bail};
+use qmp::Leash;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// What the acts are called on the command line.
+const ACTS: [&str; 3] = ["tools", "copy", "daemon"];
+
 fn main() -> Result<()> {
+    let asked: Vec<_> = std::env::args().skip(1).collect();
+    if let Some(other) = asked.iter().find(|name| !ACTS.contains(&name.as_str())) {
+        bail!("no act is called '{other}'; there are {}", ACTS.join(", "));
+    }
     let dir = tempfile::Builder::new().prefix("cairn-demo-").tempdir()?;
-    remove_upon_signals(dir.path().to_owned())?;
-    println!("--- first act: the tools\n");
-    acts::run(&dir.path().join("tools"))?;
-    println!("\n--- second act: a disk that is copied while it is written\n");
-    let live = dir.path().join("live");
-    std::fs::create_dir(&live)?;
-    live::run(&live)?;
+    let leash = Leash::default();
+    end_upon_signals(dir.path().to_owned(), leash.clone())?;
+    let seed = std::env::var("CAIRN_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    for name in ACTS.into_iter().filter(|name| asked.is_empty() || asked.iter().any(|asked| asked == name)) {
+        let folder = dir.path().join(name);
+        std::fs::create_dir(&folder)?;
+        match name {
+            "tools" => {
+                println!("--- first act: the tools\n");
+                acts::run(&folder)?;
+            }
+            "copy" => {
+                println!("\n--- second act: a disk that is copied while it is written\n");
+                live::run(&folder, seed)?;
+            }
+            _ => {
+                println!("\n--- third act: a daemon whose disks and media are changed while they are used\n");
+                served::run(&folder, seed, &leash)?;
+            }
+        }
+        std::fs::remove_dir_all(&folder)?;
+    }
     dir.close().context("removing the temporary folder")
 }
 
-/// Interrupted, the program removes its files before it ends as the signal would end it.
-fn remove_upon_signals(dir: PathBuf) -> Result<()> {
+/// Interrupted, the program ends the daemon and removes its files before it ends as the signal would end it.
+fn end_upon_signals(dir: PathBuf, leash: Leash) -> Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     std::thread::spawn(move || {
         for signal in &mut signals {
+            leash.cut();
             // A program that is just being run may still make files.
             for _ in 0..100 {
                 if std::fs::remove_dir_all(&dir).is_ok() || !dir.exists() {

@@ -8,6 +8,7 @@ use crate::output::Output;
 use crate::report;
 use block_backend_io::BackendIo;
 use block_common::{AlignedBuf, Errno, IoBuf, IoError, IoResult, RequestFlags};
+use block_io::{Done, Request};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read as _;
@@ -28,6 +29,8 @@ pub(crate) struct Device {
     pub(crate) out: Output,
     /// Let buffers begin where no driver likes it.
     pub(crate) misalign: bool,
+    /// Requests are those of the device's guest, with everything that its backend has to say about them.
+    pub(crate) is_guests: bool,
 }
 
 /// A command failed, and the user knows.
@@ -95,6 +98,14 @@ impl Device {
         Failed
     }
 
+    /// Make a request.
+    async fn request(&self, request: Request) -> Done {
+        match self.is_guests {
+            true => self.io.request(request).await,
+            false => self.io.root().request(request).await,
+        }
+    }
+
     /// Flags that every write of this backend has.
     fn flags(&self, fua: bool) -> RequestFlags {
         // Without a write cache nothing may stay in one.
@@ -116,7 +127,10 @@ impl Device {
                     Ok(buf) => (Ok(()), Some(buf)),
                     Err(error) => (Err(error), None),
                 },
-                false => this.io.root().read(read.offset, buf).await,
+                false => {
+                    let done = this.request(Request::read(read.offset, buf)).await;
+                    (done.result, done.buf)
+                }
             };
             let time = begin.elapsed();
             result.map_err(|error| this.failed(called, error))?;
@@ -179,12 +193,12 @@ impl Device {
             }
             (Some(buf), _) => {
                 flags.set(RequestFlags::WRITE_COMPRESSED, write.compressed);
-                root.write(write.offset, buf, flags).await.0
+                self.request(Request::write(write.offset, buf, flags)).await.result
             }
             (None, Source::Zeroes { unmap, no_fallback }) => {
                 flags.set(RequestFlags::MAY_UNMAP, *unmap);
                 flags.set(RequestFlags::NO_FALLBACK, *no_fallback);
-                root.zero(write.offset, write.len, flags).await
+                self.request(Request::zero(write.offset, write.len, flags)).await.result
             }
             (None, _) => Err(IoError::BUG),
         }
@@ -193,10 +207,19 @@ impl Device {
     /// Discard a range.
     pub(crate) async fn discard(&self, offset: u64, len: u64, report: Report) -> Outcome {
         let begin = Instant::now();
-        let result = self.io.root().discard(offset, len).await;
+        let result = self.request(Request::discard(offset, len)).await.result;
         let time = begin.elapsed();
         result.map_err(|error| self.failed("discard", error))?;
         self.out.print(report::request(report, "discard", offset, len, time));
         Ok(())
+    }
+
+    /// Bring everything that was acknowledged to stable storage.
+    pub(crate) async fn flush(&self) -> Outcome {
+        let flushed = self.request(Request::flush()).await.result;
+        flushed.map_err(|error| {
+            self.out.fail(format!("flush failed: {error}"));
+            Failed
+        })
     }
 }

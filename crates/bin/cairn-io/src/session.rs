@@ -45,6 +45,8 @@ pub struct Session {
     misalign: bool,
     /// The image is somebody else's: it is neither opened nor closed by commands, and the process is not ours to end.
     is_guest: bool,
+    /// The backend is a device's, and requests are made as its guest makes them. It is left as it is.
+    is_device: bool,
     file: Option<File>,
     under_way: Rc<UnderWay>,
 }
@@ -110,7 +112,7 @@ async fn let_others_run() {
 impl Session {
     /// A session without an image. Buffers `misalign`: they begin where no driver likes it.
     pub fn new(gs: GlobalState, out: Output, misalign: bool) -> Self {
-        Self { gs, out, misalign, is_guest: false, file: None, under_way: Rc::default() }
+        Self { gs, out, misalign, is_guest: false, is_device: false, file: None, under_way: Rc::default() }
     }
 
     /// A session on `node`, which somebody else has opened. It takes the permissions that commands need, as they need them.
@@ -128,6 +130,13 @@ impl Session {
         backend.insert(node).await?;
         let file = File { backend, cache: CacheFlags::default(), copies: false };
         Ok(Self { is_guest: true, file: Some(file), ..Self::new(gs.clone(), out, false) })
+    }
+
+    /// A session on the backend of a device, whose requests are those that its guest would make: they find no medium while the tray is open, wait for the device's
+    /// limits, are counted, and its policy decides about those that fail. It takes no permission that the device does not have.
+    pub fn on_device(gs: &GlobalState, out: Output, backend: Backend) -> Self {
+        let file = File { backend, cache: CacheFlags::default(), copies: false };
+        Self { is_guest: true, is_device: true, file: Some(file), ..Self::new(gs.clone(), out, false) }
     }
 
     /// Wait for what is under way.
@@ -155,7 +164,7 @@ impl Session {
     /// It cannot be closed well; the user knows why.
     pub async fn close(&mut self) -> Outcome {
         self.under_way.none().await;
-        let Some(file) = self.file.take() else { return Ok(()) };
+        let Some(file) = self.file.take().filter(|_| !self.is_device) else { return Ok(()) };
         let closed = match file.backend.close().await {
             Ok(()) => self.gs.settle().await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
@@ -214,6 +223,9 @@ impl Session {
         if perm.contains(needed) {
             return Ok(());
         }
+        if self.is_device {
+            return self.fail("The device does not have the permission for that");
+        }
         let wanted = PermPair::new(perm | needed, shared);
         file.backend.set_perm(wanted).or_else(|error| self.fail(error.to_string()))
     }
@@ -221,7 +233,8 @@ impl Session {
     /// The open image. Commands that need one are not carried out without.
     fn device(&self) -> Result<Device, Failed> {
         let file = self.file.as_ref().ok_or(Failed)?;
-        Ok(Device { io: file.backend.io(), out: self.out.clone(), misalign: self.misalign })
+        let (out, misalign, is_guests) = (self.out.clone(), self.misalign, self.is_device);
+        Ok(Device { io: file.backend.io(), out, misalign, is_guests })
     }
 
     fn root(&self) -> Result<Root, Failed> {
@@ -259,10 +272,7 @@ impl Session {
             Command::Alloc { offset, len } => self.alloc(offset, len).await,
             Command::Close => self.close().await,
             Command::Discard { offset, len, report } => self.device()?.discard(offset, len, report).await,
-            Command::Flush => match self.root()?.flush().await {
-                Ok(()) => Ok(()),
-                Err(error) => self.fail(format!("flush failed: {error}")),
-            },
+            Command::Flush => self.device()?.flush().await,
             Command::Help(name) => self.help(name.as_deref()),
             Command::Info => self.info().await,
             Command::Length => {

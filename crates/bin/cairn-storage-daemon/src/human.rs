@@ -1,7 +1,7 @@
-//! What the monitor does for people: commands of the I/O exerciser on a node.
+//! What the monitor does for people: commands of the I/O exerciser on a node or a device.
 
-use block_gs::{NodeRef, WeakGlobalState};
-use block_qmp::{HumanCommands, Printed};
+use block_gs::WeakGlobalState;
+use block_qmp::{Exercised, HumanCommands, Printed};
 use cairn_io::output::Output;
 use cairn_io::session::Session;
 
@@ -12,12 +12,16 @@ const PRINTED_MAX: usize = 1 << 20;
 pub(crate) struct Human(pub(crate) WeakGlobalState);
 
 impl HumanCommands for Human {
-    fn qemu_io(&self, node: NodeRef, command: Vec<u8>) -> Printed {
+    fn qemu_io(&self, what: Exercised, command: Vec<u8>) -> Printed {
         let gs = self.0.upgrade();
         Box::pin(async move {
             let Some(gs) = gs else { return String::new() };
             let out = Output::kept(PRINTED_MAX);
-            match Session::on_node(&gs, out.clone(), &node).await {
+            let session = match what {
+                Exercised::Node(node) => Session::on_node(&gs, out.clone(), &node).await,
+                Exercised::Device(backend) => Ok(Session::on_device(&gs, out.clone(), backend)),
+            };
+            match session {
                 Ok(mut session) => {
                     // The user can read whether it failed.
                     let _ = session.run(&command).await;

@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -18,7 +19,7 @@ struct Daemon {
     to: ChildStdin,
     from: Receiver<String>,
     events: Vec<Value>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Daemon {
@@ -36,6 +37,8 @@ impl Daemon {
             r#"--device={"driver": "floppy", "id": "fd0"}"#,
             "--chardev=stdio,id=m",
             "--monitor=m",
+            "--chardev=socket,id=g,path=guest.sock,server=on,wait=off",
+            "--monitor=g",
         ];
         let mut child = Command::new(env!("CARGO_BIN_EXE_cairn-storage-daemon"))
             .current_dir(dir.path())
@@ -49,7 +52,7 @@ impl Daemon {
         std::thread::spawn(move || {
             BufReader::new(from).lines().map_while(Result::ok).try_for_each(|line| lines.send(line).ok())
         });
-        let mut daemon = Self { child, to, from: told, events: Vec::new(), _dir: dir };
+        let mut daemon = Self { child, to, from: told, events: Vec::new(), dir };
         assert!(daemon.line().get("QMP").is_some());
         daemon.done("qmp_capabilities", &json!({}));
         daemon
@@ -252,6 +255,85 @@ fn devices_come_and_go() {
     daemon.done("device_del", &json!({ "id": "c1" }));
     daemon.done("object-del", &io);
     daemon.done("blockdev-del", &json!({ "node-name": "iso" }));
+    daemon.quit();
+}
+
+/// What a guest asks its device for: counted, limited to its medium, without a medium behind an open tray, and with the device's permissions alone.
+#[test]
+fn guests_make_requests_through_their_devices() {
+    let mut daemon = Daemon::start();
+    let guest = |daemon: &mut Daemon, line: &str| {
+        let said = daemon.done("human-monitor-command", &json!({ "command-line": format!("qemu-io -d {line}") }));
+        said.as_str().expect("text").to_owned()
+    };
+    for (line, said) in [
+        (r#"hd0 "write -q -P 7 64k 8k""#, ""),
+        (r#"hd0 "write -q -z 66k 512""#, ""),
+        (r#"hd0 "read -q -P 7 64k 2k""#, ""),
+        (r#"hd0 "read -q -P 7 0 4k""#, "Pattern verification failed at offset 0, 4096 bytes\r\n"),
+        (r#"hd0 flush"#, ""),
+        (r#"hd0 "write -q 4M 4k""#, "write failed: Input/output error\r\n"),
+        (r#"hd0 length"#, "4 MiB\r\n"),
+        (r#"hd0 "truncate 8M""#, "The device does not have the permission for that\r\n"),
+        (r#"cd0 "read -q 0 4k""#, "read failed: No medium found\r\n"),
+        (r#"nope "read -q 0 4k""#, "Error: Device 'nope' not found\r\n"),
+    ] {
+        assert_eq!(guest(&mut daemon, line), said, "{line}");
+    }
+    let stats = daemon.done("query-blockstats", &json!({}));
+    let hd = &stats[0]["stats"];
+    let counted = ["rd_operations", "wr_operations", "wr_bytes", "flush_operations", "invalid_wr_operations"];
+    assert_eq!(counted.map(|key| hd[key].as_u64()), [2, 2, 8704, 1, 1].map(Some), "{stats}");
+    assert_eq!(stats[1]["stats"]["invalid_rd_operations"], 1);
+    daemon.done("blockdev-change-medium", &json!({ "id": "cd0", "filename": "cd.iso" }));
+    assert_eq!(guest(&mut daemon, r#"cd0 "read -q -P 0 0 4k""#), "");
+    daemon.done("x-guest-act", &json!({ "id": "cd0", "act": "open-tray" }));
+    assert_eq!(guest(&mut daemon, r#"cd0 "read -q 0 4k""#), "read failed: No medium found\r\n");
+    // A device is not closed by those who use it.
+    assert_eq!(guest(&mut daemon, r#"hd0 "read -q -P 7 64k 2k""#), "");
+    daemon.quit();
+}
+
+/// FIXME: a guest's request that waits (here until somebody says `cont`, as well for limits) is lost with the I/O thread that it was made on, although its device
+/// has another one by then. It should be made again there, or keep the thread from being deleted.
+#[test]
+fn a_request_that_waits_goes_with_its_first_thread() {
+    let mut daemon = Daemon::start();
+    let fails = json!({ "event": "none", "iotype": "write", "errno": 28, "once": true });
+    let node = json!({ "driver": "blkdebug", "node-name": "bd", "image": { "driver": "null-co", "size": 1 << 20 }, "inject-error": [fails] });
+    daemon.done("object-add", &json!({ "qom-type": "iothread", "id": "io" }));
+    daemon.done("blockdev-add", &node);
+    let device = json!({ "driver": "disk", "id": "hd1", "drive": "bd", "iothread": "io", "werror": "stop" });
+    daemon.done("device_add", &device);
+    let mut guest = UnixStream::connect(daemon.dir.path().join("guest.sock")).expect("it listens");
+    guest.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let write =
+        r#"{"execute": "human-monitor-command", "arguments": {"command-line": "qemu-io -d hd1 \"write -q 0 4k\""}}"#;
+    writeln!(guest, "{}\n{write}", r#"{"execute": "qmp_capabilities"}"#).expect("it reads");
+    while daemon.events.iter().all(|event| event[0] != "BLOCK_IO_ERROR") {
+        let line = daemon.line();
+        daemon.events.push(json!([line["event"], line["data"]]));
+    }
+    daemon.done("x-blockdev-set-iothread", &json!({ "node-name": "bd", "iothread": null, "force": true }));
+    daemon.done("object-del", &json!({ "id": "io" }));
+    daemon.done("cont", &json!({}));
+    let lines = BufReader::new(guest).lines().map_while(Result::ok);
+    let answer = lines.filter(|line| line.contains("return")).nth(1).expect("an answer");
+    assert_eq!(answer, r#"{"return": "write failed: Operation canceled\r\n"}"#);
+    daemon.quit();
+}
+
+/// A disk gets longer under its guest, which sees it with its next request; a floppy does not.
+#[test]
+fn a_disk_gets_another_length_while_it_is_used() {
+    let mut daemon = Daemon::start();
+    daemon.done("block_resize", &json!({ "node-name": "n", "size": 8 << 20 }));
+    let line = json!({ "command-line": r#"qemu-io -d hd0 "write -q 6M 4k""# });
+    assert_eq!(daemon.done("human-monitor-command", &line), "");
+    daemon.done("blockdev-insert-medium", &json!({ "id": "fd0", "node-name": "b" }));
+    let conflict = "Permission conflict on node 'b': permissions 'resize' are both required by an unnamed block device (uses node 'b' as 'root' child) and unshared by \
+                    block device 'fd0' (uses node 'b' as 'root' child).";
+    daemon.refused("block_resize", &json!({ "node-name": "b", "size": 8 << 20 }), conflict);
     daemon.quit();
 }
 

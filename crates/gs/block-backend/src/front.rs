@@ -4,7 +4,7 @@
 use crate::device::device_perm;
 use crate::{Backend, BackendError, BackendOptions, Device};
 use block_backend_io::{AcctSettings, BackendIo, BackendSettings};
-use block_common::{OptionReader, OptionsError, PermPair};
+use block_common::{OptionReader, OptionsError, Perm, PermPair};
 use block_gs::{GlobalState, NodeRef};
 use block_io::IoThreadHandle;
 use std::cell::{Cell, RefCell};
@@ -90,6 +90,12 @@ impl FrontEndOptions {
             accounting: AcctSettings::default(),
             stats_intervals: Vec::new(),
         }
+    }
+
+    /// What it asks of its medium, and shares. A disk may get another length while it is used: it asks for its length with each request.
+    fn perm(&self, is_read_only: bool) -> PermPair {
+        let is_disk = self.kind == FrontEndKind::Disk;
+        device_perm(is_read_only || self.kind == FrontEndKind::Cd, self.share_rw, is_disk)
     }
 }
 
@@ -186,8 +192,7 @@ impl Device for Stand {
     }
 
     fn perm(&self, is_read_only: bool) -> Option<PermPair> {
-        let reads_only = is_read_only || self.options.kind == FrontEndKind::Cd;
-        Some(device_perm(reads_only, self.options.share_rw, self.options.kind == FrontEndKind::Disk))
+        Some(self.options.perm(is_read_only))
     }
 }
 
@@ -222,11 +227,7 @@ impl FrontEnd {
         let is_read_only = medium.is_some_and(|medium| gs.node_info(medium).is_ok_and(|info| info.read_only));
         let backend = BackendOptions {
             name: String::new(),
-            perm: device_perm(
-                is_read_only || options.kind == FrontEndKind::Cd,
-                options.share_rw,
-                options.kind == FrontEndKind::Disk,
-            ),
+            perm: options.perm(is_read_only),
             home: home.clone(),
             settings: options.settings,
         };

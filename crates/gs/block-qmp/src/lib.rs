@@ -18,7 +18,7 @@ mod schema;
 
 mod server;
 
-pub use commands::human::{HumanCommands, Printed};
+pub use commands::human::{Exercised, HumanCommands, Printed};
 pub use error::{ErrorClass, QmpError};
 pub use monitor::{Monitor, MonitorOptions};
 pub use server::{Listener, ServerError, stdio};

@@ -1,18 +1,28 @@
-//! `human-monitor-command`: lines that people would type. There is one, `qemu-io`, which exercises a node; what it does is the program's business.
+//! `human-monitor-command`: lines that people would type. There is one, `qemu-io`, which exercises a node or a device; what it does is the program's business.
 
 use super::Call;
 use crate::error::{QmpError, QmpResult};
-use block_gs::NodeRef;
+use block_backend::Backend;
+use block_gs::{GlobalState, NodeRef};
 use std::future::Future;
 use std::pin::Pin;
 
 /// What is printed by a command while it is carried out.
 pub type Printed = Pin<Box<dyn Future<Output = String>>>;
 
+/// What is exercised.
+#[derive(Clone, Debug)]
+pub enum Exercised {
+    /// A node, past whatever uses it.
+    Node(NodeRef),
+    /// What a device is plugged into, as its guest would.
+    Device(Backend),
+}
+
 /// The commands for people that a program has.
 pub trait HumanCommands {
-    /// Carry out `command`, one of those of the I/O exerciser, on `node`. Lines end as they do in text.
-    fn qemu_io(&self, node: NodeRef, command: Vec<u8>) -> Printed;
+    /// Carry out `command`, one of those of the I/O exerciser. Lines end as they do in text.
+    fn qemu_io(&self, what: Exercised, command: Vec<u8>) -> Printed;
 }
 
 /// The command that there is.
@@ -109,6 +119,16 @@ impl Line {
     }
 }
 
+/// What is called `name`, or why there is no such thing.
+fn exercised(gs: &GlobalState, is_device: bool, name: &str) -> Result<Exercised, String> {
+    if is_device {
+        let backend = Backend::find_device(gs, name).ok_or_else(|| format!("Device '{name}' not found"))?;
+        return Ok(Exercised::Device(backend));
+    }
+    let missing = |_| format!("Cannot find device='' nor node-name='{name}'");
+    gs.find_node(name).map(Exercised::Node).map_err(missing)
+}
+
 pub(super) async fn command(mut call: Call) -> QmpResult {
     let gs = call.gs();
     let line = call.arguments.require_str("command-line")?;
@@ -122,11 +142,10 @@ pub(super) async fn command(mut call: Call) -> QmpResult {
     let printed = match (Line::parse(&line), human) {
         (Line::Empty, _) => String::new(),
         (Line::Wrong(told), _) => told,
-        (Line::QemuIo { is_device: true, name, .. }, _) => format!("Error: Device '{name}' not found\n"),
         (Line::QemuIo { .. }, None) => format!("unknown command: '{line}'\n"),
-        (Line::QemuIo { name, command, .. }, Some(human)) => match gs.find_node(&name) {
-            Ok(node) => human.qemu_io(node, command.into_bytes()).await,
-            Err(_) => format!("Error: Cannot find device='' nor node-name='{name}'\n"),
+        (Line::QemuIo { is_device, name, command }, Some(human)) => match exercised(&gs, is_device, &name) {
+            Ok(what) => human.qemu_io(what, command.into_bytes()).await,
+            Err(told) => format!("Error: {told}\n"),
         },
     };
     Ok(printed.replace('\n', "\r\n").into())
