@@ -2,7 +2,11 @@
 //! `scsi-hd` in the same places; qemu-storage-daemon has no devices.
 
 #![forbid(unsafe_code)]
-#![allow(clippy::disallowed_methods, reason = "tests start programs, talk to them, and make files")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "tests start programs, talk to them, and make files"
+)]
 
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -309,7 +313,8 @@ fn a_request_that_waits_goes_with_its_first_thread() {
     guest.set_read_timeout(Some(PATIENCE)).expect("a socket");
     let write =
         r#"{"execute": "human-monitor-command", "arguments": {"command-line": "qemu-io -d hd1 \"write -q 0 4k\""}}"#;
-    writeln!(guest, "{}\n{write}", r#"{"execute": "qmp_capabilities"}"#).expect("it reads");
+    let hello = r#"{"execute": "qmp_capabilities"}"#;
+    writeln!(guest, "{hello}\n{write}").expect("it reads");
     while daemon.events.iter().all(|event| event[0] != "BLOCK_IO_ERROR") {
         let line = daemon.line();
         daemon.events.push(json!([line["event"], line["data"]]));

@@ -4,7 +4,7 @@
 use crate::device::device_perm;
 use crate::{Backend, BackendError, BackendOptions, Device};
 use block_backend_io::{AcctSettings, BackendIo, BackendSettings};
-use block_common::{OptionReader, OptionsError, Perm, PermPair};
+use block_common::{OptionReader, OptionsError, PermPair};
 use block_gs::{GlobalState, NodeRef};
 use block_io::IoThreadHandle;
 use std::cell::{Cell, RefCell};
