@@ -6,7 +6,11 @@
 //! All files are in one temporary folder, which goes away, whatever happens.
 
 #![forbid(unsafe_code)]
-#![allow(clippy::disallowed_methods, reason = "a program that makes files and threads of its own")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a program that makes files, sockets and threads of its own"
+)]
 
 mod tools;
 

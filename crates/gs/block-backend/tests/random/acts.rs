@@ -482,17 +482,10 @@ impl Bench {
         let old = self.board.limit(medium);
         let new = self.rng.below(UNITS as u64 / 4..UNITS as u64 + 1) as usize;
         let what = self.note(format!("resize {} from {old} to {new} units", node.name()));
-        let (gs, before) = (self.gs.clone(), self.before().await);
+        let gs = self.gs.clone();
         let root = gs.new_root("", ParentKind::Backend, PermPair::new(Perm::RESIZE, Perm::all()), &gs.node_home(&node));
         let attached = self.watch.timed(&gs, &what, gs.attach_root(&root, Some(&node))).await;
-        let is_shared = self.user(medium).is_none_or(|drive| drive.shares_resize);
-        assert_eq!(attached.is_ok(), is_shared, "{attached:?}; {}", self.story());
-        if !is_shared {
-            gs.close_root(root).await;
-            self.same("resizing", &before);
-            self.count("resize refused");
-            return;
-        }
+        assert!(attached.is_ok(), "{attached:?}; {}", self.story());
         // Nobody uses what is going to go, or is not there yet.
         self.board.set_limit(medium, old.min(new));
         let quiet = async {
@@ -560,8 +553,8 @@ impl Bench {
         let number = self.board.new_drive(phase::PRESENT, false);
         self.board.arrive(number, medium);
         let guest = self.start_guest(number, &backend, false);
-        let (front, medium, shares_resize, writes) = (None, Some(medium), true, false);
-        self.drives.push(Drive { number, backend, front, guest, medium, shares_resize, writes });
+        let (front, medium, share_rw, writes) = (None, Some(medium), false, false);
+        self.drives.push(Drive { number, backend, front, guest, medium, share_rw, writes });
         self.count("reader attached");
     }
 

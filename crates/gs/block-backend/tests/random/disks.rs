@@ -80,7 +80,7 @@ pub(crate) struct Drive {
     pub(crate) front: Option<FrontEnd>,
     pub(crate) guest: Guest,
     pub(crate) medium: Option<usize>,
-    pub(crate) shares_resize: bool,
+    pub(crate) share_rw: bool,
     pub(crate) writes: bool,
 }
 

@@ -27,8 +27,8 @@ impl Bench {
         self.board.arrive(number, medium);
         let backend = front.backend().clone();
         let guest = self.start_guest(number, &backend, true);
-        let (front, medium, shares_resize, writes) = (Some(front), Some(medium), share_rw, true);
-        self.drives.push(Drive { number, backend, front, guest, medium, shares_resize, writes });
+        let (front, medium, writes) = (Some(front), Some(medium), true);
+        self.drives.push(Drive { number, backend, front, guest, medium, share_rw, writes });
     }
 
     /// A drive with a tray, empty and closed.
@@ -39,8 +39,8 @@ impl Bench {
         backend.attach_device(Rc::new(Tray { id: "zip".into(), io: backend.io() })).expect("there is none");
         let number = self.board.new_drive(phase::ABSENT, true);
         let guest = self.start_guest(number, &backend, true);
-        let (front, medium, shares_resize, writes) = (None, None, true, true);
-        self.drives.push(Drive { number, backend, front, guest, medium, shares_resize, writes });
+        let (front, medium, share_rw, writes) = (None, None, false, true);
+        self.drives.push(Drive { number, backend, front, guest, medium, share_rw, writes });
     }
 
     /// A medium that nobody writes.
@@ -153,7 +153,7 @@ impl Bench {
     pub(crate) async fn plug(&mut self) {
         let fronts: Vec<_> = (0..self.drives.len()).filter(|at| self.drives[*at].front.is_some()).collect();
         let at = self.pick(&fronts).expect("there are two");
-        let Drive { number, backend, front, guest, medium, shares_resize, .. } = self.drives.remove(at);
+        let Drive { number, backend, front, guest, medium, share_rw, .. } = self.drives.remove(at);
         let what = self.note(format!("drive {number} goes"));
         self.board.set_phase(number, phase::GOING);
         drop(backend);
@@ -163,7 +163,7 @@ impl Bench {
         self.watch.timed(&self.gs, "a guest's end", guest.stop()).await;
         medium.into_iter().for_each(|medium| self.board.leave(number, medium));
         let next = self.free().expect("one is free now");
-        self.add_disk(next, shares_resize).await;
+        self.add_disk(next, share_rw).await;
         self.count("plugged out and in");
     }
 }

@@ -158,6 +158,9 @@ impl Shared {
 
     /// Store compressed clusters, the last of which ends before `end`, with as few writes as their places allow.
     async fn store_packed(&self, req: &Req, end: u64, run: Vec<Vec<u8>>) -> IoResult<()> {
+        if run.is_empty() {
+            return Ok(());
+        }
         let size = self.geometry.cluster_size();
         let end = end.next_multiple_of(size);
         let offset = end - run.len() as u64 * size;
