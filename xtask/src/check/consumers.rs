@@ -59,7 +59,10 @@ fn check_one(repo: &Repo, folder: &Path) -> Result<()> {
     start_lock_file(repo, folder).with_context(context)?;
     for arguments in commands(folder) {
         let mut cargo = shell::cargo(folder, &arguments);
-        shell::run_streamed(cargo.env("CARGO_TARGET_DIR", repo.target("consumers"))).with_context(context)?;
+        cargo.env("CARGO_TARGET_DIR", repo.target("consumers"));
+        // They do not have the workspace's profiles, and nobody debugs them.
+        cargo.env("CARGO_PROFILE_DEV_DEBUG", "none").env("CARGO_INCREMENTAL", "0");
+        shell::run_streamed(&mut cargo).with_context(context)?;
     }
     Ok(())
 }
