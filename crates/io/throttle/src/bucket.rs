@@ -9,6 +9,9 @@ const SECOND_NS: f64 = 1e9;
 /// for no reason.
 const AT_ONCE: f64 = 10.0;
 
+/// What goes out of turn fills a bucket no further than it leaks out in this many seconds.
+const OWED_MAX: f64 = 1.0;
+
 /// What one limit has let through.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Bucket {
@@ -16,6 +19,8 @@ struct Bucket {
     level: f64,
     /// The same for the rate of a burst, where one is longer than a second.
     burst: f64,
+    /// What went out of turn since somebody waits, and is not in it yet.
+    owed: f64,
 }
 
 impl Bucket {
@@ -30,12 +35,21 @@ impl Bucket {
         if limit.rate == 0 {
             return 0;
         }
-        let size = match limit.max {
-            0 => limit.rate as f64 / AT_ONCE,
-            max => max as f64 * limit.max_length as f64,
-        };
-        let wait = until(self.level, size, limit.rate);
-        if limit.max_length > 1 { wait.max(until(self.burst, limit.max as f64 / AT_ONCE, limit.max)) } else { wait }
+        let wait = until(self.level, size(limit), limit.rate);
+        if limit.max_length > 1 { wait.max(until(self.burst, burst_size(limit), limit.max)) } else { wait }
+    }
+
+    /// Put in what is owed.
+    fn settle(&mut self, limit: &Limit) {
+        let owed = std::mem::take(&mut self.owed);
+        if owed > 0.0 {
+            let most = size(limit) + limit.rate as f64 * OWED_MAX;
+            self.level = (self.level + owed).min(most.max(self.level));
+            if limit.max_length > 1 {
+                let most = burst_size(limit) + limit.max as f64 * OWED_MAX;
+                self.burst = (self.burst + owed).min(most.max(self.burst));
+            }
+        }
     }
 
     fn add(&mut self, limit: &Limit, units: f64) {
@@ -46,6 +60,19 @@ impl Bucket {
             self.burst += units;
         }
     }
+}
+
+/// How full a bucket may be for another request to go.
+fn size(limit: &Limit) -> f64 {
+    match limit.max {
+        0 => limit.rate as f64 / AT_ONCE,
+        max => max as f64 * limit.max_length as f64,
+    }
+}
+
+/// The same for the rate of a burst.
+fn burst_size(limit: &Limit) -> f64 {
+    limit.max as f64 / AT_ONCE
 }
 
 /// How long, in nanoseconds, `level` takes to come down to `size`. What takes no whole nanosecond is there.
@@ -67,10 +94,15 @@ fn kinds(direction: Direction) -> [LimitKind; 4] {
 }
 
 impl Buckets {
-    /// `ns` nanoseconds pass.
-    pub(crate) fn leak(&mut self, limits: &LimitSettings, ns: u64) {
+    /// `ns` nanoseconds pass, during which somebody waits in a direction or not.
+    pub(crate) fn leak(&mut self, limits: &LimitSettings, ns: u64, waits: [bool; 2]) {
         for kind in LimitKind::ALL {
-            self.0[kind as usize].leak(&limits[kind], ns);
+            let concerns = |direction: &Direction| waits[*direction as usize] && kinds(*direction).contains(&kind);
+            let bucket = &mut self.0[kind as usize];
+            if !Direction::BOTH.iter().any(concerns) {
+                bucket.settle(&limits[kind]);
+            }
+            bucket.leak(&limits[kind], ns);
         }
     }
 
@@ -79,17 +111,33 @@ impl Buckets {
         kinds(direction).iter().map(|kind| self.0[*kind as usize].wait_ns(&limits[*kind])).max().unwrap_or(0)
     }
 
-    /// A request of `bytes` is let through.
+    /// A request of `bytes` is let through, and what went out of turn before it is paid for.
     pub(crate) fn add(&mut self, limits: &LimitSettings, direction: Direction, bytes: u64) {
-        let requests = match limits.iops_size {
-            0 => 1.0,
-            size => (bytes as f64 / size as f64).max(1.0),
-        };
-        for kind in kinds(direction) {
-            let units = if kind.is_bps() { bytes as f64 } else { requests };
-            self.0[kind as usize].add(&limits[kind], units);
+        for (kind, units) in units(limits, direction, bytes) {
+            let bucket = &mut self.0[kind as usize];
+            bucket.add(&limits[kind], units);
+            bucket.settle(&limits[kind]);
         }
     }
+
+    /// A request of `bytes` goes out of turn. Who waits at the head of a line does not wait the longer for it: those do that come after him. However many go,
+    /// somebody else gets his turn now and then.
+    pub(crate) fn add_out_of_turn(&mut self, limits: &LimitSettings, direction: Direction, bytes: u64) {
+        for (kind, units) in units(limits, direction, bytes) {
+            if limits[kind].rate > 0 {
+                self.0[kind as usize].owed += units;
+            }
+        }
+    }
+}
+
+/// What a request of `bytes` is to the limits that it is under.
+fn units(limits: &LimitSettings, direction: Direction, bytes: u64) -> [(LimitKind, f64); 4] {
+    let requests = match limits.iops_size {
+        0 => 1.0,
+        size => (bytes as f64 / size as f64).max(1.0),
+    };
+    kinds(direction).map(|kind| (kind, if kind.is_bps() { bytes as f64 } else { requests }))
 }
 
 #[cfg(test)]
@@ -115,7 +163,7 @@ mod tests {
         let mut buckets = Buckets::default();
         let waits = requests.iter().map(|&(direction, bytes)| {
             let wait = buckets.wait_ns(&limits, direction);
-            buckets.leak(&limits, wait);
+            buckets.leak(&limits, wait, [false; 2]);
             assert_eq!(buckets.wait_ns(&limits, direction), 0);
             buckets.add(&limits, direction, bytes);
             wait / MS
@@ -151,7 +199,7 @@ mod tests {
             let (mut served, mut ns) = (0u64, 0);
             while buckets.wait_ns(&limits, Read) < 5 * MS {
                 let wait = buckets.wait_ns(&limits, Read);
-                buckets.leak(&limits, wait);
+                buckets.leak(&limits, wait, [false; 2]);
                 buckets.add(&limits, Read, 1);
                 (served, ns) = (served + 1, ns + wait);
             }
@@ -161,7 +209,7 @@ mod tests {
         assert_eq!(ns / (1000 * MS), 63);
         assert_eq!(served, 120_000 + ns / (10 * MS) + 1);
         // Ten seconds without a request let a thousand come again.
-        buckets.leak(&limits, 10_000 * MS);
+        buckets.leak(&limits, 10_000 * MS, [false; 2]);
         let (served, ns) = burst(&mut buckets);
         assert_eq!(served, 1000 + ns / (10 * MS));
     }
@@ -193,7 +241,7 @@ mod tests {
         let mut buckets = Buckets::default();
         buckets.add(&slow, Write, u64::MAX);
         assert_eq!(buckets.wait_ns(&slow, Write), u64::MAX);
-        buckets.leak(&slow, u64::MAX);
+        buckets.leak(&slow, u64::MAX, [false; 2]);
         assert!(buckets.wait_ns(&slow, Read) > 0);
         let fast = limits(&[(BpsTotal, 1_000_000_000_000_000, 0, 1)], 0);
         let mut buckets = Buckets::default();

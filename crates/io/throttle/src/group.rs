@@ -123,7 +123,8 @@ impl Entry {
 
 impl State {
     fn leak(&mut self, now_ns: u64) {
-        self.buckets.leak(self.limits.settings(), now_ns.saturating_sub(self.at_ns));
+        let waits = self.heads().map(|head| head.is_some());
+        self.buckets.leak(self.limits.settings(), now_ns.saturating_sub(self.at_ns), waits);
         self.at_ns = self.at_ns.max(now_ns);
     }
 
@@ -133,6 +134,10 @@ impl State {
 
     fn count(&mut self, direction: Direction, bytes: u64) {
         self.buckets.add(self.limits.settings(), direction, bytes);
+    }
+
+    fn count_out_of_turn(&mut self, direction: Direction, bytes: u64) {
+        self.buckets.add_out_of_turn(self.limits.settings(), direction, bytes);
     }
 
     /// The head of a direction: its member, and its place there.
@@ -210,7 +215,11 @@ impl State {
         // The line first: nobody passes those whose timer is late.
         self.dispatch(after);
         let hurried = self.members.get(&member).is_some_and(|entry| entry.hurried);
-        let goes = hurried || (self.lines[direction as usize].ring.is_empty() && self.wait_ns(direction) == 0);
+        if hurried {
+            self.count_out_of_turn(direction, bytes);
+            return true;
+        }
+        let goes = self.lines[direction as usize].ring.is_empty() && self.wait_ns(direction) == 0;
         if goes {
             self.count(direction, bytes);
         }
@@ -306,7 +315,7 @@ impl State {
         for (direction, waiting) in Direction::BOTH.into_iter().zip(waiting) {
             self.lines[direction as usize].ring.retain(|other| *other != member);
             for waiter in waiting.into_values() {
-                self.count(direction, waiter.bytes);
+                self.count_out_of_turn(direction, waiter.bytes);
                 after.wake.extend(waiter.waker);
             }
         }
@@ -415,6 +424,12 @@ impl ThrottleGroup {
 impl fmt::Debug for ThrottleGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.0.state();
-        write!(f, "ThrottleGroup({} members, {} requests wait)", state.members.len(), state.waiting())
+        let due = Direction::BOTH.map(|direction| state.head(direction).map(|_| state.wait_ns(direction) / 1_000_000));
+        write!(
+            f,
+            "ThrottleGroup({} members, {} requests wait, the next ones for {due:?} ms)",
+            state.members.len(),
+            state.waiting()
+        )
     }
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 /// Images of a disk; one that has them gets no more overlays.
 const IMAGES_MAX: usize = 10;
 const LAYERS_MAX: usize = 16;
-const GROUPS: [&str; 2] = ["g0", "g1"];
+pub(crate) const GROUPS: [&str; 2] = ["g0", "g1"];
 const THREADS: [&str; 2] = ["t0", "t1"];
 
 /// The disks of a round and everything that is done to them.

@@ -1,5 +1,6 @@
 //! Sees that everything moves on: what takes longer than a minute is told, with the graph and the requests under way, and ends the test.
 
+use crate::acts::GROUPS;
 use crate::board::Board;
 use crate::disks::shape;
 use block_gs::GlobalState;
@@ -57,7 +58,8 @@ impl Watch {
             }
             if limit.as_mut().poll(cx).is_ready() {
                 let (graph, board) = (shape(gs).join("\n"), self.board.describe());
-                panic!("CAIRN_SEED={:#x}: this hangs: {what}\n{graph}\n{board}", self.seed);
+                let groups = GROUPS.map(|id| gs.throttle_group(id));
+                panic!("CAIRN_SEED={:#x}: this hangs: {what}\n{graph}\n{board}\n{groups:?}", self.seed);
             }
             Poll::Pending
         })
