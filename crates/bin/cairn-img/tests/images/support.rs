@@ -120,10 +120,13 @@ impl Content {
         while let Ok(start) = rustix::fs::seek(&file, SeekFrom::Data(at)) {
             let end = rustix::fs::seek(&file, SeekFrom::Hole(start)).expect("an end");
             extents.push((start, end));
+            at = end;
+        }
+        // Only now: what the host reads ahead of that, it counts as data from then on.
+        for &(start, end) in &extents {
             let mut bytes = vec![0; (end - start) as usize];
             file.read_exact_at(&mut bytes, start).expect("data");
             hasher.write(&bytes);
-            at = end;
         }
         Self { len, extents, sum: hasher.finish() }
     }

@@ -277,7 +277,8 @@ impl Round {
             l2_cache_size: rng.chance(50).then_some(1024),
             l2_cache_entry_size: rng.chance(50).then_some(512),
             refcount_cache_size: Some(0),
-            lazy_refcounts: is_v3.then(|| rng.chance(30)),
+            // Of rounds one after the other, some have it for certain.
+            lazy_refcounts: is_v3.then_some(seed % 3 == 0),
             pass_discard_request: rng.chance(70),
             pass_discard_other: rng.chance(50),
             pass_discard_snapshot: rng.chance(50),
