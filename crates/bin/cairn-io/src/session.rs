@@ -96,19 +96,6 @@ impl UnderWay {
     }
 }
 
-/// Let other tasks of the main loop run.
-async fn let_others_run() {
-    let mut waited = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut waited, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
-
 impl Session {
     /// A session without an image. Buffers `misalign`: they begin where no driver likes it.
     pub fn new(gs: GlobalState, out: Output, misalign: bool) -> Self {
@@ -337,7 +324,7 @@ impl Session {
             let _ = work.await;
             drop(counted);
         }));
-        let_others_run().await;
+        block_io::yield_now().await;
         Ok(())
     }
 

@@ -60,4 +60,4 @@ pub use request::{Completed, Done, Request, RequestKind};
 pub use root::{RequestCount, Root, RootControl};
 pub use static_graph::{StaticGraph, StaticNode, StaticShell};
 pub use status::ChainStatus;
-pub use thread::{IoThread, IoThreadHandle, IoThreadOptions, run_beside};
+pub use thread::{IoThread, IoThreadHandle, IoThreadOptions, run_beside, yield_now};

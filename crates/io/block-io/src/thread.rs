@@ -243,6 +243,19 @@ pub fn run_beside<F: Future<Output = ()> + Send + 'static>(req: &Req, work: impl
     is_here
 }
 
+/// Let the other tasks of this thread have their turn. Unlike tokio's, it does not look at the host's events first.
+pub async fn yield_now() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 #[cfg_attr(
     loom,
     allow(unused_variables, reason = "tokio has no such hook under loom, and no model runs an I/O thread")

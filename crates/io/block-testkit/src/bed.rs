@@ -5,6 +5,7 @@
 
 use crate::{ToyCow, ToyCowControl, ToyFilter, ToyFilterControl, ToyFormat};
 use block_common::{ChildRole, IoResult, Perm};
+pub use block_io::yield_now;
 use block_io::{FileEngine, IoThread, IoThreadOptions, StaticGraph, StaticNode};
 use std::future::{Future, poll_fn};
 use std::io::Write as _;
@@ -147,19 +148,6 @@ pub async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F:
     })
     .await;
     slots.into_iter().filter_map(|(_, output)| output).collect()
-}
-
-/// Let others run.
-pub async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// Poll `future` at most `polls` times, then drop it where it stands. Its output, if it was faster.

@@ -9,12 +9,10 @@
 
 use block_common::{AlignedBuf, BufPool, Errno, HostOffset, IoBuf, IoError, IoResult, RequestFlags};
 use block_crypt::{Cipher, CipherSpec, SectorCipher};
-use block_io::{Access, Edge, Flight, RECODED_SHORT, Req, ThreadPool};
+use block_io::{Access, Edge, Flight, RECODED_SHORT, Req, ThreadPool, yield_now};
 use std::fmt;
-use std::future::poll_fn;
 use std::num::NonZero;
 use std::sync::Arc;
-use std::task::Poll;
 
 mod share;
 
@@ -234,19 +232,6 @@ impl Crypt {
         }
         AlignedBuf::try_zeroed(len, alignment as usize).ok_or(IoError::host(Errno::ENOMEM.raw()))
     }
-}
-
-/// Let the thread's other tasks have their turn.
-async fn yield_now() {
-    let mut waited = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut waited, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// Bytes as the units that sectors are numbered in.

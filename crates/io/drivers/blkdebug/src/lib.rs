@@ -18,7 +18,7 @@ use block_common::{
     DebugEvent, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation, RequestFlags,
     StatusExtent,
 };
-use block_io::{Access, Driver, Edge, Mapping, Req};
+use block_io::{Access, Driver, Edge, Mapping, Req, yield_now};
 use rules::Rules;
 use std::collections::VecDeque;
 use std::fmt;
@@ -73,7 +73,8 @@ impl Shared {
         let injected = self.state().rules.check(kind, offset, len);
         let Some(injected) = injected else { return Ok(()) };
         if !injected.immediately {
-            put_off().await;
+            // An error comes back later than the request was made, as a host's does.
+            yield_now().await;
         }
         if injected.errno == 0 { Ok(()) } else { Err(IoError::host(injected.errno)) }
     }
@@ -106,19 +107,6 @@ impl Shared {
         })
         .await;
     }
-}
-
-/// Let others run first: an error comes back later than the request was made, as a host's does.
-async fn put_off() {
-    let mut is_later = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut is_later, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// Somebody's place among the stopped, which goes with him.

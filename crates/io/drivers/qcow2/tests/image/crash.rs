@@ -278,7 +278,7 @@ impl Round {
             l2_cache_entry_size: rng.chance(50).then_some(512),
             refcount_cache_size: Some(0),
             // Of rounds one after the other, some have it for certain.
-            lazy_refcounts: is_v3.then_some(seed % 3 == 0),
+            lazy_refcounts: is_v3.then_some(seed.is_multiple_of(3)),
             pass_discard_request: rng.chance(70),
             pass_discard_other: rng.chance(50),
             pass_discard_snapshot: rng.chance(50),
