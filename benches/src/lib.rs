@@ -10,8 +10,11 @@ mod data;
 
 mod stack;
 
+mod live;
+
 mod drive;
 
 pub use data::{DataFile, fill, warm};
 pub use drive::{Driver, Shape};
+pub use live::{Live, PASSING};
 pub use stack::{FileMode, Stack};

@@ -4,6 +4,7 @@
 
 mod name;
 
+use name::{Names, name_of};
 pub use name::{file_name, full_backing_name};
 
 use crate::crypt::{LuksHeader, told::qcow2_specific};
@@ -13,8 +14,11 @@ use block_gs::{GlobalState, GraphError, GraphResult, NodeRef};
 use block_qcow2::Qcow2Control;
 use block_qcow2::info::{ImageInfo, InfoValue};
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 
 /// Lengths are told in whole sectors of so many bytes.
 const SECTOR: u64 = 512;
@@ -80,16 +84,7 @@ impl ImageTold {
     /// # Errors
     /// The node is gone, or what it says of itself cannot be read any more.
     pub async fn of(gs: &GlobalState, node: &NodeRef) -> GraphResult<Self> {
-        let info = gs.node_info(node)?;
-        let (disk_size, has_flags) = storage(gs, node).await?;
-        Ok(Self {
-            file_name: file_name(gs, node)?,
-            driver: info.driver,
-            length: info.length.next_multiple_of(SECTOR),
-            disk_size,
-            has_flags,
-            structure: structure(gs, node).await?.map(Box::new),
-        })
+        ImageTeller::new(gs).find(node).await
     }
 
     /// Whether its data is encrypted.
@@ -160,14 +155,77 @@ async fn structure(gs: &GlobalState, node: &NodeRef) -> GraphResult<Option<Struc
 /// How many bytes the host has allocated for a node, where that is told, and whether it tells more of itself than its length.
 type Storage = (Option<u64>, bool);
 
-fn storage<'a>(gs: &'a GlobalState, node: &'a NodeRef) -> Pin<Box<dyn Future<Output = GraphResult<Storage>> + 'a>> {
-    Box::pin(async move {
-        let info = gs.node_info(node)?;
+/// Tells of several images of one graph, and finds nothing twice: what is below one of them is below others as well. It tells what was so when it first looked.
+pub struct ImageTeller<'a> {
+    gs: &'a GlobalState,
+    names: Names,
+    storages: HashMap<String, Storage>,
+    images: HashMap<String, Rc<ImageTold>>,
+}
+
+impl<'a> ImageTeller<'a> {
+    /// One that knows nothing yet.
+    pub fn new(gs: &'a GlobalState) -> Self {
+        Self { gs, names: Names::new(), storages: HashMap::new(), images: HashMap::new() }
+    }
+
+    /// The graph.
+    pub fn gs(&self) -> &'a GlobalState {
+        self.gs
+    }
+
+    /// See [`file_name`].
+    ///
+    /// # Errors
+    /// The node is gone.
+    pub fn file_name(&mut self, node: &NodeRef) -> GraphResult<String> {
+        name_of(self.gs, node, &mut self.names)
+    }
+
+    /// See [`ImageTold::of`].
+    ///
+    /// # Errors
+    /// The node is gone, or what it says of itself cannot be read any more.
+    pub async fn image(&mut self, node: &NodeRef) -> GraphResult<Rc<ImageTold>> {
+        if let Some(known) = self.images.get(node.name()) {
+            return Ok(known.clone());
+        }
+        let told = Rc::new(self.find(node).await?);
+        self.images.insert(node.name().to_owned(), told.clone());
+        Ok(told)
+    }
+
+    async fn find(&mut self, node: &NodeRef) -> GraphResult<ImageTold> {
+        let info = self.gs.node_info(node)?;
+        let (disk_size, has_flags) = self.storage(node).await?;
+        Ok(ImageTold {
+            file_name: self.file_name(node)?,
+            driver: info.driver,
+            length: info.length.next_multiple_of(SECTOR),
+            disk_size,
+            has_flags,
+            structure: structure(self.gs, node).await?.map(Box::new),
+        })
+    }
+
+    fn storage<'b>(&'b mut self, node: &'b NodeRef) -> Pin<Box<dyn Future<Output = GraphResult<Storage>> + 'b>> {
+        Box::pin(async move {
+            if let Some(known) = self.storages.get(node.name()) {
+                return Ok(*known);
+            }
+            let storage = self.find_storage(node).await?;
+            self.storages.insert(node.name().to_owned(), storage);
+            Ok(storage)
+        })
+    }
+
+    async fn find_storage(&mut self, node: &NodeRef) -> GraphResult<Storage> {
+        let info = self.gs.node_info(node)?;
         let mut of_children = Vec::new();
         let own = |edge: &str| edge != ChildName::BACKING.as_str();
         for (_, child, _) in info.children.iter().filter(|(edge, ..)| own(edge)) {
             if let Some(child) = child {
-                of_children.push(storage(gs, &gs.find_node(child)?).await?);
+                of_children.push(self.storage(&self.gs.find_node(child)?).await?);
             }
         }
         let first = of_children.first().copied();
@@ -187,8 +245,14 @@ fn storage<'a>(gs: &'a GlobalState, node: &'a NodeRef) -> Pin<Box<dyn Future<Out
             }
             (_, Some((size, _))) => size,
             // Where nobody can tell, nothing is.
-            (_, None) => Some(gs.allocated_size(node).await.unwrap_or(0)),
+            (_, None) => Some(self.gs.allocated_size(node).await.unwrap_or(0)),
         };
         Ok((disk_size, has_flags))
-    })
+    }
+}
+
+impl fmt::Debug for ImageTeller<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ImageTeller({} images)", self.images.len())
+    }
 }

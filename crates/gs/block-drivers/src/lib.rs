@@ -48,7 +48,7 @@ pub use crypt::told::qcow2_specific;
 pub use crypt::{LuksHeader, SlotInfo, VolumeInfo};
 pub use file::{FileType, driver_of_path};
 pub use image::{ImageOptions, open_image, open_options, open_temporary};
-pub use info::{ImageTold, Structure, file_name, full_backing_name, json_of};
+pub use info::{ImageTeller, ImageTold, Structure, file_name, full_backing_name, json_of};
 pub use luks::{LuksImage, LuksType, change_slots};
 pub use null::NullType;
 pub use preallocate::PreallocateType;

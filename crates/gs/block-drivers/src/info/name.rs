@@ -22,9 +22,9 @@ pub fn file_name(gs: &GlobalState, node: &NodeRef) -> GraphResult<String> {
 }
 
 /// Names of nodes that were found on the way, by node name: that of an image is asked for several times by those above it.
-type Names = HashMap<String, String>;
+pub(super) type Names = HashMap<String, String>;
 
-fn name_of(gs: &GlobalState, node: &NodeRef, names: &mut Names) -> GraphResult<String> {
+pub(super) fn name_of(gs: &GlobalState, node: &NodeRef, names: &mut Names) -> GraphResult<String> {
     if let Some(known) = names.get(node.name()) {
         return Ok(known.clone());
     }

@@ -9,7 +9,7 @@ use block_backend::{
 };
 use block_backend_io::{ACCT_KINDS, AcctKind, BadBoundaries, Histogram, IntervalStats, StatsSnapshot};
 use block_common::{CacheFlags, OptionReader, QapiEnum as _, qapi_enum};
-use block_drivers::{ImageOptions, open_image};
+use block_drivers::{ImageOptions, ImageTeller, open_image};
 use block_gs::GlobalState;
 use block_throttle::{LimitKind, LimitSettings, LimitsError, ThrottleLimits};
 use serde_json::{Map, Value, json};
@@ -306,7 +306,7 @@ async fn block_info(gs: &GlobalState, backend: &Backend) -> QmpResult {
         }
     }
     if let Some(node) = backend.node() {
-        let mut inserted = queries::device_info(gs, &node, false).await?;
+        let mut inserted = queries::device_info(&mut ImageTeller::new(gs), &node, false).await?;
         if let (Some(group), Some(inserted)) = (backend.limits(), inserted.as_object_mut()) {
             tell_limits(inserted, group.name(), &group.group().limits());
         }

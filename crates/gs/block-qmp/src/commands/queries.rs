@@ -3,7 +3,7 @@
 use super::Call;
 use crate::error::{QmpError, QmpResult};
 use block_common::{ChildName, ParentKind, PermPair, QapiEnum as _};
-use block_drivers::{ImageTold, file_name};
+use block_drivers::ImageTeller;
 use block_gs::{BitmapInfo, GlobalState, NodeInfo, NodeRef};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -12,12 +12,12 @@ pub(super) async fn named_nodes(mut call: Call) -> QmpResult {
     let gs = call.gs();
     let is_flat = call.arguments.take_bool("flat")?.unwrap_or(false);
     call.finish()?;
-    let mut all = Vec::new();
+    let (mut all, mut teller) = (Vec::new(), ImageTeller::new(&gs));
     // Those that were opened last come first.
     for info in gs.nodes().iter().rev() {
         // It may go while another one is asked.
         let Ok(node) = gs.find_node(&info.name) else { continue };
-        all.push(device_info(&gs, &node, is_flat).await?);
+        all.push(device_info(&mut teller, &node, is_flat).await?);
     }
     Ok(Value::Array(all))
 }
@@ -34,16 +34,20 @@ fn below(gs: &GlobalState, node: &NodeRef) -> Result<Option<NodeRef>, QmpError> 
 }
 
 /// An `ImageInfo`; with those of all images below it, unless it `is_flat`. How many that are comes with it.
-async fn image_info(gs: &GlobalState, node: &NodeRef, is_flat: bool) -> Result<(Value, bool, usize), QmpError> {
+async fn image_info(
+    teller: &mut ImageTeller<'_>,
+    node: &NodeRef,
+    is_flat: bool,
+) -> Result<(Value, bool, usize), QmpError> {
     let mut chain = Vec::new();
     let mut next = Some(node.clone());
     while let Some(node) = next.take() {
-        chain.push(ImageTold::of(gs, &node).await?);
+        chain.push(teller.image(&node).await?);
         if !is_flat {
-            next = below(gs, &node)?;
+            next = below(teller.gs(), &node)?;
         }
     }
-    let (is_encrypted, depth) = (chain.first().is_some_and(ImageTold::is_encrypted), chain.len() - 1);
+    let (is_encrypted, depth) = (chain.first().is_some_and(|image| image.is_encrypted()), chain.len() - 1);
     let mut told: Option<Map<String, Value>> = None;
     for image in chain.iter().rev() {
         let mut map = image.to_json();
@@ -56,8 +60,9 @@ async fn image_info(gs: &GlobalState, node: &NodeRef, is_flat: bool) -> Result<(
 }
 
 /// A `BlockDeviceInfo`. Limits are those of backends, which nodes have none of.
-pub(super) async fn device_info(gs: &GlobalState, node: &NodeRef, is_flat: bool) -> QmpResult {
-    let (image, is_encrypted, depth) = image_info(gs, node, is_flat).await?;
+pub(super) async fn device_info(teller: &mut ImageTeller<'_>, node: &NodeRef, is_flat: bool) -> QmpResult {
+    let (image, is_encrypted, depth) = image_info(teller, node, is_flat).await?;
+    let gs = teller.gs();
     let info = gs.node_info(node)?;
     let bitmaps = gs.bitmaps(node)?;
     let mut told = json!({
@@ -87,7 +92,7 @@ pub(super) async fn device_info(gs: &GlobalState, node: &NodeRef, is_flat: bool)
     });
     let mut add = |key: &str, value: Value| told.as_object_mut().and_then(|told| told.insert(key.into(), value));
     if let Some((_, Some(backing), _)) = info.children.iter().find(|(edge, ..)| edge == ChildName::BACKING.as_str()) {
-        add("backing_file", file_name(gs, &gs.find_node(backing)?)?.into());
+        add("backing_file", teller.file_name(&gs.find_node(backing)?)?.into());
     }
     if !bitmaps.is_empty() {
         // The youngest comes first.
