@@ -81,7 +81,8 @@ impl Live {
         }
         let image = data.path.with_extension("qcow2");
         self.create(&image, data.len)?;
-        let leaf = self.open(&format!(r#"{{"driver": "qcow2", "node-name": "leaf", "file": {}}}"#, file(&image, "")))?;
+        let leaf =
+            self.open(&format!(r#"{{"driver": "qcow2", "node-name": "leaf", "file": {}}}"#, file(&image, "")))?;
         Driver::write_all(self.backend(&leaf, true)?.io().root())?;
         Ok(leaf)
     }

@@ -27,7 +27,10 @@ pub(crate) fn bench(repo: &Repo, driver: Option<&str>, args: &[String]) -> Resul
 /// fio or qemu-img are missing, or the comparison fails.
 pub(crate) fn compare(repo: &Repo, case: Option<&str>, args: &[String]) -> Result<()> {
     setup::run(setup::FOR_COMPARE)?;
-    shell::run(&mut shell::cargo(&repo.root, ["build", "--release", "-p", "cairn-img", "-p", "cairn-compare"]))?;
+    shell::run(&mut shell::cargo(
+        &repo.root,
+        ["build", "--release", "-p", "cairn-img", "-p", "cairn-storage-daemon", "-p", "cairn-compare"],
+    ))?;
     let mut cargo = shell::cargo(&repo.root, ["run", "--release", "-p", "cairn-compare", "--"]);
     shell::run(cargo.args(case).args(args))
 }

@@ -1,13 +1,14 @@
 //! The cases: who runs against whom, and the bar. The bars are the project's own; see its first issue, "Speed".
 
 use crate::inside::{Encryption, NewImage, NullBackend, Threads, layers};
-use crate::programs::{Bench, CP, FIO, Fio, Fresh, OPENSSL, OpensslSpeed, Peer, QEMU_IMG, Tools};
+use crate::life::{Act, Lie, ManyNodes, slowest};
+use crate::programs::{Bench, CP, FIO, Fio, Fresh, OPENSSL, OpensslSpeed, Peer, QEMU_IMG, QEMU_STORAGE_DAEMON, Tools};
 use crate::report::{Bar, Row};
 use crate::rounds::{Contender, alternate};
 use crate::stats::median;
 use crate::whole::{Whole, sparse_file, text_file};
 use anyhow::{Context, Result};
-use cairn_benches::{DataFile, Driver, FileMode, Shape, Stack, warm};
+use cairn_benches::{DataFile, Driver, FileMode, Live, PASSING, Shape, Stack, warm};
 use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -47,6 +48,9 @@ enum Kind {
     Encryption,
     LuksConvert { into: bool },
     LuksTwoThreads { size: usize },
+    Pass { filter: &'static str, depth: usize },
+    Stall { act: Act },
+    Nodes { lie: Lie },
 }
 
 /// Into what image allocating writes go.
@@ -194,6 +198,21 @@ const fn luks_layer(name: &'static str, depth: usize) -> Case {
     Case { name, what, peers: &[OPENSSL], ring: true, kind: Kind::Layer { layer: Layer::Luks, depth } }
 }
 
+const fn pass(name: &'static str, filter: &'static str, depth: usize) -> Case {
+    let what = "4 KiB reads of a file in the page cache: what a filter adds that lets them pass";
+    Case { name, what, peers: &[], ring: true, kind: Kind::Pass { filter, depth } }
+}
+
+const fn stall(name: &'static str, act: Act) -> Case {
+    let what = "the slowest of 4 KiB requests to a qcow2 image, 32 at once: with an act every 20 ms, and without";
+    Case { name, what, peers: &[], ring: true, kind: Kind::Stall { act } }
+}
+
+const fn nodes(name: &'static str, lie: Lie, peers: &'static [Peer]) -> Case {
+    let what = "a daemon that opens 1,000 nodes, is asked about them, and closes them: cairn-storage-daemon, and qemu-storage-daemon where it takes less than a minute";
+    Case { name, what, peers, ring: false, kind: Kind::Nodes { lie } }
+}
+
 const ENCRYPTION: Case = Case {
     name: "crypt-xts",
     what: "AES-256-XTS in memory, 16 KiB at a time: 512-byte sectors here, one piece in openssl speed",
@@ -203,7 +222,7 @@ const ENCRYPTION: Case = Case {
 };
 
 /// All of them.
-pub(crate) const CASES: [Case; 47] = [
+pub(crate) const CASES: [Case; 66] = [
     null("null-d1", 1),
     null("null-d32", 32),
     threads("null-2threads-d1", 1),
@@ -251,6 +270,25 @@ pub(crate) const CASES: [Case; 47] = [
     luks_convert("luks-convert-to", true),
     luks_threads("luks-2threads-4k", 4 << 10),
     luks_threads("luks-2threads-1m", 1 << 20),
+    pass("pass-throttle-d1", "throttle", 1),
+    pass("pass-throttle-d32", "throttle", 32),
+    pass("pass-copy-on-read-d1", "copy-on-read", 1),
+    pass("pass-copy-on-read-d32", "copy-on-read", 32),
+    pass("pass-copy-before-write-d1", "copy-before-write", 1),
+    pass("pass-copy-before-write-d32", "copy-before-write", 32),
+    pass("pass-preallocate-d1", "preallocate", 1),
+    pass("pass-preallocate-d32", "preallocate", 32),
+    pass("pass-compress-d1", "compress", 1),
+    pass("pass-compress-d32", "compress", 32),
+    pass("pass-blkdebug-d1", "blkdebug", 1),
+    pass("pass-blkdebug-d32", "blkdebug", 32),
+    pass("pass-blklogwrites-d1", "blklogwrites", 1),
+    pass("pass-blklogwrites-d32", "blklogwrites", 32),
+    stall("stall-drain", Act::Drain),
+    stall("stall-snapshot", Act::Snapshot),
+    stall("stall-reopen", Act::Reopen),
+    nodes("nodes-wide", Lie::Wide, &[QEMU_STORAGE_DAEMON]),
+    nodes("nodes-chain", Lie::Chain, &[]),
 ];
 
 /// What all cases share: programs, patience, and files, which are made when they are first needed.
@@ -363,6 +401,9 @@ impl Case {
             Kind::Encryption => self.encryption(place),
             Kind::LuksConvert { into } => self.luks_convert(place, into),
             Kind::LuksTwoThreads { size } => self.luks_two_threads(place, size),
+            Kind::Pass { filter, depth } => self.pass(place, filter, depth),
+            Kind::Stall { act } => self.stall(place, act),
+            Kind::Nodes { lie } => self.nodes(place, lie),
         }
     }
 
@@ -474,6 +515,52 @@ impl Case {
         let mut ours = Encryption::new(PIECE)?;
         let mut theirs = OpensslSpeed::new("aes-256-xts", PIECE);
         self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(0.8))])
+    }
+
+    fn pass(&self, place: &Place, filter: &str, depth: usize) -> Result<Vec<Row>> {
+        let (data, live) = (place.data()?, Live::new()?);
+        warm(&data.path)?;
+        let leaf = live.leaf(data, filter)?;
+        let options = PASSING.iter().find(|(name, _)| *name == filter).context("there is none such")?;
+        let node = live.open(options.1)?;
+        let users = (live.backend(&node, false)?, live.backend(&leaf, false)?);
+        let times = layers(users.0.io().root(), users.1.io().root(), depth, place.rounds, place.target)?;
+        drop((users, node, leaf));
+        live.close()?;
+        let times = (&times.with[..], &times.without[..], &times.again[..]);
+        Ok(vec![Row::new(self.name, (filter, "without"), Bar::AddedNs(50.0), times)])
+    }
+
+    fn stall(&self, place: &Place, act: Act) -> Result<Vec<Row>> {
+        let mut times = [Vec::new(), Vec::new(), Vec::new()];
+        for round in 0..place.rounds {
+            for turn in 0..3 {
+                let who = (round + turn) % 3;
+                let took = slowest(place.dir.path(), act, who == 0, place.target)?;
+                times[who].push(took.as_nanos() as f64);
+            }
+        }
+        let times = (&times[0][..], &times[1][..], &times[2][..]);
+        Ok(vec![Row::new(self.name, (act.name(), "without"), Bar::AddedNs(5e6), times)])
+    }
+
+    fn nodes(&self, place: &Place, lie: Lie) -> Result<Vec<Row>> {
+        const NODES: usize = 1000;
+        let daemon = place.tools.daemon()?;
+        let (many, one) = (NODES, Bar::Seconds(1.0));
+        match lie {
+            Lie::Wide => {
+                let mut ours = ManyNodes::new("cairn-storage-daemon", &daemon, many, lie);
+                let qemu = Path::new(QEMU_STORAGE_DAEMON.program);
+                let mut theirs = ManyNodes::new("qemu-storage-daemon", qemu, many, lie);
+                self.against(place, &mut ours, &mut [(&mut theirs, Bar::TimesFaster(1.0))])
+            }
+            Lie::Chain => {
+                let mut chain = ManyNodes::new("in a chain", &daemon, many, lie);
+                let mut wide = ManyNodes::new("side by side", &daemon, many, Lie::Wide);
+                self.against(place, &mut chain, &mut [(&mut wide, one)])
+            }
+        }
     }
 
     fn luks_two_threads(&self, place: &Place, size: usize) -> Result<Vec<Row>> {

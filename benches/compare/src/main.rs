@@ -12,6 +12,7 @@ mod rounds;
 mod stats;
 
 mod inside;
+mod life;
 mod programs;
 mod whole;
 

@@ -25,11 +25,13 @@ pub(crate) struct Peer {
 }
 
 pub(crate) const QEMU_IMG: Peer = Peer { program: "qemu-img", package: "qemu-utils", version: "--version" };
+pub(crate) const QEMU_STORAGE_DAEMON: Peer =
+    Peer { program: "qemu-storage-daemon", package: "qemu-utils", version: "--version" };
 pub(crate) const FIO: Peer = Peer { program: "fio", package: "fio", version: "--version" };
 pub(crate) const CP: Peer = Peer { program: "cp", package: "coreutils", version: "--version" };
 pub(crate) const OPENSSL: Peer = Peer { program: "openssl", package: "openssl", version: "version" };
 /// All of them.
-pub(crate) const PEERS: [Peer; 4] = [QEMU_IMG, FIO, CP, OPENSSL];
+pub(crate) const PEERS: [Peer; 5] = [QEMU_IMG, QEMU_STORAGE_DAEMON, FIO, CP, OPENSSL];
 
 impl Peer {
     fn is_there(self) -> bool {
@@ -57,6 +59,18 @@ impl Tools {
             bail!("{} is missing: `cargo build --release -p cairn-img` makes it", cairn_img.display());
         }
         Ok(Self { cairn_img })
+    }
+
+    /// The daemon of the same build.
+    ///
+    /// # Errors
+    /// It was not built.
+    pub(crate) fn daemon(&self) -> Result<PathBuf> {
+        let daemon = self.cairn_img.with_file_name("cairn-storage-daemon");
+        if !daemon.is_file() {
+            bail!("{} is missing: `cargo build --release -p cairn-storage-daemon` makes it", daemon.display());
+        }
+        Ok(daemon)
     }
 
     /// See whether everything that `cases` need is there.

@@ -15,6 +15,8 @@ pub(crate) enum Bar {
     WithinNoise,
     /// So many nanoseconds per request more than the peer, or fewer.
     AddedNs(f64),
+    /// So many seconds, or fewer, whatever the peer takes.
+    Seconds(f64),
 }
 
 /// A comparison.
@@ -43,13 +45,14 @@ impl Bar {
             Self::TimesFaster(_) => theirs / ours,
             Self::TimesAsLong(_) | Self::WithinNoise => ours / theirs,
             Self::AddedNs(_) => ours - theirs,
+            Self::Seconds(_) => ours / 1e9,
         }
     }
 
     fn is_met(self, value: f64, spread: f64) -> bool {
         match self {
             Self::TimesFaster(bar) => value >= bar,
-            Self::TimesAsLong(bar) | Self::AddedNs(bar) => value <= bar,
+            Self::TimesAsLong(bar) | Self::AddedNs(bar) | Self::Seconds(bar) => value <= bar,
             Self::WithinNoise => value <= spread,
         }
     }
@@ -59,6 +62,7 @@ impl Bar {
             Self::TimesFaster(bar) => format!("rate >= {bar}x"),
             Self::TimesAsLong(bar) => format!("time <= {bar}x"),
             Self::AddedNs(bar) => format!("added <= {bar} ns"),
+            Self::Seconds(bar) => format!("<= {bar} s"),
             Self::WithinNoise => format!("time <= {spread:.3}x (noise)"),
         }
     }
@@ -66,6 +70,7 @@ impl Bar {
     fn print_value(self, value: f64) -> String {
         match self {
             Self::AddedNs(_) => format!("{value:+.1} ns"),
+            Self::Seconds(_) => format!("{value:.3} s"),
             _ => format!("{value:.3}x"),
         }
     }
@@ -162,6 +167,7 @@ pub(crate) fn json(rows: &[Row], versions: &[String]) -> Value {
             Bar::TimesAsLong(bar) => ("time-at-most", Some(bar)),
             Bar::WithinNoise => ("time-within-noise", Some(row.spread)),
             Bar::AddedNs(bar) => ("added-ns-at-most", Some(bar)),
+            Bar::Seconds(bar) => ("seconds-at-most", Some(bar)),
         };
         json!({
             "case": row.case, "ours": row.ours, "theirs": row.theirs,
@@ -191,6 +197,8 @@ mod tests {
         check(Bar::TimesAsLong(1.2), 121.0, 100.0, false);
         check(Bar::AddedNs(50.0), 150.0, 100.0, true);
         check(Bar::AddedNs(50.0), 151.0, 100.0, false);
+        check(Bar::Seconds(2.0), 1.9e9, 1.0, true);
+        check(Bar::Seconds(2.0), 2.1e9, 9e9, false);
         check(Bar::WithinNoise, 101.9, 100.0, true);
         check(Bar::WithinNoise, 102.1, 100.0, false);
         check(Bar::WithinNoise, 50.0, 100.0, true);

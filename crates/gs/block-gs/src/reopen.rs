@@ -110,6 +110,15 @@ struct Step {
     is_named: bool,
 }
 
+impl Step {
+    /// Whether a flush of what was written before is not the same any more afterwards.
+    fn has_other_modes(&self, graph: &Graph) -> bool {
+        let modes = |common: CommonOptions| (common.read_only, common.cache_no_flush, common.cache_direct);
+        !self.children.is_empty()
+            || graph.nodes.get(&self.node.id()).is_none_or(|node| modes(node.common) != modes(self.common))
+    }
+}
+
 /// The children that any node may exchange.
 const EXCHANGED: [&str; 2] = ["backing", "file"];
 
@@ -170,12 +179,19 @@ impl GlobalState {
             plan.add_named(&self.0.graph.borrow(), &node, changes)?;
         }
         let mut steps = plan.steps;
+        // While requests go on: they would wait for it. What cannot be made safe is found before anybody is asked.
+        for step in &steps {
+            self.flush_before_reopen(&step.node).await?;
+        }
         let mut sections = Vec::new();
         for step in &steps {
             sections.push(self.drain(&step.node).await);
         }
+        // What was written meanwhile is flushed where that will not do the same later.
         for step in &steps {
-            self.flush_before_reopen(&step.node).await?;
+            if step.has_other_modes(&self.0.graph.borrow()) {
+                self.flush_before_reopen(&step.node).await?;
+            }
         }
         let mut prepared = Vec::new();
         for step in &mut steps {

@@ -5,7 +5,7 @@ mod common;
 use block_common::{IoError, ParentKind, Perm, PermPair};
 use block_gs::{GraphResult, LeftOut, NodeRef};
 use common::load::Load;
-use common::{World, buffer, json_options, loose, message};
+use common::{World, buffer, json_options, loose, message, poll_once};
 
 async fn reopen(world: &World, node: &NodeRef, changes: &str) -> GraphResult<()> {
     world.gs.reopen(node, json_options(changes), LeftOut::Stays).await
@@ -61,6 +61,37 @@ fn reopen_2_one_refusal_and_nothing_has_happened() {
         assert_eq!((world.graph(), world.leaves.reopens()), (before, Vec::<String>::new()));
         assert_eq!(root.io().write(0, buffer(512), Default::default()).await.0, Ok(()));
     });
+}
+
+/// What is written while the first flush is under way is on the disk before a mode begins in which flushes do nothing. Others need not wait for that.
+#[test]
+fn reopen_1_what_was_written_meanwhile_is_flushed_where_modes_change() {
+    let check = |changes: &str, expected: u64| {
+        let world = World::new();
+        world.run_and_close(async {
+            let _leaf = world.add(r#"{"driver": "leaf", "node-name": "low"}"#).await;
+            // By itself, so that one flush is all that comes first.
+            let top = world.add(r#"{"driver": "pass", "node-name": "top", "file": "low"}"#).await;
+            let low = world.leaf("low");
+            world.write(&top).await;
+            low.hold(true);
+            let mut reopening = Box::pin(reopen(&world, &top, changes));
+            assert!(poll_once(&mut reopening).await.is_none());
+            world.until("the flush is in the leaf", || low.flushes() == 1).await;
+            let root = world.root("root", &top).await;
+            let mut write = Box::pin(root.io().write(0, buffer(512), Default::default()));
+            assert!(poll_once(&mut write).await.is_none());
+            world.until("the write is in the leaf", || low.in_flight() == 1).await;
+            low.hold(false);
+            assert_eq!(write.await.0, Ok(()));
+            reopening.await.expect("it reopens");
+            assert_eq!(low.flushes(), expected, "{changes}");
+            world.gs.close_root(root).await;
+        });
+    };
+    check(r#"{"tag": "new"}"#, 1);
+    check(r#"{"cache": {"no-flush": true}}"#, 2);
+    check(r#"{"cache": {"direct": true}}"#, 2);
 }
 
 #[test]

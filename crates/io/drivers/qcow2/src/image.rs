@@ -370,10 +370,14 @@ impl Qcow2Control {
             }
         } else if read_only || shared.is_lazy() && !lazy || options.overlap_checks != shared.options().overlap_checks {
             shared.release(req).await.map_err(failed)?;
-        } else {
+        } else if self.has_other_caches(caches) {
             shared.flush(req).await.map_err(failed)?;
         }
         Ok(Qcow2Reopen { options, read_only, lazy, caches })
+    }
+
+    fn has_other_caches(&self, caches: Caches) -> bool {
+        Caches::new(&self.0.geometry, self.0.length(), self.0.options()).ok() != Some(caches)
     }
 
     /// Whether `file` holds the image that is open: its header is what this one's is. `req` is a token on the node, beside which nothing is in flight.
