@@ -50,6 +50,7 @@ pub(crate) struct NodeBody {
     modes: AtomicU8,
     // The limits that each request looks at, beside their whole.
     request_alignment: AtomicU32,
+    read_alignment: AtomicU32,
     transfer_max: AtomicU32,
     limits: RwLock<Limits>,
     tracker: Tracker,
@@ -111,6 +112,12 @@ impl NodeBody {
         self.request_alignment.load(Ordering::Relaxed)
     }
 
+    /// The same for reads: not more.
+    #[inline]
+    pub(crate) fn read_alignment(&self) -> u32 {
+        self.read_alignment.load(Ordering::Relaxed)
+    }
+
     #[inline]
     pub(crate) fn transfer_max(&self) -> u32 {
         self.transfer_max.load(Ordering::Relaxed)
@@ -162,6 +169,7 @@ impl NodeBody {
 
     fn set_limits(&self, limits: Limits) {
         self.request_alignment.store(limits.request_alignment.max(1), Ordering::Relaxed);
+        self.read_alignment.store(limits.reads().max(1), Ordering::Relaxed);
         self.transfer_max.store(limits.transfer_max, Ordering::Relaxed);
         *self.limits.write().unwrap_or_else(std::sync::PoisonError::into_inner) = limits;
     }
@@ -410,6 +418,7 @@ impl NodeControl {
             length: AtomicU64::new(0),
             modes: AtomicU8::new(READ_ONLY | UNMAP),
             request_alignment: AtomicU32::new(1),
+            read_alignment: AtomicU32::new(1),
             transfer_max: AtomicU32::new(0),
             limits: RwLock::new(Limits::NONE),
             tracker: Tracker::default(),

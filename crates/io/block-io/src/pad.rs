@@ -78,7 +78,7 @@ fn steps(range: GuestRange, blocks: GuestRange, alignment: u32) -> impl Iterator
 
 /// Read a range that is not made of blocks.
 pub(crate) async fn read(req: &Req, range: GuestRange, buf: &IoBuf) -> IoResult<()> {
-    let alignment = req.node.request_alignment();
+    let alignment = req.node.read_alignment();
     for step in steps(range, range.align_out(alignment)?, alignment) {
         let data = part_of(buf, range, step);
         let blocks = step.align_out(alignment)?;

@@ -113,8 +113,9 @@ fn recodes_here(len: u64, asker: Option<&IoContext>) -> bool {
 #[inline]
 fn fits(node: &NodeBody, access: Access, range: GuestRange) -> bool {
     let transfer_max = node.transfer_max();
+    let alignment = if access.is_write() { node.request_alignment() } else { node.read_alignment() };
     range.end() <= node.length()
-        && range.is_aligned(node.request_alignment())
+        && range.is_aligned(alignment)
         && (transfer_max == 0 || range.len() <= u64::from(transfer_max))
         && !(access.is_write() && node.writes_slowly())
 }
@@ -347,7 +348,7 @@ pub(crate) async fn read(req: Req, range: GuestRange, buf: &IoBuf, flags: Reques
     if range.is_empty() {
         return Ok(());
     }
-    let blocks = range.align_out(req.node.request_alignment())?;
+    let blocks = range.align_out(req.node.read_alignment())?;
     let _tracked = track(&req.node, blocks, flags.contains(RequestFlags::SERIALISING)).await;
     // Those before may have moved the end.
     check(&req, range, false).await?;

@@ -67,6 +67,8 @@ impl BlkdebugLimits {
         multiple("max-discard", self.max_discard, self.opt_discard.unwrap_or(0).max(align))?;
         Ok(Limits {
             request_alignment: align as u32,
+            // Who asks for blocks wants to see them read.
+            read_alignment: if self.align.is_some() { 0 } else { below.read_alignment },
             transfer_max: self.max_transfer.map_or(below.transfer_max, |bytes| bytes as u32),
             zero_alignment: self.opt_write_zero.map_or(below.zero_alignment, |bytes| bytes as u32),
             zero_max: self.max_write_zero.unwrap_or(below.zero_max),

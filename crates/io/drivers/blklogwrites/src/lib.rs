@@ -201,11 +201,11 @@ impl Blklogwrites {
     }
 }
 
-/// The limits of a node that is made of the log's sectors.
+/// The limits of a node that is made of the log's sectors; reads, which are not logged, are what they are to the child.
 fn limits_over(req: &Req, file: &Edge, sector: SectorSize) -> IoResult<Limits> {
     let limits = file.limits(req)?;
     let request_alignment = limits.request_alignment.max(sector.bytes() as u32);
-    Ok(Limits { request_alignment, ..limits })
+    Ok(Limits { request_alignment, read_alignment: limits.reads(), ..limits })
 }
 
 /// Read from a log, behind whose end there are zeroes.

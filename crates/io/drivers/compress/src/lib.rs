@@ -34,11 +34,12 @@ impl Compress {
     }
 }
 
-/// The child's limits, in blocks of its clusters.
+/// The child's limits, in blocks of its clusters; reads are what they are to the child.
 fn limits_over(req: &Req, file: &Edge) -> IoResult<Limits> {
     let limits = file.limits(req)?;
     let cluster = file.clusters(req).and_then(|sizes| u32::try_from(sizes.cluster).ok()).unwrap_or(1);
-    Ok(Limits { request_alignment: limits.request_alignment.max(cluster), ..limits })
+    let request_alignment = limits.request_alignment.max(cluster);
+    Ok(Limits { request_alignment, read_alignment: limits.reads(), ..limits })
 }
 
 #[async_trait]

@@ -115,6 +115,24 @@ fn it_conforms() {
     }
 }
 
+/// Nobody who reads a sector wants a cluster.
+#[test]
+fn reads_are_what_they_are_to_the_child() {
+    let thread = io_thread(true);
+    let limits = Limits { request_alignment: 512, memory_alignment: 512, ..Limits::NONE };
+    let storage = MemStorage::new(MemOptions { limits, ..MemOptions::new(1 << 20) });
+    let opened = open(&thread, &storage, true).expect("it compresses");
+    let told = opened.root.limits().map(|limits| (limits.request_alignment, limits.reads()));
+    assert_eq!(told, Ok((CLUSTER as u32, 1)));
+    for (offset, len, expected) in [(512, 1024, (512, 1024)), (CLUSTER + 1, 3, (CLUSTER, 512))] {
+        storage.clear_log();
+        block_on(opened.root.read(offset, filled(len, 1))).0.expect("it is there");
+        let reads = storage.log().into_iter().filter(|record| record.op.kind == MemOpKind::Read);
+        assert_eq!(reads.map(|record| (record.op.offset, record.op.len)).collect::<Vec<_>>(), [expected]);
+    }
+    block_on(opened.graph.close()).expect("closed");
+}
+
 #[test]
 fn the_model_agrees_over_storage_that_reorders_and_fails() {
     let thread = io_thread(true);

@@ -16,6 +16,9 @@ use std::sync::{PoisonError, RwLock};
 /// There is a bit for each unit, or for as many units as leave at most so many bits: 8 MiB of memory.
 const BITS_MAX: u64 = 1 << 26;
 
+/// Of what the image has, so many bytes are asked for at once: who reads on need not ask again.
+const LOOK_AHEAD: u64 = 64 << 20;
+
 /// The engine.
 pub struct CopyOnRead {
     file: Edge,
@@ -69,6 +72,13 @@ impl CopyOnRead {
 
     /// Have the image keep what it takes from below within the whole units that a range touches.
     async fn copy_up(&self, req: &Req, range: GuestRange) -> IoResult<()> {
+        let length = self.file.length(req)?.min(self.has.length());
+        let ahead = length.saturating_sub(range.offset().0).min(LOOK_AHEAD).max(range.len());
+        let extent = self.file.block_status(req, HostOffset(range.offset().0), ahead).await?;
+        if extent.is_allocated() && extent.len >= range.len() {
+            self.learn(GuestRange::new(range.offset().0, extent.len)?);
+            return Ok(());
+        }
         if self.file.copy_up(req, HostOffset(range.offset().0), range.len(), &self.how).await? {
             let unit = self.how.unit;
             let start = range.offset().0 - range.offset().0 % unit;
