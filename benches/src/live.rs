@@ -12,7 +12,7 @@ use std::future::Future;
 use std::path::Path;
 
 /// Filters that let reads pass, each with a node called `leaf` below it: see [`Live::leaf`].
-pub const PASSING: [(&str, &str); 7] = [
+pub const PASSING: [(&str, &str); 6] = [
     ("throttle", r#"{"driver": "throttle", "throttle-group": "none", "file": "leaf"}"#),
     ("copy-on-read", r#"{"driver": "copy-on-read", "file": "leaf"}"#),
     (
@@ -22,7 +22,6 @@ pub const PASSING: [(&str, &str); 7] = [
     ),
     ("preallocate", r#"{"driver": "preallocate", "file": "leaf"}"#),
     ("compress", r#"{"driver": "compress", "file": "leaf"}"#),
-    ("blkdebug", r#"{"driver": "blkdebug", "image": "leaf"}"#),
     ("blklogwrites", r#"{"driver": "blklogwrites", "file": "leaf", "log": {"driver": "null-co", "size": 1073741824}}"#),
 ];
 

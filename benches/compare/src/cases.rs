@@ -222,7 +222,7 @@ const ENCRYPTION: Case = Case {
 };
 
 /// All of them.
-pub(crate) const CASES: [Case; 66] = [
+pub(crate) const CASES: [Case; 64] = [
     null("null-d1", 1),
     null("null-d32", 32),
     threads("null-2threads-d1", 1),
@@ -280,8 +280,6 @@ pub(crate) const CASES: [Case; 66] = [
     pass("pass-preallocate-d32", "preallocate", 32),
     pass("pass-compress-d1", "compress", 1),
     pass("pass-compress-d32", "compress", 32),
-    pass("pass-blkdebug-d1", "blkdebug", 1),
-    pass("pass-blkdebug-d32", "blkdebug", 32),
     pass("pass-blklogwrites-d1", "blklogwrites", 1),
     pass("pass-blklogwrites-d32", "blklogwrites", 32),
     stall("stall-drain", Act::Drain),
