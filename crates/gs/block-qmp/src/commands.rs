@@ -113,6 +113,7 @@ const COMMANDS: &[Entry] = commands! {
     "transaction" => transaction::transaction,
     "x-blockdev-amend" => create::amend,
     "x-blockdev-set-iothread" => nodes::set_iothread,
+    "x-debug-block-dirty-bitmap-sha256" => bitmaps::sha256,
     "x-debug-query-block-graph" => queries::graph,
     "x-guest-act" => devices::guest,
 };

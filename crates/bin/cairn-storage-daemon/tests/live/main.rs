@@ -56,6 +56,10 @@ pub(crate) fn talk(program: &str, script: &str, gap: Duration) -> Talk {
         "create -q -f qcow2 o.qcow2 1M",
         "create -q -f qcow2 p.qcow2 1M",
         "create -q -f qcow2 big.qcow2 2M",
+        "create -q -f qcow2 d.qcow2 50M",
+        "bitmap --add d.qcow2 b",
+        "bitmap --add -g 512 d.qcow2 fine",
+        "bench -q -f qcow2 -w -c 100 -s 3000 -S 370000 d.qcow2",
     ] {
         image(dir.path(), args);
     }
@@ -138,6 +142,11 @@ const OVERLAYS: [&str; 9] = ["n1", "n2", "n3", "n4", "n5", "n6", "n7", "n8", "n9
 #[test]
 fn overlays_are_put_on_alike() {
     alike("overlays_are_put_on_alike", include_str!("overlays.qmp"), &["a.qcow2", "t.qcow2", "o.qcow2", "n3.qcow2"]);
+}
+
+#[test]
+fn bitmaps_have_the_same_hashes() {
+    alike("bitmaps_have_the_same_hashes", include_str!("hashes.qmp"), &["d.qcow2"]);
 }
 
 #[test]

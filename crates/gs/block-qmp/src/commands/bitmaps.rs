@@ -7,6 +7,7 @@ use block_common::options::{Item, Value};
 use block_common::{OptionReader, OptionsError};
 use block_gs::{BitmapOptions, GlobalState, NodeRef};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 /// The node of a bitmap, which may be called by its device.
 pub(super) fn find(gs: &GlobalState, name: &str) -> Result<NodeRef, QmpError> {
@@ -108,4 +109,25 @@ pub(super) async fn merge(mut call: Call) -> QmpResult {
     let sources: Vec<_> = sources.iter().map(|(node, name)| (node, name.as_str())).collect();
     gs.merge_bitmaps(&node, &target, &sources)?;
     Ok(json!({}))
+}
+
+/// The hash of a bitmap's bits, each for a granule, as the field's tools have them in memory: in whole words of 64, lowest first.
+pub(super) async fn sha256(call: Call) -> QmpResult {
+    const PIECE: usize = 64 << 10;
+    let Which { gs, node, name } = Which::take(call)?;
+    let bitmap = gs.bitmap(&node, &name)?;
+    let hash = bitmap.bits().with(|bits| {
+        let (mut hash, mut at, mut bytes) = (Sha256::new(), 0, vec![0; PIECE]);
+        let mut left = bits.chunks().div_ceil(64) * 8;
+        while left > 0 {
+            let piece = left.min(PIECE as u64);
+            let bytes = &mut bytes[..piece as usize];
+            bits.bits_from(at, bytes);
+            hash.update(&*bytes);
+            (at, left) = (at + piece * 8, left - piece);
+        }
+        hash.finalize()
+    });
+    let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(json!({ "sha256": hash }))
 }
