@@ -49,7 +49,7 @@ impl GlobalState {
         let control = RootControl::new(name, home, perm, None);
         let io = control.root();
         let holder = Rc::downgrade(&alive);
-        let thread = self.thread_of(home);
+        let thread = self.io_thread_of(home);
         let root = GsRoot {
             name: name.into(),
             label: String::new(),
@@ -219,7 +219,7 @@ impl GlobalState {
     #[doc(alias = "blk_set_aio_context")]
     pub async fn set_root_home(&self, root: &RootRef, home: &IoThreadHandle) {
         let guard = self.begin(DrainTarget::Root(root.id)).await;
-        let thread = self.thread_of(home);
+        let thread = self.io_thread_of(home);
         let before = self.0.graph.borrow_mut().roots.get_mut(&root.id).and_then(|root| {
             root.control.set_home(home);
             std::mem::replace(&mut root.thread, thread)

@@ -216,8 +216,8 @@ impl GlobalState {
         }
     }
 
-    /// The object that a thread belongs to, if it is one.
-    pub(crate) fn thread_of(&self, handle: &IoThreadHandle) -> Option<IoThreadRef> {
+    /// The object that a thread belongs to, if it is one: for somebody who uses it, and was given no more than the handle.
+    pub fn io_thread_of(&self, handle: &IoThreadHandle) -> Option<IoThreadRef> {
         let objects = self.0.objects.all.borrow();
         objects.values().find_map(|object| match object {
             Object::IoThread(thread) if thread.0.handle().same(handle) => Some(thread.0.clone()),
