@@ -1,5 +1,7 @@
 //! A backend's home moves, and the thread that it was on ends, while requests wait there: none is lost.
 
+#![allow(clippy::disallowed_methods, reason = "tests make files")]
+
 #[path = "../../block-gs/tests/common/mod.rs"]
 mod common;
 
@@ -23,9 +25,7 @@ fn thread(name: &str) -> IoThread {
 async fn drive(world: &World, dir: &tempfile::TempDir, home: &IoThread, fails: &str) -> Backend {
     block_drivers::register_all(&world.gs);
     let path = dir.path().join("disk");
-    if !path.exists() {
-        std::fs::write(&path, vec![0; 1 << 20]).expect("room");
-    }
+    std::fs::write(&path, vec![0; 1 << 20]).expect("room");
     let node = world
         .open(&format!(
             r#"{{"driver": "blkdebug", "image": {{"driver": "file", "filename": "{}"}}, "inject-error": [{fails}]}}"#,

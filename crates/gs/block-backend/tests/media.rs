@@ -10,7 +10,7 @@ use block_backend::{
 use block_backend_io::{AcctKind, BackendSettings};
 use block_common::{IoError, OnError, RequestFlags};
 use block_gs::Event;
-use block_io::Request;
+use block_io::{Request, RequestKind};
 use block_throttle::{Limit, LimitKind, LimitSettings, ThrottleLimits};
 use common::{World, buffer, in_time, poll_once};
 use std::cell::RefCell;
@@ -304,6 +304,49 @@ fn drain_5_a_request_under_limits_waits_outside() {
             assert_eq!(in_time(&world.gs, one).await.result, Ok(()));
         }
         drop((backend, hd));
+        end(&world).await;
+    });
+    world.close();
+}
+
+// Scenario: a machine is saved through its drive into an image that keeps states, and into one that does not; then somebody opens the tray, and takes the medium.
+#[test]
+fn a_machines_state_is_saved_through_a_backend() {
+    let (world, dir) = (World::new(), tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory"));
+    world.run_and_close(async {
+        block_drivers::register_all(&world.gs);
+        let path = dir.path().join("disk.qcow2").display().to_string();
+        let new = block_drivers::NewImage::parse(&world.gs, "qcow2", &path, "size=1M").await.expect("options");
+        new.create(&world.gs).await.expect("created");
+        let file = format!(r#"{{"driver": "file", "filename": "{path}"}}"#);
+        let image =
+            world.open(&format!(r#"{{"driver": "qcow2", "node-name": "a", "file": {file}}}"#)).await.expect("it opens");
+        world.gs.set_monitor_owned(&image, true);
+        let hd = front(&world, FrontEndKind::Disk, "hd0", Some("a")).await;
+        let io = hd.backend().io();
+        let state = buffer(1024);
+        state.fill(0, 1024, 7);
+        let flushes = || io.root().count(RequestKind::Flush).requests;
+        assert_eq!((io.save_vmstate(100, state.clone()).await, flushes()), (Ok(()), 0));
+        io.set_write_cache(false);
+        assert_eq!((io.save_vmstate(4096, state).await, flushes()), (Ok(()), 1));
+        let back = io.load_vmstate(0, buffer(512)).await.expect("it is there");
+        let mut bytes = [1; 512];
+        back.copy_to_slice(0, &mut bytes);
+        assert!(bytes[..100].iter().all(|byte| *byte == 0) && bytes[100..].iter().all(|byte| *byte == 7));
+        // It is not the guest's disk, and no request of his.
+        assert_eq!((io.root().length(), io.stats().snapshot().count(AcctKind::Write).operations), (Ok(1 << 20), 0));
+        // Whoever may not write saves nothing.
+        let cd = front(&world, FrontEndKind::Cd, "cd0", None).await;
+        leaf(&world, "b").await;
+        let (drive, b) = (cd.backend().io(), world.gs.find_node("b").expect("it is there"));
+        assert_eq!(drive.save_vmstate(0, buffer(512)).await, Err(IoError::NO_MEDIUM));
+        cd.backend().insert(&b).await.expect("it is empty");
+        assert_eq!(drive.save_vmstate(0, buffer(512)).await, Err(IoError::NOT_PERMITTED));
+        assert_eq!(drive.load_vmstate(0, buffer(512)).await.map(drop), Err(IoError::UNSUPPORTED));
+        drive.eject(true);
+        assert_eq!(drive.load_vmstate(0, buffer(512)).await.map(drop), Err(IoError::NO_MEDIUM));
+        drop((hd, cd, b, image));
         end(&world).await;
     });
     world.close();

@@ -7,7 +7,7 @@
 use crate::backend::{BackendIo, ErrorAction, Turns, Waiting};
 use crate::stats::{Accounting, AcctKind};
 use block_common::{IoBuf, IoError, IoErrorKind, IoResult, RequestFlags};
-use block_io::{Done, Entered, Errand, Homed, Request, RequestKind};
+use block_io::{DeviceBlocks, DiskGeometry, Done, Entered, Errand, Homed, Request, RequestKind};
 use block_throttle::Direction;
 use tokio::sync::oneshot;
 
@@ -77,6 +77,47 @@ impl BackendIo {
         };
         self.root().send_home(errand);
         receive.await.unwrap_or(Done { result: Err(IoError::CANCELLED), buf: None })
+    }
+
+    /// Store `buf` at byte `offset` of a machine's state, which the medium keeps beside its disk until a snapshot takes it. Without a write cache it is on stable storage when this returns.
+    /// It is the machine's, not the guest's: it has no limits, no policy, and is not counted.
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`]; otherwise as [`Root::save_vmstate`](block_io::Root::save_vmstate).
+    #[doc(alias = "blk_save_vmstate")]
+    pub async fn save_vmstate(&self, offset: u64, buf: IoBuf) -> IoResult<()> {
+        let root = self.entry()?;
+        // That there is none comes before what could not be done with it.
+        root.length()?;
+        root.save_vmstate(offset, buf).await?;
+        if self.write_cache() { Ok(()) } else { root.flush().await }
+    }
+
+    /// Fill `buf` from byte `offset` of the machine's state, and give it back. What was not stored reads as zeroes.
+    ///
+    /// # Errors
+    /// As [`BackendIo::save_vmstate`].
+    #[doc(alias = "blk_load_vmstate")]
+    pub async fn load_vmstate(&self, offset: u64, buf: IoBuf) -> IoResult<IoBuf> {
+        self.entry()?.load_vmstate(offset, buf).await
+    }
+
+    /// In what pieces the device of the host's works that the medium is: what a guest's disk should tell of itself, unless somebody says otherwise.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where it is none; [`IoError::NO_MEDIUM`]; what the host answered.
+    #[doc(alias = "blk_probe_blocksizes")]
+    pub async fn probe_block_sizes(&self) -> IoResult<DeviceBlocks> {
+        self.entry()?.probe_block_sizes().await
+    }
+
+    /// How the host counts the medium in heads, sectors and cylinders.
+    ///
+    /// # Errors
+    /// As [`BackendIo::probe_block_sizes`].
+    #[doc(alias = "blk_probe_geometry")]
+    pub async fn probe_geometry(&self) -> IoResult<DiskGeometry> {
+        self.entry()?.probe_geometry().await
     }
 
     /// Whether a request lies within the medium, if there is one.

@@ -50,7 +50,7 @@ pub use context::ring_available;
 pub use copy_up::CopyUp;
 pub use driver::{Access, Clusters, Driver, Mapping, NowRequest, RECODED_SHORT};
 pub use edge::{Edge, EdgeWriter};
-pub use file::{DiskGeometry, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
+pub use file::{DeviceBlocks, DiskGeometry, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
 pub use flight::Flight;
 pub use gate::GateState;
 pub use homed::{Entered, Errand, Homed};

@@ -7,7 +7,7 @@
 use crate::context::{Hold, IoContext, Path, Target};
 use crate::driver::Access;
 use crate::edge::{self, Edge, EdgeWriter, ParentGate};
-use crate::file::FileOp;
+use crate::file::{DeviceBlocks, DiskGeometry, FileOp};
 use crate::gate::{GateState, Gated, Pin, Refused, Way};
 use crate::homed::{Errand, Homed};
 use crate::node::{GateControl, NodeBody, NodeTarget, Quiesced, Req};
@@ -386,6 +386,24 @@ impl Root {
             Ok(buf)
         };
         self.at_home(load).await
+    }
+
+    /// In what pieces the host's block device works that the disk is.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where it is none, [`IoError::NO_MEDIUM`], [`IoError::CLOSED`], or what the host answered.
+    #[doc(alias = "blk_probe_blocksizes")]
+    pub async fn probe_block_sizes(&self) -> IoResult<DeviceBlocks> {
+        self.at_home(|req| async move { req.node.engine()?.probe_block_sizes(&req).await }).await
+    }
+
+    /// How the host counts the disk in heads, sectors and cylinders.
+    ///
+    /// # Errors
+    /// As [`Root::probe_block_sizes`].
+    #[doc(alias = "blk_probe_geometry")]
+    pub async fn probe_geometry(&self) -> IoResult<DiskGeometry> {
+        self.at_home(|req| async move { req.node.engine()?.probe_geometry(&req).await }).await
     }
 
     /// Pass an ioctl to the device behind the node.
