@@ -149,6 +149,11 @@ impl Backend {
             limits: RefCell::default(),
         });
         forward(gs, Rc::downgrade(&inner), told);
+        let backend = Rc::downgrade(&inner);
+        gs.watch_length(inner.root(), move |length| {
+            let device = backend.upgrade().and_then(|backend| backend.device.borrow().clone());
+            device.into_iter().for_each(|device| device.resized(length));
+        });
         registry.0.borrow_mut().push(Rc::downgrade(&inner));
         Ok(Self(inner))
     }
@@ -192,9 +197,10 @@ impl Backend {
         gs.extension::<Registry>().all()
     }
 
-    /// Pass on what the I/O halves of all backends have told so far: then it is among the block layer's events. A task does that by itself, a little later;
+    /// Pass on what the I/O halves of all backends have told so far, and what became of their media's lengths: then it is among the block layer's events. A task does that by itself, a little later;
     /// this is for who answers and has events come before the answer to what brought them about.
     pub fn pass_events(gs: &GlobalState) {
+        gs.pass_lengths();
         for backend in Self::everyone(gs) {
             loop {
                 let event = backend.0.told.borrow_mut().try_next();

@@ -61,6 +61,8 @@ impl GlobalState {
             closing: false,
             thread,
             holder,
+            length: None,
+            watcher: None,
         };
         let mut graph = self.0.graph.borrow_mut();
         graph.roots.insert(id, root);
