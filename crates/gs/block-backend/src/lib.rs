@@ -397,6 +397,14 @@ impl Backend {
         self.0.gs.set_root_home(self.0.root(), home).await;
     }
 
+    /// Whether requests that come while the backend is drained are answered with [`IoError::BUSY`](block_common::IoError::BUSY), instead of being held back until that is over: for a device that
+    /// must not wait, as one that makes its requests in the middle of a drain of its own. Also a medium is exchanged while the backend is drained. Requests in flight, and those that are held back
+    /// already, are not touched; what is refused is an answer, of which no policy has a say.
+    #[doc(alias = "blk_set_disable_request_queuing")]
+    pub fn set_refusing(&self, refuses: bool) {
+        self.0.gs.set_root_refusing(self.0.root(), refuses);
+    }
+
     /// Hold back this backend's requests, and wait for those in flight.
     #[doc(alias = "blk_drain")]
     pub async fn drain(&self) -> DrainGuard {

@@ -229,6 +229,14 @@ impl GlobalState {
         drop((before, guard));
     }
 
+    /// Answer requests through `root` that come while it is drained with [`IoError::BUSY`](block_common::IoError::BUSY) from now on, or hold them back until the drain is over, as it
+    /// is at first.
+    pub fn set_root_refusing(&self, root: &RootRef, refuses: bool) {
+        if let Some(root) = self.0.graph.borrow().roots.get(&root.id) {
+            root.control.set_refusing(refuses);
+        }
+    }
+
     /// Hold back requests of `root` alone, and wait until those in flight are over.
     #[doc(alias = "blk_drain")]
     pub async fn drain_root(&self, root: &RootRef) -> DrainGuard {

@@ -9,7 +9,7 @@
 use crate::context::{IoContext, Target};
 use crate::gate::Pin;
 use crate::request::{Done, Request};
-use crate::root::{Root, RootBody, refused};
+use crate::root::{Root, RootBody};
 use crate::thread::IoThreadHandle;
 use block_common::{IoError, IoResult};
 use std::fmt;
@@ -51,9 +51,9 @@ impl<E: Errand> Homed<E> {
     /// is back in the caller's hands.
     ///
     /// # Errors
-    /// Beside the errand: [`IoError::CLOSED`] after closing; [`IoError::BUSY`].
+    /// Beside the errand: [`IoError::CLOSED`] after closing; [`IoError::BUSY`] where a drained root refuses ([`RootControl::set_refusing`](crate::RootControl::set_refusing)), or has too many requests in flight.
     pub async fn enter(mut self) -> Option<(E, IoResult<Entered>)> {
-        let entered = match self.root.gate().enter_when_open().await {
+        let entered = match self.root.enter().await {
             // The home is looked at by who is counted: it stays what it is from here on.
             Ok(pin) if self.root.home().same(&self.here) => {
                 Ok(Entered { pin, root: self.root.clone(), here: self.here.clone() })
@@ -65,7 +65,7 @@ impl<E: Errand> Homed<E> {
                 errand.into_iter().for_each(|errand| self.root.send_home(errand));
                 return None;
             }
-            Err(why) => Err(refused(why)),
+            Err(error) => Err(error),
         };
         self.errand.take().map(|errand| (errand, entered))
     }

@@ -23,7 +23,7 @@ use crossbeam_utils::CachePadded;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::oneshot;
 
@@ -43,6 +43,8 @@ pub(crate) struct RootBody {
     name: Box<str>,
     edge: Edge,
     home: Mutex<IoThreadHandle>,
+    /// Whether requests that come while it is drained are refused, and not held back.
+    refuses: AtomicBool,
     stats: [CachePadded<StatsShard>; crate::sync::SHARDS],
 }
 
@@ -324,6 +326,17 @@ impl Root {
 
     pub(crate) fn gate(&self) -> &Gated<RootBody> {
         &self.0
+    }
+
+    /// Enter, once no drain holds that back; or be refused, where that is what the root does.
+    pub(crate) async fn enter(&self) -> IoResult<Pin<RootBody>> {
+        if !self.0.refuses.load(Ordering::Relaxed) {
+            return self.0.enter_when_open().await.map_err(refused);
+        }
+        self.0.enter(GateState::QUIESCED.union(GateState::CLOSED)).map_err(|why| match why {
+            Refused::State(state) if !state.contains(GateState::CLOSED) => IoError::BUSY,
+            why => refused(why),
+        })
     }
 
     /// Change the node's length to `len` bytes. The resize permission must have been taken before, by the graph's owner.
@@ -688,6 +701,7 @@ impl RootControl {
                 name: name.into(),
                 edge,
                 home: Mutex::new(home.clone()),
+                refuses: AtomicBool::new(false),
                 stats: std::array::from_fn(|_| CachePadded::default()),
             }
         });
@@ -722,6 +736,12 @@ impl RootControl {
     #[doc(alias = "blk_set_aio_context")]
     pub fn set_home(&self, home: &IoThreadHandle) {
         *self.gate.gate.home.lock().unwrap_or_else(PoisonError::into_inner) = home.clone();
+    }
+
+    /// Answer requests that come while the root is drained with [`IoError::BUSY`] from now on, or hold them back until the drain is over, as it is at first. Those that are
+    /// held back already stay so.
+    pub fn set_refusing(&self, refuses: bool) {
+        self.gate.gate.refuses.store(refuses, Ordering::Relaxed);
     }
 
     /// See [`NodeControl::set_quiesced`](crate::NodeControl::set_quiesced).
