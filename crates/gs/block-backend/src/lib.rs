@@ -397,6 +397,13 @@ impl Backend {
         self.0.gs.set_root_home(self.0.root(), home).await;
     }
 
+    /// Whether the backend may get another home because its medium does ([`GlobalState::set_node_home`]), as it may at first. A device that has put itself on the home's
+    /// thread, and would have to be told, does not allow it: moving the medium is refused then.
+    #[doc(alias = "blk_set_allow_aio_context_change")]
+    pub fn set_home_changes(&self, allowed: bool) {
+        self.0.gs.set_root_stays(self.0.root(), !allowed);
+    }
+
     /// Whether requests that come while the backend is drained are answered with [`IoError::BUSY`](block_common::IoError::BUSY), instead of being held back until that is over: for a device that
     /// must not wait, as one that makes its requests in the middle of a drain of its own. Also a medium is exchanged while the backend is drained. Requests in flight, and those that are held back
     /// already, are not touched; what is refused is an answer, of which no policy has a say.

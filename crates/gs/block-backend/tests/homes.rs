@@ -289,3 +289,41 @@ fn drain_4_no_request_is_lost_when_threads_end_under_load() {
         assert_eq!((done.result, done.buf.is_some()), (Err(block_common::IoError::CLOSED), true));
     });
 }
+
+// Scenario: a device lives on its home's thread. Whoever moves its medium, or what that is joined to, is refused, unless the device would stay where it is.
+#[test]
+fn a_backend_that_stays_keeps_its_medium_from_moving() {
+    let main = block_gs::MainLoop::new().expect("descriptors");
+    let options = block_gs::GlobalOptions { io_threads: true, ..block_gs::GlobalOptions::default() };
+    let gs = block_gs::GlobalState::new(&main, options).expect("an I/O thread");
+    let leaves = common::drivers::register(&gs);
+    let world = World { gs, main, leaves };
+    world.run_and_close(async {
+        let gs = &world.gs;
+        gs.add_object(common::json_options(r#"{"qom-type": "iothread", "id": "io"}"#)).await.expect("a thread");
+        let io = gs.io_thread("io").expect("it is there");
+        let leaf = world.open(r#"{"driver": "leaf", "node-name": "leaf"}"#).await.expect("it opens");
+        let above = world.open(r#"{"driver": "pass", "node-name": "above", "file": "leaf"}"#).await.expect("it opens");
+        let options = BackendOptions {
+            name: "drive0".into(),
+            perm: loose(Perm::CONSISTENT_READ),
+            home: gs.main_io(),
+            settings: BackendSettings::default(),
+        };
+        let drive = Backend::with_node(gs, options, &above).await.expect("nobody minds");
+        drive.set_home_changes(false);
+        for (node, force) in [(&leaf, false), (&leaf, true), (&above, true)] {
+            let refused = gs.set_node_home(node, Some(&io), force).await.expect_err("it stays");
+            assert_eq!(refused.to_string(), "Cannot change iothread of active block backend");
+            assert!(drive.io().root().home().same(&gs.main_io()) && gs.node_home(node).same(&gs.main_io()));
+        }
+        // It is where everybody else goes, and goes itself where it wants.
+        gs.set_node_home(&leaf, None, false).await.expect("nobody moves");
+        drive.set_home(&io.handle()).await;
+        gs.set_node_home(&leaf, Some(&io), false).await.expect("the others come");
+        drive.set_home_changes(true);
+        gs.set_node_home(&above, None, true).await.expect("it is allowed");
+        assert!(drive.io().root().home().same(&gs.main_io()));
+        drop((drive, io, leaf, above));
+    });
+}

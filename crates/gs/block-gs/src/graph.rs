@@ -116,6 +116,8 @@ pub(crate) struct GsRoot {
     pub(crate) thread: Option<IoThreadRef>,
     /// Held by its [`RootRef`](crate::RootRef).
     pub(crate) holder: Weak<()>,
+    /// It keeps its home when its node gets another one.
+    pub(crate) stays: bool,
     /// The length of its node, as whoever watches it knows it; and he.
     pub(crate) length: Option<u64>,
     pub(crate) watcher: Option<Rc<dyn Fn(u64)>>,

@@ -61,6 +61,7 @@ impl GlobalState {
             closing: false,
             thread,
             holder,
+            stays: false,
             length: None,
             watcher: None,
         };
@@ -227,6 +228,13 @@ impl GlobalState {
             std::mem::replace(&mut root.thread, thread)
         });
         drop((before, guard));
+    }
+
+    /// Refuse to have the slow requests of `root` served elsewhere because its node is ([`GlobalState::set_node_home`]), or allow it, as it is at first.
+    pub fn set_root_stays(&self, root: &RootRef, stays: bool) {
+        if let Some(root) = self.0.graph.borrow_mut().roots.get_mut(&root.id) {
+            root.stays = stays;
+        }
     }
 
     /// Answer requests through `root` that come while it is drained with [`IoError::BUSY`](block_common::IoError::BUSY) from now on, or hold them back until the drain is over, as it
