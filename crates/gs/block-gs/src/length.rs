@@ -15,6 +15,9 @@ use std::rc::{Rc, Weak};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// Nodes whose length is to be looked at: each at most once for itself, and once for each root that comes to it.
+///
+/// They may be told of while the graph is borrowed: should the last waker of the task that looks go with it, nothing does that is the graph's, for the task has a weak way
+/// to it and the receiver, which is here as well.
 pub(crate) struct Lengths {
     tell: UnboundedSender<Id>,
     told: Rc<RefCell<UnboundedReceiver<Id>>>,
