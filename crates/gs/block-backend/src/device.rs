@@ -42,6 +42,11 @@ pub trait Device {
     #[doc(alias = "eject_request_cb")]
     fn eject_requested(&self, _force: bool) {}
 
+    /// The medium has this length in bytes now, and had another one: it was made longer or shorter, through this backend or by somebody else, or exchanged for one of another
+    /// length without being taken out in between. Called on the main loop, a little after it happened; requests see the new length at once.
+    #[doc(alias = "resize_cb")]
+    fn resized(&self, _length: u64) {}
+
     /// Whether it shows whether its last request failed ([`Backend::io_status`]).
     fn has_io_status(&self) -> bool {
         false

@@ -149,6 +149,11 @@ impl Backend {
             limits: RefCell::default(),
         });
         forward(gs, Rc::downgrade(&inner), told);
+        let backend = Rc::downgrade(&inner);
+        gs.watch_length(inner.root(), move |length| {
+            let device = backend.upgrade().and_then(|backend| backend.device.borrow().clone());
+            device.into_iter().for_each(|device| device.resized(length));
+        });
         registry.0.borrow_mut().push(Rc::downgrade(&inner));
         Ok(Self(inner))
     }
@@ -192,9 +197,10 @@ impl Backend {
         gs.extension::<Registry>().all()
     }
 
-    /// Pass on what the I/O halves of all backends have told so far: then it is among the block layer's events. A task does that by itself, a little later;
+    /// Pass on what the I/O halves of all backends have told so far, and what became of their media's lengths: then it is among the block layer's events. A task does that by itself, a little later;
     /// this is for who answers and has events come before the answer to what brought them about.
     pub fn pass_events(gs: &GlobalState) {
+        gs.pass_lengths();
         for backend in Self::everyone(gs) {
             loop {
                 let event = backend.0.told.borrow_mut().try_next();
@@ -389,6 +395,21 @@ impl Backend {
     #[doc(alias = "blk_set_aio_context")]
     pub async fn set_home(&self, home: &IoThreadHandle) {
         self.0.gs.set_root_home(self.0.root(), home).await;
+    }
+
+    /// Whether the backend may get another home because its medium does ([`GlobalState::set_node_home`]), as it may at first. A device that has put itself on the home's
+    /// thread, and would have to be told, does not allow it: moving the medium is refused then.
+    #[doc(alias = "blk_set_allow_aio_context_change")]
+    pub fn set_home_changes(&self, allowed: bool) {
+        self.0.gs.set_root_stays(self.0.root(), !allowed);
+    }
+
+    /// Whether requests that come while the backend is drained are answered with [`IoError::BUSY`](block_common::IoError::BUSY), instead of being held back until that is over: for a device that
+    /// must not wait, as one that makes its requests in the middle of a drain of its own. Also a medium is exchanged while the backend is drained. Requests in flight, and those that are held back
+    /// already, are not touched; what is refused is an answer, of which no policy has a say.
+    #[doc(alias = "blk_set_disable_request_queuing")]
+    pub fn set_refusing(&self, refuses: bool) {
+        self.0.gs.set_root_refusing(self.0.root(), refuses);
     }
 
     /// Hold back this backend's requests, and wait for those in flight.

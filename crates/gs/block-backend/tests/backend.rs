@@ -7,8 +7,8 @@ use block_backend::{Backend, BackendError, BackendOptions, NamedDevice};
 use block_backend_io::{BackendIo, BackendSettings, ErrorAction};
 use block_common::{IoError, OnError, OpType, Perm, PermPair, RequestFlags};
 use block_gs::{Event, GlobalState, GraphError};
-use block_io::RequestKind;
-use common::{World, buffer, loose, poll_once};
+use block_io::{Request, RequestKind};
+use common::{World, buffer, in_time, loose, poll_once};
 
 /// A backend's options: reads and writes, shares everything.
 fn options(gs: &GlobalState, name: &str) -> BackendOptions {
@@ -258,6 +258,49 @@ fn close_1_everything_is_closed_under_a_backend_that_stays() {
         drive.close().await.expect("nobody else holds it");
     });
     world.close();
+}
+
+// Scenario: a device must not wait for a drain. What it has in flight ends well, what comes during the drain is refused, and what comes later is carried out.
+#[test]
+fn drain_1_requests_are_refused_instead_of_held_back() {
+    let world = World::new();
+    world.run_and_close(async {
+        let node = world.add(r#"{"driver": "leaf", "node-name": "disk"}"#).await;
+        let drive = backend(&world, "drive0");
+        drive.insert(&node).await.expect("it is empty");
+        drive.set_settings(BackendSettings { on_read_error: OnError::Stop, on_write_error: OnError::Stop });
+        let (io, leaf) = (drive.io(), world.leaf("disk"));
+        leaf.hold(true);
+        let first = io.clone();
+        let first = world.gs.main().spawn(async move { read(&first).await });
+        world.until("the request is in the leaf", || leaf.in_flight() == 1).await;
+        drive.set_refusing(true);
+        let mut draining = Box::pin(drive.drain());
+        assert!(poll_once(&mut draining).await.is_none());
+        let guests = || io.request(Request::read(0, buffer(512)));
+        let done = in_time(&world.gs, guests()).await;
+        assert_eq!((done.result, done.buf.is_some(), io.stopped()), (Err(IoError::BUSY), true, 0));
+        assert_eq!(in_time(&world.gs, read(&io)).await, Err(IoError::BUSY));
+        assert_eq!(in_time(&world.gs, io.root().flush()).await, Err(IoError::BUSY));
+        assert_eq!(in_time(&world.gs, io.root().refresh_length()).await, Err(IoError::BUSY));
+        // What nobody holds back needs no refusal.
+        assert!(io.root().length().is_ok());
+        leaf.hold(false);
+        let drained = draining.await;
+        assert_eq!((first.join().await, in_time(&world.gs, guests()).await.result), (Ok(()), Err(IoError::BUSY)));
+        assert_eq!(leaf.began(), leaf.ended());
+        drop(drained);
+        assert_eq!((read(&io).await, guests().await.result), (Ok(()), Ok(())));
+        // And back to waiting.
+        drive.set_refusing(false);
+        let drained = drive.drain().await;
+        let mut waiting = Box::pin(guests());
+        assert!(poll_once(&mut waiting).await.is_none());
+        world.pause().await;
+        assert!(poll_once(&mut waiting).await.is_none());
+        drop(drained);
+        assert_eq!(in_time(&world.gs, waiting).await.result, Ok(()));
+    });
 }
 
 #[test]

@@ -4,13 +4,13 @@
 mod common;
 
 use block_backend::{
-    Backend, FrontEnd, FrontEndError, FrontEndKind, FrontEndOptions, GuestAct, IoStatus, MediaChange, MediaError,
-    change_medium, close_tray, eject, insert_medium, open_tray, remove_medium,
+    Backend, BackendOptions, Device, FrontEnd, FrontEndError, FrontEndKind, FrontEndOptions, GuestAct, IoStatus,
+    MediaChange, MediaError, change_medium, close_tray, eject, insert_medium, open_tray, remove_medium,
 };
 use block_backend_io::{AcctKind, BackendSettings};
-use block_common::{IoError, OnError, RequestFlags};
+use block_common::{IoError, OnError, Perm, Preallocation, RequestFlags};
 use block_gs::Event;
-use block_io::Request;
+use block_io::{Request, RequestKind};
 use block_throttle::{Limit, LimitKind, LimitSettings, ThrottleLimits};
 use common::{World, buffer, in_time, poll_once};
 use std::cell::RefCell;
@@ -307,4 +307,122 @@ fn drain_5_a_request_under_limits_waits_outside() {
         end(&world).await;
     });
     world.close();
+}
+
+// Scenario: a machine is saved through its drive into an image that keeps states, and into one that does not; then somebody opens the tray, and takes the medium.
+#[test]
+fn a_machines_state_is_saved_through_a_backend() {
+    let (world, dir) = (World::new(), tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory"));
+    world.run_and_close(async {
+        block_drivers::register_all(&world.gs);
+        let path = dir.path().join("disk.qcow2").display().to_string();
+        let new = block_drivers::NewImage::parse(&world.gs, "qcow2", &path, "size=1M").await.expect("options");
+        new.create(&world.gs).await.expect("created");
+        let file = format!(r#"{{"driver": "file", "filename": "{path}"}}"#);
+        let image =
+            world.open(&format!(r#"{{"driver": "qcow2", "node-name": "a", "file": {file}}}"#)).await.expect("it opens");
+        world.gs.set_monitor_owned(&image, true);
+        let hd = front(&world, FrontEndKind::Disk, "hd0", Some("a")).await;
+        let io = hd.backend().io();
+        let state = buffer(1024);
+        state.fill(0, 1024, 7);
+        let flushes = || io.root().count(RequestKind::Flush).requests;
+        assert_eq!((io.save_vmstate(100, state.clone()).await, flushes()), (Ok(()), 0));
+        io.set_write_cache(false);
+        assert_eq!((io.save_vmstate(4096, state).await, flushes()), (Ok(()), 1));
+        let back = io.load_vmstate(0, buffer(512)).await.expect("it is there");
+        let mut bytes = [1; 512];
+        back.copy_to_slice(0, &mut bytes);
+        assert!(bytes[..100].iter().all(|byte| *byte == 0) && bytes[100..].iter().all(|byte| *byte == 7));
+        // It is not the guest's disk, and no request of his.
+        assert_eq!((io.root().length(), io.stats().snapshot().count(AcctKind::Write).operations), (Ok(1 << 20), 0));
+        // Whoever may not write saves nothing.
+        let cd = front(&world, FrontEndKind::Cd, "cd0", None).await;
+        leaf(&world, "b").await;
+        let (drive, b) = (cd.backend().io(), world.gs.find_node("b").expect("it is there"));
+        assert_eq!(drive.save_vmstate(0, buffer(512)).await, Err(IoError::NO_MEDIUM));
+        cd.backend().insert(&b).await.expect("it is empty");
+        assert_eq!(drive.save_vmstate(0, buffer(512)).await, Err(IoError::NOT_PERMITTED));
+        assert_eq!(drive.load_vmstate(0, buffer(512)).await.map(drop), Err(IoError::UNSUPPORTED));
+        drive.eject(true);
+        assert_eq!(drive.load_vmstate(0, buffer(512)).await.map(drop), Err(IoError::NO_MEDIUM));
+        drop((hd, cd, b, image));
+        end(&world).await;
+    });
+    world.close();
+}
+
+const NOTHING: [u64; 0] = [];
+
+/// A device that notes the lengths of its medium.
+struct Notes(Rc<RefCell<Vec<u64>>>);
+
+impl Device for Notes {
+    fn id(&self) -> &str {
+        "notes"
+    }
+
+    fn resized(&self, length: u64) {
+        self.0.borrow_mut().push(length);
+    }
+}
+
+// Scenario: a disk becomes longer and shorter, through another user and through its own device, and is exchanged for another one, taken out and put back.
+#[test]
+fn trunc_1_a_device_hears_of_its_mediums_length() {
+    let world = World::new();
+    world.run_and_close(async {
+        let mut events = world.gs.take_events().expect("nobody took them");
+        block_drivers::register_all(&world.gs);
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let mut nodes = Vec::new();
+        for (name, size) in [("a", 1 << 20), ("b", 3 << 20), ("c", 3 << 20)] {
+            let path = dir.path().join(name).display().to_string();
+            let new = block_drivers::NewImage::parse(&world.gs, "raw", &path, &format!("size={size}")).await;
+            new.expect("options").create(&world.gs).await.expect("created");
+            let file = format!(r#"{{"driver": "file", "filename": "{path}"}}"#);
+            let json = format!(r#"{{"driver": "raw", "node-name": "{name}", "file": {file}}}"#);
+            nodes.push(world.open(&json).await.expect("it opens"));
+        }
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let perm = common::loose(Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE);
+        let (name, home, settings) = ("drive".into(), world.gs.main_io(), BackendSettings::default());
+        let drive = Backend::new(&world.gs, BackendOptions { name, perm, home, settings }).expect("a name");
+        drive.attach_device(Rc::new(Notes(seen.clone()))).expect("it is the first");
+        drive.insert(&nodes[0]).await.expect("it is empty");
+        let told = || {
+            Backend::pass_events(&world.gs);
+            std::mem::take(&mut *seen.borrow_mut())
+        };
+        assert_eq!(told(), NOTHING);
+        let other = world.root("other", &nodes[0]).await;
+        other.io().truncate(2 << 20, Preallocation::Off).await.expect("it grows");
+        world.until("the device hears of it", || !seen.borrow().is_empty()).await;
+        assert_eq!(told(), [2 << 20]);
+        // Of two changes before the main loop looks it hears of the last; of none, nothing.
+        drive.io().root().truncate(1 << 20, Preallocation::Off).await.expect("it shrinks");
+        drive.io().root().truncate(4 << 20, Preallocation::Off).await.expect("it grows");
+        drive.io().root().truncate(4 << 20, Preallocation::Off).await.expect("it is that long");
+        assert!(told().ends_with(&[4 << 20]));
+        drive.io().root().refresh_length().await.expect("it is there");
+        assert_eq!(told(), NOTHING);
+        // Another medium, of another length, and one that is as long.
+        drive.replace(&nodes[1]).await.expect("nobody minds");
+        assert_eq!(told(), [3 << 20]);
+        drive.replace(&nodes[2]).await.expect("nobody minds");
+        assert_eq!(told(), NOTHING);
+        // The old ones are nobody's any more.
+        other.io().truncate(5 << 20, Preallocation::Off).await.expect("it grows");
+        assert_eq!(told(), NOTHING);
+        drive.remove().await.expect("it is there");
+        drive.insert(&nodes[0]).await.expect("it is empty");
+        assert_eq!(told(), NOTHING, "a medium that comes is told of otherwise");
+        world.gs.close_root(other).await;
+        let resized = |event: Option<Event>| match event {
+            Some(Event::Resized { node, length }) => (node, length),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(resized(events.next().await), ("a".into(), 2 << 20));
+        drop((drive, nodes));
+    });
 }

@@ -29,6 +29,9 @@ pub enum GraphError {
     /// A backend uses the node itself.
     #[error("Node {0} is associated with a BlockBackend and could be in use (use force=true to override this check)")]
     HasBackend(String),
+    /// A backend does not want to be served by another I/O thread.
+    #[error("Cannot change iothread of active block backend")]
+    HomeFixed,
     /// A known option or feature that this build does not have.
     #[error("{0} is not supported")]
     NotBuilt(String),

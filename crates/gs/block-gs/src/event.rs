@@ -99,7 +99,7 @@ pub enum Event {
         /// The device's name.
         device: String,
     },
-    /// A node has another length than before.
+    /// A node that is a backend's medium has another length than before, or than the medium before it.
     Resized {
         /// The node's name.
         node: String,

@@ -6,6 +6,7 @@
 use crate::bitmap::BitmapRef;
 use crate::driver::{DriverType, EngineControl};
 use crate::error::{GraphError, GraphResult};
+use crate::length::Lengths;
 use crate::object::IoThreadRef;
 use crate::open::CommonOptions;
 use crate::perm::{Change, Plan};
@@ -115,6 +116,11 @@ pub(crate) struct GsRoot {
     pub(crate) thread: Option<IoThreadRef>,
     /// Held by its [`RootRef`](crate::RootRef).
     pub(crate) holder: Weak<()>,
+    /// It keeps its home when its node gets another one.
+    pub(crate) stays: bool,
+    /// The length of its node, as whoever watches it knows it; and he.
+    pub(crate) length: Option<u64>,
+    pub(crate) watcher: Option<Rc<dyn Fn(u64)>>,
 }
 
 impl GsRoot {
@@ -294,6 +300,7 @@ pub(crate) struct Graph {
     /// How many nodes are being opened.
     pub(crate) opening: usize,
     pub(crate) reap: Rc<ReapQueue>,
+    pub(crate) lengths: Lengths,
     pub(crate) shut: bool,
 }
 
@@ -631,7 +638,9 @@ impl Graph {
             ParentEnd::Root(id) => {
                 let root = self.roots.get_mut(&id)?;
                 root.control.repoint(target)?;
-                std::mem::replace(&mut root.child, change.child.clone())
+                let old = std::mem::replace(&mut root.child, change.child.clone());
+                self.watch_length(id);
+                old
             }
         };
         if let Some(node) = old.as_ref().and_then(|old| self.nodes.get_mut(&old.id())) {

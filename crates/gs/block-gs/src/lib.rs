@@ -27,6 +27,7 @@ mod bitmap;
 mod blocker;
 mod change;
 mod close;
+mod length;
 mod open;
 mod reopen;
 mod root;

@@ -49,7 +49,7 @@ impl GlobalState {
         let control = RootControl::new(name, home, perm, None);
         let io = control.root();
         let holder = Rc::downgrade(&alive);
-        let thread = self.thread_of(home);
+        let thread = self.io_thread_of(home);
         let root = GsRoot {
             name: name.into(),
             label: String::new(),
@@ -61,6 +61,9 @@ impl GlobalState {
             closing: false,
             thread,
             holder,
+            stays: false,
+            length: None,
+            watcher: None,
         };
         let mut graph = self.0.graph.borrow_mut();
         graph.roots.insert(id, root);
@@ -219,12 +222,27 @@ impl GlobalState {
     #[doc(alias = "blk_set_aio_context")]
     pub async fn set_root_home(&self, root: &RootRef, home: &IoThreadHandle) {
         let guard = self.begin(DrainTarget::Root(root.id)).await;
-        let thread = self.thread_of(home);
+        let thread = self.io_thread_of(home);
         let before = self.0.graph.borrow_mut().roots.get_mut(&root.id).and_then(|root| {
             root.control.set_home(home);
             std::mem::replace(&mut root.thread, thread)
         });
         drop((before, guard));
+    }
+
+    /// Refuse to have the slow requests of `root` served elsewhere because its node is ([`GlobalState::set_node_home`]), or allow it, as it is at first.
+    pub fn set_root_stays(&self, root: &RootRef, stays: bool) {
+        if let Some(root) = self.0.graph.borrow_mut().roots.get_mut(&root.id) {
+            root.stays = stays;
+        }
+    }
+
+    /// Answer requests through `root` that come while it is drained with [`IoError::BUSY`](block_common::IoError::BUSY) from now on, or hold them back until the drain is over, as it
+    /// is at first.
+    pub fn set_root_refusing(&self, root: &RootRef, refuses: bool) {
+        if let Some(root) = self.0.graph.borrow().roots.get(&root.id) {
+            root.control.set_refusing(refuses);
+        }
     }
 
     /// Hold back requests of `root` alone, and wait until those in flight are over.

@@ -9,6 +9,7 @@ use crate::driver::DriverType;
 use crate::error::{GraphError, GraphResult};
 use crate::event::{Event, EventSender, Events, events};
 use crate::graph::{Graph, Id};
+use crate::length::teller;
 use crate::main_loop::{MainHandle, MainLoop};
 use crate::mutation::Tickets;
 use crate::object::Objects;
@@ -108,6 +109,7 @@ impl GlobalState {
         });
         let queue = inner.graph.borrow().reap.clone();
         drop(inner.main.spawn(reaper(queue, Rc::downgrade(&inner))));
+        drop(inner.main.spawn(teller(Rc::downgrade(&inner))));
         Ok(Self(inner))
     }
 

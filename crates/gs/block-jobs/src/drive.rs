@@ -58,6 +58,8 @@ async fn run<S: StartedJob>(
 ) -> (S, JobResult<S::Report>) {
     let Start { mut job, home, body } = start;
     let context = JobContext { gs: gs.clone(), job: listed.clone() };
+    // The body stays where it began, also when its nodes move: until it is over, nobody deletes that thread.
+    let _thread = gs.io_thread_of(&home);
     let body = home.run(body(control));
     let result = supervise(&mut job, &context, body, &mut notes).await;
     // A body that ended without a word did so where it stood.

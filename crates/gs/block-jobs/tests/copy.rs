@@ -87,6 +87,30 @@ fn job_2_a_copy_of_a_node_that_is_written_at_depth_32_is_equal_byte_for_byte() {
     }
 }
 
+// Scenario: a job's node gets another I/O thread while the job works. The job stays where it is, and nobody deletes that thread before it is over.
+#[test]
+fn the_thread_of_a_job_is_in_use_until_it_ends() {
+    run(|bed| async move {
+        bed.add_noise("source", 16 * CHUNK, 1).await;
+        bed.add_zeroes("target", 16 * CHUNK).await;
+        let object = [("qom-type", "iothread"), ("id", "io")];
+        bed.gs.add_object(common::dict(&object)).await.expect("a thread");
+        let node = bed.gs.find_node("source").expect("it is there");
+        bed.gs
+            .set_node_home(&node, Some(&bed.gs.io_thread("io").expect("it is there")), false)
+            .await
+            .expect("nobody minds");
+        let options = JobOptions { speed: 1, ..JobOptions::new("copy") };
+        let job = start(&bed, options, in_place(1)).await;
+        bed.gs.set_node_home(&node, None, true).await.expect("nobody minds");
+        let refused = bed.gs.remove_object("io").expect_err("the job is there").to_string();
+        assert_eq!(refused, "object 'io' is in use, can not be deleted");
+        job.cancel(Cancel::Force).expect("it is cancelled");
+        job.ended().await.expect_err("it was cancelled");
+        bed.gs.remove_object("io").expect("nobody uses it");
+    });
+}
+
 #[test]
 fn job_2_a_write_in_flight_when_tracking_begins_is_copied() {
     run(|bed| async move {

@@ -126,11 +126,11 @@ impl Turns {
 }
 
 /// A request that waits, for as long as this is held.
-pub(crate) struct Waiting<'a>(&'a AtomicU32);
+pub(crate) struct Waiting(BackendIo);
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.0.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -284,9 +284,9 @@ impl BackendIo {
         Turns(self.0.turn.subscribe())
     }
 
-    pub(crate) fn waits(&self) -> Waiting<'_> {
+    pub(crate) fn waits(&self) -> Waiting {
         self.0.waiting.fetch_add(1, Ordering::AcqRel);
-        Waiting(&self.0.waiting)
+        Waiting(self.clone())
     }
 
     fn tell(&self, event: BackendEvent) {

@@ -5,7 +5,7 @@
 //! *control* half, which the constructor returns beside it and which belongs to the graph's owner.
 
 use crate::edge::Edge;
-use crate::file::HostFile;
+use crate::file::{DeviceBlocks, DiskGeometry, HostFile};
 use crate::node::Req;
 use async_trait::async_trait;
 use block_common::{
@@ -377,6 +377,30 @@ pub trait Driver: Send + Sync + 'static {
     async fn load_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
         match self.filtered() {
             Some(child) => child.load_vmstate(req, offset, buf).await,
+            None => Err(IoError::UNSUPPORTED),
+        }
+    }
+
+    /// In what pieces the host's block device works that the node's disk is, from its first byte on: what a guest's disk should tell of itself.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where there is no such device.
+    #[doc(alias = "bdrv_probe_blocksizes")]
+    async fn probe_block_sizes(&self, req: &Req) -> IoResult<DeviceBlocks> {
+        match self.filtered() {
+            Some(child) => child.probe_block_sizes(req).await,
+            None => Err(IoError::UNSUPPORTED),
+        }
+    }
+
+    /// How the host counts the disk in heads, sectors and cylinders, where the node's disk is all of a device of the host's.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where there is no such device, or it is not counted that way.
+    #[doc(alias = "bdrv_probe_geometry")]
+    async fn probe_geometry(&self, req: &Req) -> IoResult<DiskGeometry> {
+        match self.filtered() {
+            Some(child) => child.probe_geometry(req).await,
             None => Err(IoError::UNSUPPORTED),
         }
     }

@@ -9,6 +9,7 @@
 
 use crate::copy_up::{self, CopyUp};
 use crate::driver::Clusters;
+use crate::file::{DeviceBlocks, DiskGeometry};
 use crate::gate::{GateState, Gated, Pin, Way};
 use crate::link::{Epochs, Link};
 use crate::node::{IoNode, NodeBody, NodeTarget, Quiesced, Req};
@@ -400,6 +401,24 @@ impl Edge {
         if let Ok(child) = self.child(req) {
             pipeline::debug_event(&child, event).await;
         }
+    }
+
+    /// In what pieces the child's device works: see [`Driver::probe_block_sizes`](crate::Driver::probe_block_sizes).
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child, or the child's error.
+    pub async fn probe_block_sizes(&self, req: &Req) -> IoResult<DeviceBlocks> {
+        let child = self.child(req)?;
+        child.node.engine()?.probe_block_sizes(&child).await
+    }
+
+    /// How the child's device is counted: see [`Driver::probe_geometry`](crate::Driver::probe_geometry).
+    ///
+    /// # Errors
+    /// [`IoError::NO_MEDIUM`] when there is no child, or the child's error.
+    pub async fn probe_geometry(&self, req: &Req) -> IoResult<DiskGeometry> {
+        let child = self.child(req)?;
+        child.node.engine()?.probe_geometry(&child).await
     }
 
     /// Pass an ioctl to the child: see [`Driver::ioctl`](crate::Driver::ioctl).

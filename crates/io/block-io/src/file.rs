@@ -138,6 +138,16 @@ pub struct DiskGeometry {
     pub cylinders: u16,
 }
 
+/// In what pieces a block device works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[doc(alias = "BlockSizes")]
+pub struct DeviceBlocks {
+    /// The smallest piece that can be read and written, in bytes.
+    pub logical: u32,
+    /// The smallest piece that is written without being read first, in bytes.
+    pub physical: u32,
+}
+
 impl HostFile {
     /// Requests on `fd`, which was opened as `options` says. System calls that may sleep run in `pool`.
     pub fn new(fd: OwnedFd, options: HostFileOptions, pool: ThreadPool) -> (Self, HostFileControl) {
@@ -208,8 +218,6 @@ impl HostFile {
     ///
     /// # Errors
     /// What the host answered: ENOTTY where the device has no such thing.
-    #[doc(alias = "bdrv_probe_geometry")]
-    #[doc(alias = "blk_probe_geometry")]
     pub async fn geometry(&self) -> IoResult<DiskGeometry> {
         self.call(geometry).await
     }

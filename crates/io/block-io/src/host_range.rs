@@ -62,7 +62,7 @@ pub(crate) async fn enter(roots: &[&Root]) -> IoResult<Vec<Pin<RootBody>>> {
                 Ok(pin) => entered.push(pin),
                 Err(Refused::State(state)) if !state.contains(GateState::CLOSED) => {
                     drop(entered);
-                    drop(root.gate().enter_when_open().await.map_err(refused)?);
+                    drop(root.enter().await?);
                     continue 'again;
                 }
                 Err(why) => return Err(refused(why)),

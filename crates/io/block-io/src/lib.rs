@@ -21,6 +21,8 @@ mod request;
 mod pipeline;
 mod root;
 
+mod homed;
+
 mod askers;
 mod context;
 mod copy_range;
@@ -48,9 +50,10 @@ pub use context::ring_available;
 pub use copy_up::CopyUp;
 pub use driver::{Access, Clusters, Driver, Mapping, NowRequest, RECODED_SHORT};
 pub use edge::{Edge, EdgeWriter};
-pub use file::{DiskGeometry, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
+pub use file::{DeviceBlocks, DiskGeometry, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions};
 pub use flight::Flight;
 pub use gate::GateState;
+pub use homed::{Entered, Errand, Homed};
 pub use host_range::{HostRange, on_host_files};
 pub use node::{ChangeKind, IoNode, NodeControl, NodeModes, NodeTarget, Quiesced, Req, WriteObserver};
 pub use pool::ThreadPool;

@@ -17,7 +17,7 @@ use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 
 const READ_ONLY: u8 = 1;
@@ -47,6 +47,9 @@ pub(crate) struct NodeBody {
     engine: OnceLock<Box<dyn Driver>>,
     /// Bytes, as last known.
     length: AtomicU64,
+    /// Whoever wants to hear of another length has heard of one and not looked yet; or nobody wants to.
+    length_told: AtomicBool,
+    tell_length: OnceLock<Box<dyn Fn() + Send + Sync>>,
     modes: AtomicU8,
     // The limits that each request looks at, beside their whole.
     request_alignment: AtomicU32,
@@ -93,18 +96,36 @@ impl NodeBody {
     }
 
     fn set_length(&self, len: u64) {
-        self.length.store(len, Ordering::Relaxed);
+        if self.length.swap(len, Ordering::Relaxed) != len {
+            self.has_new_length();
+        }
+    }
+
+    /// Tell whoever wants to hear of it, once until he looks: see [`NodeControl::look_at_length`].
+    fn has_new_length(&self) {
+        // Both swaps are read-modify-writes: who clears the flag that was set here sees the length.
+        if !self.length_told.swap(true, Ordering::AcqRel)
+            && let Some(tell) = self.tell_length.get()
+        {
+            tell();
+        }
     }
 
     /// The length was `before` when the engine was asked for it, and it answered `len`. `false` when it was changed meanwhile:
     /// the answer may be the older one.
     pub(crate) fn update_length(&self, before: u64, len: u64) -> bool {
-        self.length.compare_exchange(before, len, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        let is_updated = self.length.compare_exchange(before, len, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if is_updated && before != len {
+            self.has_new_length();
+        }
+        is_updated
     }
 
     /// A write ended at `end` bytes.
     pub(crate) fn reached(&self, end: u64) {
-        self.length.fetch_max(end, Ordering::Relaxed);
+        if self.length.fetch_max(end, Ordering::Relaxed) < end {
+            self.has_new_length();
+        }
     }
 
     #[inline]
@@ -416,6 +437,8 @@ impl NodeControl {
             name: name.into(),
             engine: OnceLock::new(),
             length: AtomicU64::new(0),
+            length_told: AtomicBool::new(true),
+            tell_length: OnceLock::new(),
             modes: AtomicU8::new(READ_ONLY | UNMAP),
             request_alignment: AtomicU32::new(1),
             read_alignment: AtomicU32::new(1),
@@ -552,6 +575,18 @@ impl NodeControl {
     /// The engine's error.
     pub async fn look_below(req: &Req) -> IoResult<()> {
         req.node.engine()?.refresh_limits(req).await
+    }
+
+    /// Have `tell` called, on whatever thread, when the node has another length than it had when its owner looked last: once, until he looks again. It must not wait. Only the first
+    /// call for a node counts. Nothing is told before the owner has looked.
+    pub fn on_new_length(&self, tell: impl Fn() + Send + Sync + 'static) {
+        let _ = self.gate.gate.tell_length.set(Box::new(tell));
+    }
+
+    /// The length in bytes. Of the next change whoever wants to hear of it is told: see [`NodeControl::on_new_length`].
+    pub fn look_at_length(&self) -> u64 {
+        self.gate.gate.length_told.swap(false, Ordering::AcqRel);
+        self.gate.gate.length()
     }
 
     /// Remember the length in bytes: the owner knows that it is another one by now.

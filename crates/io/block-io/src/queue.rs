@@ -6,7 +6,7 @@
 use crate::context::{Inbox, IoContext, Target};
 use crate::registered::RegisteredBuf;
 use crate::request::{Completed, Done, Request};
-use crate::root::Root;
+use crate::root::{Answer, Root, Sent};
 use block_common::{IoBuf, IoError};
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -45,9 +45,8 @@ impl Queue {
         self.pending += 1;
         if let Some((request, _)) = slow {
             self.context.sent_away();
-            let errand = Errand { inbox: self.context.inbox().clone(), tag, done: None };
-            let root = root.clone();
-            root.home().spawn(async move { errand.end(root.run(request).await) });
+            let answer = Answering { inbox: self.context.inbox().clone(), tag, done: None };
+            root.send_home(Sent { request, answer });
         }
     }
 
@@ -135,19 +134,19 @@ impl Queue {
 }
 
 /// A request that runs elsewhere. However it ends, its tag comes back.
-struct Errand {
+struct Answering {
     inbox: Arc<Inbox>,
     tag: u64,
     done: Option<Done>,
 }
 
-impl Errand {
-    fn end(mut self, done: Done) {
+impl Answer for Answering {
+    fn give(mut self, done: Done) {
         self.done = Some(done);
     }
 }
 
-impl Drop for Errand {
+impl Drop for Answering {
     /// Without a result, the driver panicked or the home thread ended before the request did.
     fn drop(&mut self) {
         let done = self.done.take().unwrap_or(Done { result: Err(IoError::CANCELLED), buf: None });

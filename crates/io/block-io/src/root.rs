@@ -7,8 +7,9 @@
 use crate::context::{Hold, IoContext, Path, Target};
 use crate::driver::Access;
 use crate::edge::{self, Edge, EdgeWriter, ParentGate};
-use crate::file::FileOp;
+use crate::file::{DeviceBlocks, DiskGeometry, FileOp};
 use crate::gate::{GateState, Gated, Pin, Refused, Way};
+use crate::homed::{Errand, Homed};
 use crate::node::{GateControl, NodeBody, NodeTarget, Quiesced, Req};
 use crate::pipeline::{self, Aimed, Leaf, Route};
 use crate::request::{Done, Request, RequestKind};
@@ -21,7 +22,8 @@ use block_common::{
 use crossbeam_utils::CachePadded;
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::oneshot;
 
@@ -41,6 +43,8 @@ pub(crate) struct RootBody {
     name: Box<str>,
     edge: Edge,
     home: Mutex<IoThreadHandle>,
+    /// Whether requests that come while it is drained are refused, and not held back.
+    refuses: AtomicBool,
     stats: [CachePadded<StatsShard>; crate::sync::SHARDS],
 }
 
@@ -324,6 +328,17 @@ impl Root {
         &self.0
     }
 
+    /// Enter, once no drain holds that back; or be refused, where that is what the root does.
+    pub(crate) async fn enter(&self) -> IoResult<Pin<RootBody>> {
+        if !self.0.refuses.load(Ordering::Relaxed) {
+            return self.0.enter_when_open().await.map_err(refused);
+        }
+        self.0.enter(GateState::QUIESCED.union(GateState::CLOSED)).map_err(|why| match why {
+            Refused::State(state) if !state.contains(GateState::CLOSED) => IoError::BUSY,
+            why => refused(why),
+        })
+    }
+
     /// Change the node's length to `len` bytes. The resize permission must have been taken before, by the graph's owner.
     ///
     /// # Errors
@@ -386,6 +401,24 @@ impl Root {
         self.at_home(load).await
     }
 
+    /// In what pieces the host's block device works that the disk is.
+    ///
+    /// # Errors
+    /// [`IoError::UNSUPPORTED`] where it is none, [`IoError::NO_MEDIUM`], [`IoError::CLOSED`], or what the host answered.
+    #[doc(alias = "blk_probe_blocksizes")]
+    pub async fn probe_block_sizes(&self) -> IoResult<DeviceBlocks> {
+        self.at_home(|req| async move { req.node.engine()?.probe_block_sizes(&req).await }).await
+    }
+
+    /// How the host counts the disk in heads, sectors and cylinders.
+    ///
+    /// # Errors
+    /// As [`Root::probe_block_sizes`].
+    #[doc(alias = "blk_probe_geometry")]
+    pub async fn probe_geometry(&self) -> IoResult<DiskGeometry> {
+        self.at_home(|req| async move { req.node.engine()?.probe_geometry(&req).await }).await
+    }
+
     /// Pass an ioctl to the device behind the node.
     ///
     /// # Errors
@@ -405,96 +438,178 @@ impl Root {
     /// Start `request`; the result comes through the channel.
     pub(crate) fn channel(&self, request: Request) -> oneshot::Receiver<Done> {
         let (send, receive) = oneshot::channel();
-        let Some(context) = IoContext::current() else {
-            let root = self.clone();
+        let slow = match IoContext::current() {
+            Some(context) => self.start(&context, request, Target::Channel(send)),
             // The attempt is made there, on the home thread's ring.
-            self.home().spawn(async move {
-                if let Some(context) = IoContext::current() {
-                    root.start_or_spawn(&context, request, Target::Channel(send));
-                }
-            });
-            return receive;
+            None => Some((request, Target::Channel(send))),
         };
-        self.start_or_spawn(&context, request, Target::Channel(send));
-        receive
-    }
-
-    fn start_or_spawn(&self, context: &IoContext, request: Request, target: Target) {
-        if let Some((request, Target::Channel(send))) = self.start(context, request, target) {
-            let root = self.clone();
-            let run = async move { drop(send.send(root.run(request).await)) };
-            self.home().spawn(run);
+        if let Some((request, Target::Channel(send))) = slow {
+            self.send_home(Sent { request, answer: send });
         }
+        receive
     }
 
     /// Start `request` the fast way and deliver it to `target`, or give both back for the slow way.
     #[inline]
-    pub(crate) fn start(&self, context: &IoContext, mut request: Request, target: Target) -> Option<(Request, Target)> {
-        let access = match request.kind {
-            RequestKind::Read => Some(Access::Read),
-            RequestKind::Write => Access::write(request.flags),
-            _ => None,
-        };
-        let Some(access) = access else { return Some((request, target)) };
-        let root = match self.0.enter(GateState::QUIESCED.union(GateState::CLOSED)) {
-            Ok(root) => root,
-            Err(_) => return Some((request, target)),
-        };
-        let (Ok(node), Ok(range)) = (root.edge.follow(&root, Way::Fast), GuestRange::new(request.offset, request.len))
-        else {
-            return Some((request, target));
-        };
-        if access.is_write() && root.edge.writable(request.flags).is_err() {
-            return Some((request, target));
+    pub(crate) fn start(&self, context: &IoContext, request: Request, target: Target) -> Option<(Request, Target)> {
+        let Some(access) = fast_access(&request) else { return Some((request, target)) };
+        match self.0.enter(GateState::QUIESCED.union(GateState::CLOSED)) {
+            Ok(root) => start_in(root, access, context, request, target),
+            Err(_) => Some((request, target)),
         }
-        let mut path = Path::new();
-        path.push(node);
-        let Route { leaf, offset, recode } = pipeline::resolve(access, &mut path, range, Some(context));
-        if leaf == Leaf::Slow {
-            return Some((request, target));
-        }
-        let kind = request.kind;
-        if leaf == Leaf::File {
-            let buf = match request.buf.take() {
-                Some(buf) => buf,
-                None => return Some((request, target)),
-            };
-            let op = match access {
-                Access::Read => FileOp::read(offset.0, buf),
-                Access::Write | Access::WriteFua => FileOp::write(offset.0, buf, access == Access::WriteFua),
-            };
-            match pipeline::aim(context, &path, op, recode) {
-                Aimed::Done(op, result) => {
-                    over(context, root, path, (kind, op.len), target, Done { result, buf: op.buf })
-                }
-                Aimed::At(op, pool) => drop(context.start(op, Hold::Root(kind, root, path), pool, target)),
-                Aimed::Gone(op) => {
-                    request.buf = op.buf;
-                    return Some((request, target));
-                }
+    }
+}
+
+/// How a request that may take the fast way wants its nodes.
+#[inline]
+fn fast_access(request: &Request) -> Option<Access> {
+    match request.kind {
+        RequestKind::Read => Some(Access::Read),
+        RequestKind::Write => Access::write(request.flags),
+        _ => None,
+    }
+}
+
+/// As [`Root::start`], of who has entered: `root` is his token, and is the request's from here on.
+#[inline]
+fn start_in(
+    root: Pin<RootBody>,
+    access: Access,
+    context: &IoContext,
+    mut request: Request,
+    target: Target,
+) -> Option<(Request, Target)> {
+    let (Ok(node), Ok(range)) = (root.edge.follow(&root, Way::Fast), GuestRange::new(request.offset, request.len))
+    else {
+        return Some((request, target));
+    };
+    if access.is_write() && root.edge.writable(request.flags).is_err() {
+        return Some((request, target));
+    }
+    let mut path = Path::new();
+    path.push(node);
+    let Route { leaf, offset, recode } = pipeline::resolve(access, &mut path, range, Some(context));
+    if leaf == Leaf::Slow {
+        return Some((request, target));
+    }
+    let kind = request.kind;
+    if leaf == Leaf::File {
+        let buf = match request.buf.take() {
+            Some(buf) => buf,
+            None => return Some((request, target)),
+        };
+        let op = match access {
+            Access::Read => FileOp::read(offset.0, buf),
+            Access::Write | Access::WriteFua => FileOp::write(offset.0, buf, access == Access::WriteFua),
+        };
+        match pipeline::aim(context, &path, op, recode) {
+            Aimed::Done(op, result) => over(context, root, path, (kind, op.len), target, Done { result, buf: op.buf }),
+            Aimed::At(op, pool) => drop(context.start(op, Hold::Root(kind, root, path), pool, target)),
+            Aimed::Gone(op) => {
+                request.buf = op.buf;
+                return Some((request, target));
             }
-            return None;
         }
-        let Some(buf) = request.buf.take() else { return Some((request, target)) };
-        let result = pipeline::serve_now(leaf, &path, offset, access, &buf);
-        over(context, root, path, (kind, request.len), target, Done { result, buf: Some(buf) });
-        None
+        return None;
+    }
+    let Some(buf) = request.buf.take() else { return Some((request, target)) };
+    let result = pipeline::serve_now(leaf, &path, offset, access, &buf);
+    over(context, root, path, (kind, request.len), target, Done { result, buf: Some(buf) });
+    None
+}
+
+impl Pin<RootBody> {
+    /// Start `request` the fast way, as one of who has this pin, or give both back.
+    pub(crate) fn start(&self, context: &IoContext, request: Request, target: Target) -> Option<(Request, Target)> {
+        match fast_access(&request) {
+            Some(access) => start_in(self.again(), access, context, request, target),
+            None => Some((request, target)),
+        }
     }
 
-    /// Carry out `request` the slow way, to its end. To be spawned on an I/O thread.
+    /// Carry out `request` the slow way, to its end, whatever drains begin meanwhile. To be awaited on an I/O thread.
     pub(crate) async fn run(&self, request: Request) -> Done {
-        let (kind, len) = (request.kind, request.len);
-        let result = match self.0.enter_when_open().await {
-            Ok(root) => {
-                let result = dispatch(&root, &request).await;
-                root.account(kind, len, result);
-                result
-            }
-            Err(why) => Err(refused(why)),
-        };
+        let result = dispatch(self, &request).await;
+        self.account(request.kind, request.len, result);
         Done { result, buf: request.buf }
     }
+}
 
+/// A request on its way to the home thread.
+pub(crate) struct Sent<A> {
+    pub(crate) request: Request,
+    pub(crate) answer: A,
+}
+
+/// Where the answer to a request goes. Dropped without one, it says that the request was lost.
+pub(crate) trait Answer: Send + 'static {
+    /// Start the request the fast way, if what comes of it is to come here; or give both back.
+    fn start(self, _pin: &Pin<RootBody>, request: Request) -> Option<(Request, Self)>
+    where
+        Self: Sized,
+    {
+        Some((request, self))
+    }
+
+    fn give(self, done: Done);
+}
+
+impl Answer for oneshot::Sender<Done> {
+    fn start(self, pin: &Pin<RootBody>, request: Request) -> Option<(Request, Self)> {
+        let Some(context) = IoContext::current() else { return Some((request, self)) };
+        match pin.start(&context, request, Target::Channel(self)) {
+            Some((request, Target::Channel(answer))) => Some((request, answer)),
+            _ => None,
+        }
+    }
+
+    fn give(self, done: Done) {
+        drop(self.send(done));
+    }
+}
+
+impl<A: Answer> Errand for Sent<A> {
+    async fn carry_out(here: Homed<Self>) {
+        let Some((Self { request, answer }, entered)) = here.enter().await else { return };
+        let entered = match entered {
+            Ok(entered) => entered,
+            Err(error) => return answer.give(Done { result: Err(error), buf: request.into_buf() }),
+        };
+        let Some((request, answer)) = answer.start(entered.pin(), request) else { return };
+        let done = entered.pin().run(request).await;
+        // Who has his answer finds nothing in flight; and no thread ends between the two.
+        drop(entered);
+        answer.give(done);
+    }
+}
+
+/// Work with a token on the node, on its way to the home thread.
+struct Ask<T, F, W> {
+    work: W,
+    answer: oneshot::Sender<IoResult<T>>,
+    makes: PhantomData<fn() -> F>,
+}
+
+impl<T, F, W> Errand for Ask<T, F, W>
+where
+    T: Send + 'static,
+    F: Future<Output = IoResult<T>> + Send + 'static,
+    W: FnOnce(Req) -> F + Send + 'static,
+{
+    async fn carry_out(here: Homed<Self>) {
+        let Some((ask, entered)) = here.enter().await else { return };
+        let work = async move {
+            let entered = entered?;
+            let node = entered.pin().edge.follow(entered.pin(), Way::Slow)?;
+            (ask.work)(Req::new(node)).await
+        };
+        // Who has his answer finds nothing in flight; and no thread ends between the two.
+        let answer = work.await;
+        drop(ask.answer.send(answer));
+    }
+}
+
+impl Root {
     /// Run `work` with a token on the node, on the home thread, once no drain holds it back.
     fn at_home<T, F, W>(&self, work: W) -> impl Future<Output = IoResult<T>> + Send + use<T, F, W>
     where
@@ -502,13 +617,9 @@ impl Root {
         F: Future<Output = IoResult<T>> + Send + 'static,
         W: FnOnce(Req) -> F + Send + 'static,
     {
-        let root = self.clone();
-        let run = self.home().run(async move {
-            let root = root.0.enter_when_open().await.map_err(refused)?;
-            let node = root.edge.follow(&root, Way::Slow)?;
-            work(Req::new(node)).await
-        });
-        async move { run.await.unwrap_or(Err(IoError::CANCELLED)) }
+        let (answer, receive) = oneshot::channel();
+        self.send_home(Ask { work, answer, makes: PhantomData });
+        async move { receive.await.unwrap_or(Err(IoError::CANCELLED)) }
     }
 }
 
@@ -590,6 +701,7 @@ impl RootControl {
                 name: name.into(),
                 edge,
                 home: Mutex::new(home.clone()),
+                refuses: AtomicBool::new(false),
                 stats: std::array::from_fn(|_| CachePadded::default()),
             }
         });
@@ -624,6 +736,12 @@ impl RootControl {
     #[doc(alias = "blk_set_aio_context")]
     pub fn set_home(&self, home: &IoThreadHandle) {
         *self.gate.gate.home.lock().unwrap_or_else(PoisonError::into_inner) = home.clone();
+    }
+
+    /// Answer requests that come while the root is drained with [`IoError::BUSY`] from now on, or hold them back until the drain is over, as it is at first. Those that are
+    /// held back already stay so.
+    pub fn set_refusing(&self, refuses: bool) {
+        self.gate.gate.refuses.store(refuses, Ordering::Relaxed);
     }
 
     /// See [`NodeControl::set_quiesced`](crate::NodeControl::set_quiesced).

@@ -6,7 +6,7 @@ use crate::file::{FileOpKind, run_blocking, write_turn};
 use crate::host_range::Held;
 use crate::pipeline;
 use crate::request::{Request, RequestKind};
-use crate::root::{Root, refused};
+use crate::root::Root;
 use block_common::{GuestRange, IoBuf, IoError, IoResult, RequestFlags};
 use std::os::fd::AsRawFd;
 
@@ -16,7 +16,7 @@ pub(crate) type Failed = (usize, IoError);
 /// Carry out `writes`. To be awaited on an I/O thread.
 pub(crate) async fn write_many(root: &Root, writes: Vec<(u64, IoBuf)>, flags: RequestFlags) -> Result<(), Failed> {
     if writes.len() > 1 && flags.is_empty() {
-        let pin = root.gate().enter_when_open().await.map_err(|why| (0, refused(why)))?;
+        let pin = root.enter().await.map_err(|error| (0, error))?;
         if let Some(end) =
             covering(&writes).and_then(|range| Held::new(pin, Access::Write, range).ok().zip(Some(range)))
         {

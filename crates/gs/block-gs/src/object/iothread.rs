@@ -4,7 +4,7 @@
 
 use super::{Object, ObjectError};
 use crate::error::{GraphError, GraphResult};
-use crate::graph::{DrainTarget, Graph, Id, NodeRef, ParentEnd};
+use crate::graph::{DrainTarget, Graph, GsRoot, Id, NodeRef, ParentEnd};
 use crate::state::GlobalState;
 use block_common::{OptionReader, ParentKind};
 use block_io::{IoThread, IoThreadHandle, IoThreadOptions};
@@ -216,8 +216,8 @@ impl GlobalState {
         }
     }
 
-    /// The object that a thread belongs to, if it is one.
-    pub(crate) fn thread_of(&self, handle: &IoThreadHandle) -> Option<IoThreadRef> {
+    /// The object that a thread belongs to, if it is one: for somebody who uses it, and was given no more than the handle.
+    pub fn io_thread_of(&self, handle: &IoThreadHandle) -> Option<IoThreadRef> {
         let objects = self.0.objects.all.borrow();
         objects.values().find_map(|object| match object {
             Object::IoThread(thread) if thread.0.handle().same(handle) => Some(thread.0.clone()),
@@ -240,7 +240,8 @@ impl GlobalState {
     /// who will. They are drained for it. A node that a backend uses itself is left alone, unless by `force`: whoever has the backend may rely on where it is.
     ///
     /// # Errors
-    /// [`GraphError::NotFound`] when the node is gone; [`GraphError::HasBackend`].
+    /// [`GraphError::NotFound`] when the node is gone; [`GraphError::HasBackend`]; [`GraphError::HomeFixed`] for a user who wants to stay where he is, and would have to move. Nobody
+    /// has moved then.
     #[doc(alias = "bdrv_try_set_aio_context")]
     pub async fn set_node_home(&self, node: &NodeRef, thread: Option<&IoThreadRef>, force: bool) -> GraphResult<()> {
         let home = thread.map_or_else(|| self.main_io(), IoThreadRef::handle);
@@ -250,7 +251,9 @@ impl GlobalState {
             if has_backend && !force {
                 return Err(GraphError::HasBackend(node.name().into()));
             }
-            graph.joined(node.id())
+            let joined = graph.joined(node.id());
+            graph.check_movable(&joined, &home)?;
+            joined
         };
         let mut guards = Vec::new();
         let drained = joined.roots;
@@ -259,6 +262,7 @@ impl GlobalState {
         }
         // Who has gone meanwhile is past caring, and who has come has requests in flight where he was put.
         let joined = self.0.graph.borrow().joined(node.id());
+        self.0.graph.borrow().check_movable(&joined, &home)?;
         let mut before = Vec::new();
         {
             let mut graph = self.0.graph.borrow_mut();
@@ -306,6 +310,15 @@ impl Graph {
                 self.roots.get(&id).is_some_and(|root| root.kind == ParentKind::Backend && root.is_alive())
             }
             ParentEnd::Node(..) => false,
+        }
+    }
+
+    /// Whether all of them may have their requests served by `home`.
+    fn check_movable(&self, joined: &Joined, home: &IoThreadHandle) -> GraphResult<()> {
+        let stays = |root: &GsRoot| root.stays && root.is_alive() && !root.control.root().home().same(home);
+        match joined.roots.iter().filter_map(|id| self.roots.get(id)).any(stays) {
+            true => Err(GraphError::HomeFixed),
+            false => Ok(()),
         }
     }
 

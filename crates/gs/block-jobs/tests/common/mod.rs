@@ -55,7 +55,8 @@ pub(crate) struct Bed {
 /// Run `test` on a main loop of its own; afterwards everything closes, and nothing is left.
 pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Rc<Bed>) -> F) {
     let main = MainLoop::new().expect("descriptors");
-    let gs = GlobalState::new(&main, GlobalOptions::default()).expect("an I/O thread");
+    let options = GlobalOptions { io_threads: true, ..GlobalOptions::default() };
+    let gs = GlobalState::new(&main, options).expect("an I/O thread");
     let storages = Storages::default();
     gs.register(Rc::new(MemType(storages.clone())));
     let events = RefCell::new(JobRegistry::of(&gs).take_events());

@@ -19,8 +19,8 @@ use block_common::{
     Perm, PermPair, Preallocation, RequestFlags, StatusExtent,
 };
 use block_io::{
-    Access, DiskGeometry, Driver, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions, Mapping,
-    Quiesced, Req, ThreadPool,
+    Access, DeviceBlocks, DiskGeometry, Driver, FileEngine, FileExtent, HostFile, HostFileControl, HostFileOptions,
+    Mapping, Quiesced, Req, ThreadPool,
 };
 use lock::Locks;
 use std::fmt;
@@ -168,6 +168,10 @@ struct Shared {
 }
 
 impl Shared {
+    fn check_block_device(&self) -> IoResult<()> {
+        if self.kind == FileKind::BlockDevice { Ok(()) } else { Err(IoError::UNSUPPORTED) }
+    }
+
     fn locks(&self) -> MutexGuard<'_, Option<Locks>> {
         self.locks.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -233,17 +237,6 @@ pub struct FilePosixControl {
 
 /// The permissions that take a descriptor which can be written.
 const WRITING: Perm = Perm::WRITE.union(Perm::WRITE_UNCHANGED).union(Perm::RESIZE);
-
-/// What the host tells of a block device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceInfo {
-    /// The smallest piece that can be read and written, in bytes.
-    pub logical_block: u32,
-    /// The smallest piece that is written without being read first, in bytes.
-    pub physical_block: u32,
-    /// Heads, sectors and cylinders, where the device has them.
-    pub geometry: Option<DiskGeometry>,
-}
 
 /// What a reopen may change of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -390,26 +383,6 @@ impl FilePosixControl {
         }
     }
 
-    /// What the host tells of the device for those who make a guest's disk of it. `None` for what is no block device.
-    ///
-    /// # Errors
-    /// What the host answered.
-    #[doc(alias = "bdrv_probe_blocksizes")]
-    #[doc(alias = "blk_probe_blocksizes")]
-    pub fn device(&self) -> impl Future<Output = IoResult<Option<DeviceInfo>>> + Send + use<> {
-        let shared = self.shared.clone();
-        async move {
-            if shared.kind != FileKind::BlockDevice {
-                return Ok(None);
-            }
-            let errno = |errno: rustix::io::Errno| IoError::host(errno.raw_os_error());
-            let sizes = move |fd: BorrowedFd<'_>| host::device::block_sizes(fd).map_err(errno);
-            let (logical_block, physical_block) = shared.file.call(sizes).await?;
-            let geometry = shared.file.geometry().await.ok();
-            Ok(Some(DeviceInfo { logical_block, physical_block, geometry }))
-        }
-    }
-
     /// As it is open now.
     pub fn modes(&self) -> FilePosixModes {
         let shared = &self.shared;
@@ -537,6 +510,24 @@ impl Driver for FilePosix {
         match done {
             true => Ok(()),
             false => Err(IoError::UNSUPPORTED),
+        }
+    }
+
+    async fn probe_block_sizes(&self, _req: &Req) -> IoResult<DeviceBlocks> {
+        self.0.check_block_device()?;
+        let errno = |errno: rustix::io::Errno| IoError::host(errno.raw_os_error());
+        let sizes = move |fd: BorrowedFd<'_>| host::device::block_sizes(fd).map_err(errno);
+        let (logical, physical) = self.0.file.call(sizes).await?;
+        Ok(DeviceBlocks { logical, physical })
+    }
+
+    async fn probe_geometry(&self, _req: &Req) -> IoResult<DiskGeometry> {
+        self.0.check_block_device()?;
+        match self.0.file.geometry().await {
+            // Most devices have none.
+            Err(error) if error.errno().raw() == rustix::io::Errno::NOTTY.raw_os_error() => Err(IoError::UNSUPPORTED),
+            Ok(DiskGeometry { heads: 0, .. } | DiskGeometry { sectors: 0, .. }) => Err(IoError::UNSUPPORTED),
+            other => other,
         }
     }
 

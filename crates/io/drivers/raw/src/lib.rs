@@ -11,7 +11,7 @@ use block_common::{
     AlignedBuf, DebugEvent, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Preallocation,
     RequestFlags, StatusExtent, probe_format,
 };
-use block_io::{Access, Clusters, Driver, Edge, Mapping, Quiesced, Req};
+use block_io::{Access, Clusters, DeviceBlocks, DiskGeometry, Driver, Edge, Mapping, Quiesced, Req};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -352,6 +352,22 @@ impl Driver for Raw {
 
     async fn load_vmstate(&self, req: &Req, offset: u64, buf: &IoBuf) -> IoResult<()> {
         self.0.file.load_vmstate(req, offset, buf).await
+    }
+
+    /// A device keeps its blocks in a window that begins with one.
+    async fn probe_block_sizes(&self, req: &Req) -> IoResult<DeviceBlocks> {
+        let blocks = self.0.file.probe_block_sizes(req).await?;
+        let (offset, _) = self.0.window();
+        let size = u64::from(blocks.logical.max(blocks.physical));
+        if offset.is_multiple_of(size) { Ok(blocks) } else { Err(IoError::UNSUPPORTED) }
+    }
+
+    /// A part of a device has no cylinders of its own.
+    async fn probe_geometry(&self, req: &Req) -> IoResult<DiskGeometry> {
+        match self.0.window() {
+            (0, UNLIMITED) => self.0.file.probe_geometry(req).await,
+            _ => Err(IoError::UNSUPPORTED),
+        }
     }
 
     /// A device's own commands know nothing of a window: they pass only where there is none.

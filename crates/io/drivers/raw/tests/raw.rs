@@ -2,12 +2,17 @@
 
 #![forbid(unsafe_code)]
 
+use async_trait::async_trait;
 use block_common::{
-    AlignedBuf, BlockStatus, ChildRole, HostOffset, IoBuf, IoError, Limits, Perm, PermPair, Preallocation, RequestFlags,
+    AlignedBuf, BlockStatus, ChildRole, GuestOffset, GuestRange, HostOffset, IoBuf, IoError, IoResult, Limits, Perm,
+    PermPair, Preallocation, RequestFlags, StatusExtent,
 };
-use block_io::{IoThread, NodeControl, Root, RootControl, StaticGraph, StaticNode, ThreadPool};
+use block_io::{
+    Access, DeviceBlocks, DiskGeometry, Driver, IoThread, Mapping, NodeControl, Req, Root, RootControl, StaticGraph,
+    StaticNode, ThreadPool,
+};
 use block_raw::{Raw, RawControl, RawError, RawOptions};
-use block_testkit::bed::{Way, block_on, io_thread, toy_cow};
+use block_testkit::bed::{Way, block_on, io_thread, toy_cow, toy_filter};
 use block_testkit::conformance::{ConformanceOptions, run_everywhere};
 use block_testkit::model::{self, ModelOptions};
 use block_testkit::{MemFile, MemMode, MemOptions, MemStorage, TOY_RELOCATE, ToyFormat};
@@ -299,6 +304,78 @@ fn a_device_s_commands_pass_where_there_is_no_window() {
     assert_eq!(check(RawOptions::default()), Ok(()));
     assert_eq!(check(RawOptions { offset: 512, size: None }), Err(IoError::UNSUPPORTED));
     assert_eq!(check(RawOptions { offset: 0, size: Some(512) }), Err(IoError::UNSUPPORTED));
+}
+
+/// A disk of 1 MiB of zeroes that tells what it is made of.
+struct Disk;
+
+#[async_trait]
+impl Driver for Disk {
+    fn format_name(&self) -> &'static str {
+        "disk"
+    }
+
+    fn map_cached(&self, _access: Access, _range: GuestRange) -> Mapping<'_> {
+        Mapping::Slow
+    }
+
+    async fn length(&self, _req: &Req) -> IoResult<u64> {
+        Ok(1 << 20)
+    }
+
+    async fn read(&self, _req: &Req, _offset: GuestOffset, buf: &IoBuf) -> IoResult<()> {
+        buf.fill(0, buf.len(), 0);
+        Ok(())
+    }
+
+    async fn write(&self, _req: &Req, _offset: GuestOffset, _buf: &IoBuf, _flags: RequestFlags) -> IoResult<()> {
+        Err(IoError::READ_ONLY)
+    }
+
+    async fn flush(&self, _req: &Req) -> IoResult<()> {
+        Ok(())
+    }
+
+    async fn block_status(&self, _req: &Req, range: GuestRange) -> IoResult<StatusExtent> {
+        Ok(StatusExtent::data(range.len()))
+    }
+
+    async fn probe_block_sizes(&self, _req: &Req) -> IoResult<DeviceBlocks> {
+        Ok(BLOCKS)
+    }
+
+    async fn probe_geometry(&self, _req: &Req) -> IoResult<DiskGeometry> {
+        Ok(GEOMETRY)
+    }
+}
+
+const BLOCKS: DeviceBlocks = DeviceBlocks { logical: 512, physical: 4096 };
+const GEOMETRY: DiskGeometry = DiskGeometry { heads: 4, sectors: 32, cylinders: 16 };
+
+// What a device is passes filters, and windows only where it is true of them. What keeps its data elsewhere has no device.
+#[test]
+fn a_device_is_seen_through_filters_and_windows() {
+    let thread = io_thread(true);
+    let check = |options: RawOptions, is_image: bool| {
+        let mut graph = StaticGraph::new(thread.handle());
+        let disk = block_on(graph.node("disk").install(Disk, true)).expect("a disk");
+        let (filter, _) = block_on(toy_filter(&mut graph, &disk)).expect("a filter");
+        let file = match is_image {
+            false => filter,
+            true => block_on(graph.node("mem").install(storage(LENGTH).driver(), false)).expect("a file"),
+        };
+        let (node, _) = block_on(raw(&mut graph, &file, options)).expect("a window");
+        let root = graph.root("root", &node, Perm::CONSISTENT_READ);
+        let told = (block_on(root.probe_block_sizes()), block_on(root.probe_geometry()));
+        block_on(graph.close()).expect("closed");
+        told
+    };
+    let none = Err(IoError::UNSUPPORTED);
+    assert_eq!(check(RawOptions::default(), false), (Ok(BLOCKS), Ok(GEOMETRY)));
+    assert_eq!(check(RawOptions { offset: 8192, size: None }, false), (Ok(BLOCKS), none));
+    assert_eq!(check(RawOptions { offset: 0, size: Some(8192) }, false), (Ok(BLOCKS), none));
+    assert_eq!(check(RawOptions { offset: 512, size: None }, false), (Err(IoError::UNSUPPORTED), none));
+    assert_eq!(check(RawOptions::default(), true), (Err(IoError::UNSUPPORTED), none));
 }
 
 #[test]

@@ -47,16 +47,27 @@ fn a_device_tells_its_blocks() {
     let file = dir.path().join("image");
     create(&file, 4 << 20);
     let Some(held) = Loop::new("a_device_tells_its_blocks", &file, &["--sector-size", "4096"]) else { return };
-    let (engine, control) = open(device(&held.0, FileAccess::ReadOnly, false)).expect("opened");
+    let (engine, _) = open(device(&held.0, FileAccess::ReadOnly, false)).expect("opened");
     let opened = graph(Way::ALL[0], engine);
-    let info = block_on(control.device()).expect("told").expect("a device");
-    assert_eq!((info.logical_block, info.physical_block), (4096, 4096));
+    let blocks = block_on(opened.root.probe_block_sizes()).expect("told");
+    assert_eq!((blocks.logical, blocks.physical), (4096, 4096));
     // Loop devices have no heads; the numbers of a disk that has them multiply to something.
-    assert!(info.geometry.is_none_or(|geometry| geometry.heads > 0 && geometry.sectors > 0), "{info:?}");
+    match block_on(opened.root.probe_geometry()) {
+        Ok(geometry) => assert!(geometry.heads > 0 && geometry.sectors > 0, "{geometry:?}"),
+        Err(error) => assert_eq!(error, IoError::UNSUPPORTED),
+    }
     opened.close();
-    let (engine, control) = open(options(&file, false)).expect("opened");
+}
+
+#[test]
+fn a_file_is_no_device() {
+    let dir = dir();
+    let file = dir.path().join("image");
+    create(&file, 4 << 20);
+    let (engine, _) = open(options(&file, false)).expect("opened");
     let opened = graph(Way::ALL[0], engine);
-    assert_eq!(block_on(control.device()), Ok(None));
+    assert_eq!(block_on(opened.root.probe_block_sizes()), Err(IoError::UNSUPPORTED));
+    assert_eq!(block_on(opened.root.probe_geometry()), Err(IoError::UNSUPPORTED));
     opened.close();
 }
 
