@@ -78,6 +78,7 @@ GOOD = [
     ("block_set_io_throttle", {"id": "hd", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 100, "iops_rd": 0, "iops_wr": 0}),
     ("block-latency-histogram-set", {"id": "hd", "boundaries": [1000, 1000000]}),
     ("query-blockstats", {}),
+    ("query-blockstats", {"query-nodes": True}),
     ("query-block", {}),
     ("cont", {}),
     ("blockdev-open-tray", {"id": "cd"}),
