@@ -36,6 +36,7 @@ pub async fn driver_of_path(gs: &GlobalState, path: &str) -> &'static str {
 }
 
 /// What became of the discards that a node had the host make, if it is a file or device of the host.
+#[doc(alias = "bdrv_get_specific_stats")]
 pub fn discard_counts(gs: &GlobalState, node: &NodeRef) -> Option<DiscardCounts> {
     gs.with_control(node, |control: &mut FilePosixControl| control.discards()).ok()
 }

@@ -88,6 +88,11 @@ impl Conversation {
         started
     }
 
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
+        self.daemon.id()
+    }
+
     fn line(&mut self) -> Value {
         loop {
             let line = self.from.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no word more: {:#?}", self.lines));

@@ -8,6 +8,9 @@
     reason = "tests start programs, talk to them, and look at files"
 )]
 
+#[path = "../beside/mod.rs"]
+mod beside;
+mod create;
 mod jobs;
 
 use block_testkit::bed::skipped;
