@@ -27,6 +27,7 @@ mod bitmap;
 mod blocker;
 mod change;
 mod close;
+mod members;
 mod open;
 mod reopen;
 mod root;

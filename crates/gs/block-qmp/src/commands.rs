@@ -113,6 +113,7 @@ const COMMANDS: &[Entry] = commands! {
     "quit" => quit,
     "transaction" => transaction::transaction,
     "x-blockdev-amend" => create::amend,
+    "x-blockdev-change" => nodes::change,
     "x-blockdev-set-iothread" => nodes::set_iothread,
     "x-debug-query-block-graph" => queries::graph,
     "x-guest-act" => devices::guest,

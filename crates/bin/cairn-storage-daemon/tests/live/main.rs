@@ -12,6 +12,7 @@
 mod beside;
 mod create;
 mod jobs;
+mod members;
 
 use block_testkit::bed::skipped;
 use serde_json::{Value, json};
