@@ -95,7 +95,10 @@ impl Conversation {
 
     fn line(&mut self) -> Value {
         loop {
-            let line = self.from.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no word more: {:#?}", self.lines));
+            let line = self
+                .from
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|_| panic!("{:?} has no word more: {:#?}", self.daemon.try_wait(), self.lines));
             // Theirs tells of images that it creates as a tool would.
             if line.starts_with("Formatting '") {
                 continue;
@@ -108,7 +111,11 @@ impl Conversation {
 
     /// The answer to a command as a client writes it.
     pub(crate) fn answer(&mut self, command: &str) -> Value {
-        writeln!(self.to, "{command}").expect("it reads");
+        // In one piece: a daemon that is told to quit reads no further than that.
+        if self.to.write_all(format!("{command}\n").as_bytes()).is_err() {
+            let end = self.daemon.wait();
+            panic!("it does not read {command}: {end:?} {:#?}", self.lines);
+        }
         loop {
             let line = self.line();
             if line.get("event").is_none() {

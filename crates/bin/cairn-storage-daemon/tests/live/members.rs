@@ -137,7 +137,7 @@ fn drain_1_children_come_and_go_under_load() {
             let mut to = std::os::unix::net::UnixStream::connect(socket).expect("it listens");
             let mut from = BufReader::new(to.try_clone().expect("a socket")).lines();
             let mut answer = |command: &Value| {
-                writeln!(to, "{command}").expect("it reads");
+                to.write_all(format!("{command}\n").as_bytes()).expect("it reads");
                 loop {
                     let line: Value = serde_json::from_str(&from.next().expect("a line").expect("text")).expect("JSON");
                     if line.get("return").is_some() || line.get("error").is_some() {
