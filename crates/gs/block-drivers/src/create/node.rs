@@ -15,7 +15,7 @@ enum Place {
     /// In a file, by its name.
     File,
     /// In a node, with a second one where the format has a use for it: a data file, or a header of its own.
-    Nodes(Option<ChildSpec>, Option<ChildSpec>),
+    Nodes(Box<[Option<ChildSpec>; 2]>),
 }
 
 /// A node that an image is created in.
@@ -93,7 +93,7 @@ impl CreateJobOptions {
             }
             qcow2::NAME => {
                 let file = take_node(options, "file")?.ok_or_else(|| options.missing("file"))?;
-                let place = Place::Nodes(Some(file), take_node(options, "data-file")?);
+                let place = Place::Nodes(Box::new([Some(file), take_node(options, "data-file")?]));
                 let size = take_size(options)?;
                 let mut image = NewImage::new(driver, HostKind::File, String::new(), "")?;
                 for (key, name, is_switch) in QCOW2 {
@@ -112,7 +112,7 @@ impl CreateJobOptions {
                 Ok(Self { image, place, size })
             }
             luks::NAME => {
-                let place = Place::Nodes(take_node(options, "file")?, take_node(options, "header")?);
+                let place = Place::Nodes(Box::new([take_node(options, "file")?, take_node(options, "header")?]));
                 let size = take_size(options)?;
                 let mut image = NewImage::new(driver, HostKind::File, String::new(), "")?;
                 for key in ENCRYPT {
@@ -131,16 +131,16 @@ impl CreateJobOptions {
     /// # Errors
     /// [`CreateError`]; what of it stands in the node already stays there.
     pub async fn create(mut self, gs: &GlobalState) -> Result<(), CreateError> {
-        let (file, more) = match std::mem::replace(&mut self.place, Place::File) {
+        let specs = match std::mem::replace(&mut self.place, Place::File) {
             Place::File => {
                 self.image.set_size(self.size);
                 return self.image.create(gs).await;
             }
-            Place::Nodes(file, more) => (file, more),
+            Place::Nodes(specs) => *specs,
         };
         let (mut found, mut done) = (Vec::new(), Ok(()));
         let mut places = [None, None];
-        for (spec, place) in [file, more].into_iter().zip(&mut places) {
+        for (spec, place) in specs.into_iter().zip(&mut places) {
             match spec.map(|spec| Found::find(gs, spec)) {
                 Some(finding) if done.is_ok() => match finding.await {
                     Ok(one) => {
