@@ -151,6 +151,9 @@ fn signals() -> Result<mpsc::UnboundedReceiver<()>, String> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])
         .map_err(|error| format!("could not wait for signals: {error}"))?;
+    // Files that may not become longer give an error, and are no reason to end.
+    let too_long = std::sync::Arc::default();
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, too_long).map_err(|error| error.to_string())?;
     let (tell, told) = mpsc::unbounded_channel();
     let wait = move || signals.forever().try_for_each(|_| tell.send(()).ok()).unwrap_or(());
     std::thread::Builder::new().name("signals".into()).spawn(wait).map_err(|error| error.to_string())?;

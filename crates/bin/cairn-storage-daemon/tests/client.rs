@@ -57,7 +57,7 @@ fn a_strangers_client_drives_every_command() {
     }
     let dir = tempfile::tempdir().expect("a directory");
     image(dir.path(), "create -q -f qcow2 a.qcow2 1M");
-    for (name, len) in [("b.qcow2", 0), ("c.iso", 1 << 20)] {
+    for (name, len) in [("b.qcow2", 0), ("d.qcow2", 0), ("d.raw", 0), ("c.iso", 1 << 20)] {
         std::fs::File::create(dir.path().join(name)).and_then(|file| file.set_len(len)).expect("a file");
     }
     let mut daemon = Command::new(OURS);

@@ -4,10 +4,11 @@ use async_trait::async_trait;
 use block_common::options::DriverKind;
 use block_common::{AioMode, OptionReader, PermPair, QapiEnum};
 use block_file_posix::{
-    FileAccess, FileError, FilePosix, FilePosixControl, FilePosixModes, FilePosixOptions, FilePosixReopen, HostKind,
+    DiscardCounts, FileAccess, FileError, FilePosix, FilePosixControl, FilePosixModes, FilePosixOptions,
+    FilePosixReopen, HostKind,
 };
 use block_gs::{
-    CommonOptions, DriverType, EngineControl, GlobalState, GraphError, GraphResult, OpenContext, Opened,
+    CommonOptions, DriverType, EngineControl, GlobalState, GraphError, GraphResult, NodeRef, OpenContext, Opened,
     PreparingReopen, Reopening,
 };
 use block_io::{FileEngine, Quiesced, ring_available};
@@ -32,6 +33,12 @@ pub async fn driver_of_path(gs: &GlobalState, path: &str) -> &'static str {
         HostKind::File => FileType::FILE.name(),
         HostKind::Device => FileType::HOST_DEVICE.name(),
     }
+}
+
+/// What became of the discards that a node had the host make, if it is a file or device of the host.
+#[doc(alias = "bdrv_get_specific_stats")]
+pub fn discard_counts(gs: &GlobalState, node: &NodeRef) -> Option<DiscardCounts> {
+    gs.with_control(node, |control: &mut FilePosixControl| control.discards()).ok()
 }
 
 struct Control(FilePosixControl);

@@ -26,7 +26,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-const DATA_FILE: ChildName = ChildName::from_static("data-file");
+/// The edge to what keeps the data of an image that has its data elsewhere.
+pub const DATA_FILE: ChildName = ChildName::from_static("data-file");
 /// Tables that were not used for so long leave the memory, unless the user says otherwise.
 const CLEAN_INTERVAL: u64 = 600;
 /// How deep the search for an image's file goes.

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use block_common::options::{DriverKind, Value};
 use block_common::{ChildName, ChildRole, ChildSpec, OptionReader, Perm, PermPair, QapiEnum};
 use block_gs::{DriverType, EngineControl, Event, GraphError, GraphResult, OpenContext, Opened};
+use block_io::Edge;
 use block_quorum::{Quorum, QuorumControl, QuorumOptions, ReadPattern, Told};
 use std::any::Any;
 
@@ -19,6 +20,18 @@ struct Control {
     engine: QuorumControl,
     /// Whether reads may have to write.
     rewrites: bool,
+    /// The numbers that the edges of children have, in the children's order.
+    numbers: Vec<usize>,
+    /// The number of the next one.
+    next: usize,
+}
+
+impl Control {
+    /// Which child, in their order, is at the edge called `edge`.
+    fn at(&self, edge: &str) -> Option<usize> {
+        let number = edge.strip_prefix("children.")?.parse::<usize>().ok()?;
+        self.numbers.iter().position(|known| *known == number)
+    }
 }
 
 impl EngineControl for Control {
@@ -29,6 +42,40 @@ impl EngineControl for Control {
     fn child_perm_more(&self) -> PermPair {
         if self.rewrites { PermPair::new(Perm::WRITE, Perm::all()) } else { PermPair::NONE }
     }
+
+    fn place_for_child(&self) -> Option<GraphResult<(ChildName, ChildRole)>> {
+        Some(match self.engine.options().verify {
+            true => Err(refused("Cannot add a child to a quorum in blkverify mode")),
+            false => Ok((ChildName::indexed("children", self.next), ChildRole::DATA)),
+        })
+    }
+
+    fn add_child(&mut self, edge: Edge) {
+        self.engine.add(edge);
+        self.numbers.push(self.next);
+        self.next += 1;
+    }
+
+    fn may_remove(&self, _edge: &str) -> Option<GraphResult<()>> {
+        let threshold = self.engine.options().threshold;
+        Some(match self.numbers.len() > threshold {
+            true => Ok(()),
+            false => {
+                let message = format!("The number of children cannot be lower than the vote threshold {threshold}");
+                Err(refused(message))
+            }
+        })
+    }
+
+    fn remove_child(&mut self, edge: &str) {
+        let Some(at) = self.at(edge) else { return };
+        self.engine.remove(at);
+        let number = self.numbers.remove(at);
+        // Only the last number is given again.
+        if number + 1 == self.next {
+            self.next = number;
+        }
+    }
 }
 
 fn refused(message: impl Into<String>) -> GraphError {
@@ -37,6 +84,10 @@ fn refused(message: impl Into<String>) -> GraphError {
 
 fn children_of(options: &mut OptionReader) -> GraphResult<Vec<ChildSpec>> {
     let children = match options.peek("children") {
+        _ if !options.is_legacy() => {
+            let children = options.take_list("children", |item| item.into_child())?;
+            children.ok_or_else(|| options.missing("children"))?
+        }
         None => Vec::new(),
         Some(Value::List(_)) => options.take_list("children", |item| item.into_child())?.unwrap_or_default(),
         Some(Value::Dict(_)) => return Err(refused("Option children is not a valid array")),
@@ -115,7 +166,8 @@ impl DriverType for QuorumType {
         let (engine, control) = context.run("Could not refresh total sector count", open).await?;
         let (events, node) = (context.global().event_sender(), context.node_name());
         control.report_to(move |told| events.send(event_of(&node, told)));
-        let control = Control { engine: control, rewrites: quorum.rewrite };
+        let count = control.children();
+        let control = Control { engine: control, rewrites: quorum.rewrite, numbers: (0..count).collect(), next: count };
         Ok(Opened { engine: Box::new(engine), control: Box::new(control), read_only })
     }
 

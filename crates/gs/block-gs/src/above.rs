@@ -181,7 +181,7 @@ impl Graph {
         edge.child.clone().ok_or_else(none)
     }
 
-    fn repoint_within(&mut self, changes: &[Change], sections: &[&DrainGuard]) -> GraphResult<Vec<NodeRef>> {
+    pub(crate) fn repoint_within(&mut self, changes: &[Change], sections: &[&DrainGuard]) -> GraphResult<Vec<NodeRef>> {
         let targets: Vec<_> = sections.iter().filter_map(|section| self.drains.get(&section.id()).copied()).collect();
         self.repoint(changes, &targets)
     }

@@ -310,6 +310,7 @@ impl Graph {
             children: node
                 .edges
                 .iter()
+                .filter(|edge| !edge.is_gone)
                 .map(|edge| {
                     let child = edge.child.as_ref().map(|child| child.name().to_owned());
                     (edge.name.as_str().to_owned(), child, edge.writer.perm())

@@ -5,8 +5,8 @@ use crate::open::OpenContext;
 use crate::reopen::{PreparingReopen, Reopening};
 use async_trait::async_trait;
 use block_common::options::DriverKind;
-use block_common::{ChildRole, OptionReader, Perm, PermPair};
-use block_io::{Driver, KeptBitmap, Quiesced};
+use block_common::{ChildName, ChildRole, OptionReader, Perm, PermPair};
+use block_io::{Driver, Edge, KeptBitmap, Quiesced};
 use std::any::Any;
 use std::fmt;
 
@@ -148,6 +148,22 @@ pub trait EngineControl: Any {
     /// What was prepared last is not going to be: let go of what it took.
     #[doc(alias = "bdrv_abort_perm_update")]
     fn abort_perm(&mut self) {}
+
+    /// Where one more child would be, for a driver whose nodes may have more than they were opened with; or why not this one. `None` where that is not so.
+    fn place_for_child(&self) -> Option<GraphResult<(ChildName, ChildRole)>> {
+        None
+    }
+
+    /// There is one more child, at the place that was told last. Nothing is in flight.
+    fn add_child(&mut self, _edge: Edge) {}
+
+    /// Whether the child at the edge called `edge` may be removed; `None` for a driver whose nodes keep those that they were opened with.
+    fn may_remove(&self, _edge: &str) -> Option<GraphResult<()>> {
+        None
+    }
+
+    /// The edge called `edge`, which might be removed, leads nowhere any more: forget it. Nothing is in flight.
+    fn remove_child(&mut self, _edge: &str) {}
 
     /// Whether the image names itself what is to be at the edge called `edge`: who leaves the option out then means that.
     fn names_child(&self, _edge: &str) -> bool {

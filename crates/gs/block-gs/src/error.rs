@@ -135,6 +135,23 @@ pub enum GraphError {
         /// The edge's name.
         edge: String,
     },
+    /// Nodes of this driver have the children that they were opened with.
+    #[error("The node {0} does not support adding a child")]
+    NoMoreChildren(String),
+    /// The same, of one less.
+    #[error("The node {0} does not support removing a child")]
+    NoFewerChildren(String),
+    /// A node that is to be a child has a user.
+    #[error("The node {0} already has a parent")]
+    HasParent(String),
+    /// A node that is to be a child beside others is shorter or longer than these.
+    #[error("The node {child} is not as long as '{parent}'")]
+    OtherLength {
+        /// The parent.
+        parent: String,
+        /// The node that is not as long.
+        child: String,
+    },
     /// Data of this node is not just what is below it.
     #[error("Node '{0}' is not a filter")]
     NotAFilter(String),

@@ -53,6 +53,8 @@ pub(crate) struct GsEdge {
     pub(crate) frozen: bool,
     /// The child was opened for this node, and takes from it what its own options do not say.
     pub(crate) is_inline: bool,
+    /// It was removed: only its place is left.
+    pub(crate) is_gone: bool,
     /// What is asked through it for now, beside what the driver says.
     pub(crate) more: PermPair,
 }
@@ -489,7 +491,7 @@ impl Graph {
 
     /// The place of a node's edge called `name`.
     pub(crate) fn edge_at(&self, node: &NodeRef, name: &str) -> GraphResult<usize> {
-        let found = self.node(node)?.edges.iter().position(|edge| edge.name.as_str() == name);
+        let found = self.node(node)?.edges.iter().position(|edge| edge.name.as_str() == name && !edge.is_gone);
         found.ok_or_else(|| GraphError::NoSuchEdge { parent: node.name().into(), edge: name.into() })
     }
 

@@ -28,6 +28,7 @@ mod blocker;
 mod change;
 mod close;
 mod length;
+mod members;
 mod open;
 mod reopen;
 mod root;

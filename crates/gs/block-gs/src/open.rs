@@ -238,7 +238,16 @@ impl OpenContext<'_> {
         }
         let target = child.as_ref().map(NodeRef::target);
         let (writer, edge) = self.control.edge(role, perm, target);
-        self.edges.push(GsEdge { name, role, writer, child, frozen: false, is_inline, more: PermPair::NONE });
+        self.edges.push(GsEdge {
+            name,
+            role,
+            writer,
+            child,
+            frozen: false,
+            is_inline,
+            is_gone: false,
+            more: PermPair::NONE,
+        });
         Ok(edge)
     }
 
@@ -518,6 +527,7 @@ impl GlobalState {
                 child,
                 frozen: false,
                 is_inline: false,
+                is_gone: false,
                 more: PermPair::NONE,
             });
             ends.push(edge);

@@ -240,7 +240,7 @@ impl GlobalState {
     }
 
     /// The nodes that were changed, and those above them, may have other limits and lengths by now. Children first.
-    async fn look_at_limits_above(&self, changed: &[Id]) {
+    pub(crate) async fn look_at_limits_above(&self, changed: &[Id]) {
         let order = {
             let graph = self.0.graph.borrow();
             let mut above = std::collections::BTreeSet::new();

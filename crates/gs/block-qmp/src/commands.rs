@@ -9,6 +9,7 @@ mod nodes;
 mod objects;
 mod queries;
 mod snapshots;
+mod stats;
 mod transaction;
 
 use crate::error::{ErrorClass, QmpError, QmpResult};
@@ -102,7 +103,7 @@ const COMMANDS: &[Entry] = commands! {
     "query-block" => devices::query,
     "query-block-exports" => queries::exports,
     "query-block-jobs" => jobs::query_block,
-    "query-blockstats" => devices::query_stats,
+    "query-blockstats" => stats::query,
     "query-commands" => query_commands,
     "query-iothreads" => objects::threads,
     "query-jobs" => jobs::query,
@@ -112,6 +113,7 @@ const COMMANDS: &[Entry] = commands! {
     "quit" => quit,
     "transaction" => transaction::transaction,
     "x-blockdev-amend" => create::amend,
+    "x-blockdev-change" => nodes::change,
     "x-blockdev-set-iothread" => nodes::set_iothread,
     "x-debug-block-dirty-bitmap-sha256" => bitmaps::sha256,
     "x-debug-query-block-graph" => queries::graph,

@@ -50,6 +50,8 @@ pub(crate) struct NodeBody {
     /// Whoever wants to hear of another length has heard of one and not looked yet; or nobody wants to.
     length_told: AtomicBool,
     tell_length: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Where the highest write ends that was begun here, in bytes.
+    written_to: AtomicU64,
     modes: AtomicU8,
     // The limits that each request looks at, beside their whole.
     request_alignment: AtomicU32,
@@ -125,6 +127,14 @@ impl NodeBody {
     pub(crate) fn reached(&self, end: u64) {
         if self.length.fetch_max(end, Ordering::Relaxed) < end {
             self.has_new_length();
+        }
+    }
+
+    /// A write that ends at `end` bytes is begun, whatever becomes of it. It costs a look, but for those that reach higher than all before.
+    #[inline]
+    pub(crate) fn writes_to(&self, end: u64) {
+        if self.written_to.load(Ordering::Relaxed) < end {
+            self.written_to.fetch_max(end, Ordering::Relaxed);
         }
     }
 
@@ -224,6 +234,12 @@ impl IoNode {
     #[doc(alias = "bdrv_get_geometry")]
     pub fn length(&self) -> u64 {
         self.0.length()
+    }
+
+    /// Where the highest write ends that the node was asked for since it was opened, in bytes of whole blocks: of data or of zeroes, and whether it succeeded or not.
+    /// A piece of a host file that a thread has to itself ([`on_host_files`](crate::on_host_files), [`Root::copy_range`](crate::Root::copy_range)) counts up to its end.
+    pub fn written_to(&self) -> u64 {
+        self.0.written_to.load(Ordering::Relaxed)
     }
 
     /// The limits of one request.
@@ -439,6 +455,7 @@ impl NodeControl {
             length: AtomicU64::new(0),
             length_told: AtomicBool::new(true),
             tell_length: OnceLock::new(),
+            written_to: AtomicU64::new(0),
             modes: AtomicU8::new(READ_ONLY | UNMAP),
             request_alignment: AtomicU32::new(1),
             read_alignment: AtomicU32::new(1),

@@ -75,6 +75,9 @@ pub(crate) fn resolve(access: Access, path: &mut Path, mut range: GuestRange, as
         if node.seen().intersects(slow) || !fits(node, access, range) || path.len() > DEPTH_MAX {
             break;
         }
+        if access.is_write() {
+            node.writes_to(range.end());
+        }
         let Ok(engine) = node.engine() else { break };
         let (edge, offset) = match engine.map_cached(access, range) {
             Mapping::Child { edge, offset, len } if len >= range.len() => (edge, offset),
@@ -382,6 +385,7 @@ pub(crate) async fn write(
     let serialising = blocks != range || flags.contains(RequestFlags::SERIALISING);
     let tracked = track(&req.node, blocks, serialising).await;
     check(&req, range, may_extend).await?;
+    req.node.writes_to(blocks.end());
     let change = Change::begin(&req, ChangeKind::Write, range);
     if blocks == range {
         debug_event(&req, DebugEvent::Pwritev).await;
@@ -432,6 +436,7 @@ pub(crate) async fn zero(req: Req, range: GuestRange, flags: RequestFlags, may_e
     let serialising = blocks != range || flags.contains(RequestFlags::SERIALISING);
     let tracked = track(&req.node, blocks, serialising).await;
     check(&req, range, may_extend).await?;
+    req.node.writes_to(blocks.end());
     let change = Change::begin(&req, ChangeKind::Write, range);
     req.node.status_cache().forget();
     debug_event(&req, DebugEvent::PwritevZero).await;

@@ -4,9 +4,10 @@
 
 use block_testkit::bed::skipped;
 use serde_json::Value;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_cairn-storage-daemon");
@@ -58,4 +59,94 @@ pub(crate) fn in_time(mut program: Child) -> Output {
         std::thread::sleep(Duration::from_millis(5));
     }
     program.wait_with_output().expect("a child")
+}
+
+/// A daemon that is told one thing after the other, each when the one before was answered.
+pub(crate) struct Conversation {
+    daemon: Child,
+    to: ChildStdin,
+    from: Receiver<String>,
+    /// All that it said since the greeting, in order.
+    pub(crate) lines: Vec<Value>,
+}
+
+impl Conversation {
+    /// Start `program` in `dir`.
+    pub(crate) fn begin(program: &str, dir: &Path, options: &[&str]) -> Self {
+        let mut daemon = Command::new(program);
+        daemon.current_dir(dir).args(options).args(["--chardev", "stdio,id=m", "--monitor", "m"]);
+        let mut daemon = daemon.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect(program);
+        let (to, out) = (daemon.stdin.take().expect("a pipe"), daemon.stdout.take().expect("a pipe"));
+        let (send, from) = channel();
+        std::thread::spawn(move || {
+            BufReader::new(out).lines().map_while(Result::ok).try_for_each(|line| send.send(line).ok())
+        });
+        let mut started = Self { daemon, to, from, lines: Vec::new() };
+        assert!(started.line().get("QMP").is_some());
+        started.answer(r#"{"execute": "qmp_capabilities"}"#);
+        started.lines.clear();
+        started
+    }
+
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
+        self.daemon.id()
+    }
+
+    fn line(&mut self) -> Value {
+        loop {
+            let line = self
+                .from
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|_| panic!("{:?} has no word more: {:#?}", self.daemon.try_wait(), self.lines));
+            // Theirs tells of images that it creates as a tool would.
+            if line.starts_with("Formatting '") {
+                continue;
+            }
+            let line: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
+            self.lines.push(line.clone());
+            return line;
+        }
+    }
+
+    /// The answer to a command as a client writes it.
+    pub(crate) fn answer(&mut self, command: &str) -> Value {
+        // In one piece: a daemon that is told to quit reads no further than that.
+        if self.to.write_all(format!("{command}\n").as_bytes()).is_err() {
+            let end = self.daemon.wait();
+            panic!("it does not read {command}: {end:?} {:#?}", self.lines);
+        }
+        loop {
+            let line = self.line();
+            if line.get("event").is_none() {
+                return line;
+            }
+        }
+    }
+
+    /// What the command brought.
+    pub(crate) fn done(&mut self, command: &str, arguments: Value) -> Value {
+        let command = serde_json::json!({ "execute": command, "arguments": arguments }).to_string();
+        let answer = self.answer(&command);
+        answer.get("return").unwrap_or_else(|| panic!("{command}: {answer}")).clone()
+    }
+
+    /// Wait until `is_so` of all that was said.
+    pub(crate) fn until(&mut self, is_so: impl Fn(&[Value]) -> bool) {
+        while !is_so(&self.lines) {
+            self.line();
+        }
+    }
+
+    /// The end; all that was said.
+    pub(crate) fn quit(mut self) -> Vec<Value> {
+        self.answer(r#"{"execute": "quit"}"#);
+        drop(self.to);
+        let output = in_time(self.daemon);
+        assert!(output.status.success(), "{output:?}");
+        while let Ok(line) = self.from.recv_timeout(PATIENCE) {
+            self.lines.extend(serde_json::from_str::<Value>(&line));
+        }
+        self.lines
+    }
 }

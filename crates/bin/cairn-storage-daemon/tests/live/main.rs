@@ -8,7 +8,11 @@
     reason = "tests start programs, talk to them, and look at files"
 )]
 
+#[path = "../beside/mod.rs"]
+mod beside;
+mod create;
 mod jobs;
+mod members;
 
 use block_testkit::bed::skipped;
 use serde_json::{Value, json};
@@ -20,8 +24,6 @@ use std::time::{Duration, Instant};
 pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_cairn-storage-daemon");
 pub(crate) const THEIRS: &str = "qemu-storage-daemon";
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a comment in a script lasts: what it tells of takes its time.
-const LONG: Duration = Duration::from_secs(2);
 
 /// What a daemon said, and what is in its folder.
 #[derive(Debug)]
@@ -46,8 +48,8 @@ fn image(dir: &Path, args: &str) {
     assert!(output.status.success(), "{args}: {output:?}");
 }
 
-/// Tell a daemon the commands of `script`, one a line, in a folder with a few images; `gap` after each.
-pub(crate) fn talk(program: &str, script: &str, gap: Duration) -> Talk {
+/// A folder with a few images.
+fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     for args in [
         "create -q -f qcow2 a.qcow2 1M",
@@ -63,16 +65,48 @@ pub(crate) fn talk(program: &str, script: &str, gap: Duration) -> Talk {
     ] {
         image(dir.path(), args);
     }
+    dir
+}
+
+impl Talk {
+    fn of(lines: Vec<Value>, dir: tempfile::TempDir) -> Self {
+        let lines: Vec<_> = lines.into_iter().map(comparable).collect();
+        let (events, answers) = lines.iter().cloned().partition(|line: &Value| line.get("event").is_some());
+        Self { lines, answers, events, dir }
+    }
+}
+
+/// Tell a daemon the commands of `script`, one a line, each when the one before was answered and the job that it started, if it did, is over. However slow the machine is, they come in
+/// the same states.
+pub(crate) fn converse(program: &str, script: &str) -> Talk {
+    let dir = folder();
+    let mut daemon = beside::Conversation::begin(program, dir.path(), &[]);
+    for line in script.lines() {
+        let command: Value = serde_json::from_str(line).expect("JSON");
+        let starts = command["execute"] == "blockdev-create" || command["execute"] == "x-blockdev-amend";
+        let before = daemon.lines.len();
+        let is_done = daemon.answer(line).get("return").is_some();
+        if let (true, Some(job)) = (starts && is_done, command["arguments"]["job-id"].as_str()) {
+            let is_end = |line: &Value| line["data"]["id"] == job && line["data"]["status"] == "concluded";
+            daemon.until(|lines| lines[before..].iter().any(is_end));
+        }
+    }
+    let mut lines = daemon.quit();
+    // What comes at the end is no answer to the script.
+    let quit = lines.iter().rposition(|line| line.get("return").is_some());
+    quit.map(|at| lines.remove(at));
+    Talk::of(lines, dir)
+}
+
+/// Tell a daemon the commands of `script`, one a line, in such a folder; `gap` after each.
+pub(crate) fn talk(program: &str, script: &str, gap: Duration) -> Talk {
+    let dir = folder();
     let mut daemon = Command::new(program);
     daemon.current_dir(dir.path()).args(["--chardev", "stdio,id=m", "--monitor", "m"]);
     let mut daemon = daemon.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect(program);
     let mut to = daemon.stdin.take().expect("a pipe");
     let ends = [r#"{"execute": "qmp_capabilities"}"#, r#"{"execute": "quit"}"#];
     for line in ends[..1].iter().copied().chain(script.lines()).chain(ends[1..].iter().copied()) {
-        if line.starts_with('#') {
-            std::thread::sleep(LONG);
-            continue;
-        }
         to.write_all(format!("{line}\n").as_bytes()).expect("it reads");
         std::thread::sleep(gap);
     }
@@ -91,9 +125,7 @@ pub(crate) fn talk(program: &str, script: &str, gap: Duration) -> Talk {
     // Theirs tells of images that it creates as a tool would.
     let lines = text.lines().filter(|line| !line.starts_with("Formatting '"));
     let lines = lines.map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{line}: {error}")));
-    let lines: Vec<_> = lines.skip(2).map(comparable).collect();
-    let (events, answers) = lines.iter().cloned().partition(|line: &Value| line.get("event").is_some());
-    Talk { lines, answers, events, dir }
+    Talk::of(lines.skip(2).collect(), dir)
 }
 
 /// Without what is never the same.

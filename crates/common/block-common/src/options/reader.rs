@@ -466,6 +466,11 @@ impl OptionReader {
         self.path.key(key).render(self.dialect)
     }
 
+    /// Whether the options are in the dialect of old, in which drivers look at everything themselves.
+    pub fn is_legacy(&self) -> bool {
+        self.dialect == Dialect::Legacy
+    }
+
     /// The error that `key` is absent.
     pub fn missing(&self, key: &str) -> OptionsError {
         OptionsError::Missing { key: self.render(key) }

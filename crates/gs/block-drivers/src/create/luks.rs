@@ -6,7 +6,7 @@ use super::{
 use crate::crypt::new::NewVolume;
 use block_common::{AlignedBuf, Errno, Preallocation, RequestFlags};
 use block_file_posix::{HostKind, create, remove};
-use block_gs::{GlobalState, NodeRef};
+use block_gs::{GlobalState, GraphError, NodeRef};
 use block_io::Root;
 
 pub(super) const NAME: &str = "luks";
@@ -75,18 +75,45 @@ impl NewImage {
         filled
     }
 
-    /// Create the image in a node, which is empty before.
-    pub(super) async fn create_luks_in(&self, gs: &GlobalState, node: &NodeRef, size: u64) -> Result<(), CreateError> {
+    /// Create the image in a node, which is empty before; with its header in another one, which is: the data is then what it was, as long as the disk.
+    pub(super) async fn create_luks_in(
+        &self,
+        gs: &GlobalState,
+        file: Option<&NodeRef>,
+        header: Option<&NodeRef>,
+        size: u64,
+    ) -> Result<(), CreateError> {
+        let neither = || GraphError::Open("Either the parameter 'header' or 'file' must be specified".into());
+        let first = header.or(file).ok_or_else(neither)?;
         let volume = self.volume()?;
         let password = volume.password(gs)?;
         let mode = self.options.get("preallocation").map(text).and_then(|mode| mode.parse().ok());
-        let length = volume.header_len()?.checked_add(size).filter(|length| *length <= LENGTH_MAX);
+        let mode = mode.unwrap_or(Preallocation::Off);
+        let behind = if header.is_some() { 0 } else { size };
+        let length = volume.header_len()?.checked_add(behind).filter(|length| *length <= LENGTH_MAX);
         let length = length.ok_or(CreateError::FileLength)?;
-        let start = volume.make(gs, password, false).await?;
-        let target = Target::on(gs, node).await?;
-        let filled = match target.empty().await {
-            Ok(()) => fill(target.root.io(), self.kind, &start, (length, mode.unwrap_or(Preallocation::Off))).await,
-            Err(error) => Err(error),
+        if size > LENGTH_MAX {
+            return Err(GraphError::Open(Errno::EFBIG.to_string()).into());
+        }
+        let start = volume.make(gs, password, header.is_some()).await?;
+        let Some(data) = header.and(file) else {
+            let target = Target::on(gs, first).await?;
+            let filled = write_on(&target, self.kind, &start, (length, mode)).await;
+            target.leave(gs).await;
+            return filled;
+        };
+        let target = Target::of_two(gs, first).await?;
+        let filled = match Target::of_two(gs, data).await {
+            Ok(data) => {
+                let resized = data.root.io().truncate(size, mode).await;
+                data.leave(gs).await;
+                let resized = resized.map_err(|error| GraphError::Open(error.errno().to_string()).into());
+                match resized {
+                    Ok(()) => write_on(&target, self.kind, &start, (length, Preallocation::Off)).await,
+                    Err(error) => Err(error),
+                }
+            }
+            Err(error) => Err(error.into()),
         };
         target.leave(gs).await;
         filled
@@ -98,6 +125,17 @@ impl NewImage {
         let closed = file.close(gs).await;
         filled.and(closed)
     }
+}
+
+/// Empty a node that is there, and fill it.
+async fn write_on(
+    target: &Target,
+    kind: HostKind,
+    start: &[u8],
+    size: (u64, Preallocation),
+) -> Result<(), CreateError> {
+    target.empty().await?;
+    fill(target.root.io(), kind, start, size).await
 }
 
 /// Give what is empty its length, and what it begins with.

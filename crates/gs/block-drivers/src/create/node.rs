@@ -3,8 +3,9 @@
 //! The options are those of the monitor; what they mean is what they mean on a command line, so they become those.
 
 use super::{CreateError, NewImage, Target, luks, qcow2};
+use crate::file_name;
 use block_common::options::Value;
-use block_common::{OptionReader, OptionsError, ParentKind, Perm, PermPair, Preallocation};
+use block_common::{ChildSpec, OptionReader, OptionsError, ParentKind, Perm, PermPair, Preallocation};
 use block_file_posix::HostKind;
 use block_gs::{GlobalState, GraphError, NodeRef};
 
@@ -13,8 +14,29 @@ use block_gs::{GlobalState, GraphError, NodeRef};
 enum Place {
     /// In a file, by its name.
     File,
-    /// In the node of this name.
-    Node(String),
+    /// In a node, with a second one where the format has a use for it: a data file, or a header of its own.
+    Nodes(Box<[Option<ChildSpec>; 2]>),
+}
+
+/// A node that an image is created in.
+struct Found {
+    node: NodeRef,
+    /// It was opened for that, and is closed when it is done.
+    is_own: bool,
+}
+
+impl Found {
+    async fn find(gs: &GlobalState, spec: ChildSpec) -> Result<Self, CreateError> {
+        Ok(match spec {
+            ChildSpec::Reference(name) => Self { node: gs.find_node(&name)?, is_own: false },
+            ChildSpec::Inline(options) => Self { node: gs.open(options).await?, is_own: true },
+        })
+    }
+
+    /// What was written is to be on the disk when it is closed.
+    async fn leave(self, gs: &GlobalState) -> Result<(), CreateError> {
+        if self.is_own { Ok(gs.close(self.node).await?) } else { Ok(()) }
+    }
 }
 
 /// An image that is to be created as options of the monitor's say.
@@ -70,10 +92,8 @@ impl CreateJobOptions {
                 Ok(Self { image, place: Place::File, size })
             }
             qcow2::NAME => {
-                let place = take_node(options, driver)?;
-                if options.contains("data-file") {
-                    return Err(refused("data-file"));
-                }
+                let file = take_node(options, "file")?.ok_or_else(|| options.missing("file"))?;
+                let place = Place::Nodes(Box::new([Some(file), take_node(options, "data-file")?]));
                 let size = take_size(options)?;
                 let mut image = NewImage::new(driver, HostKind::File, String::new(), "")?;
                 for (key, name, is_switch) in QCOW2 {
@@ -92,10 +112,7 @@ impl CreateJobOptions {
                 Ok(Self { image, place, size })
             }
             luks::NAME => {
-                let place = take_node(options, driver)?;
-                if options.contains("header") {
-                    return Err(refused("header"));
-                }
+                let place = Place::Nodes(Box::new([take_node(options, "file")?, take_node(options, "header")?]));
                 let size = take_size(options)?;
                 let mut image = NewImage::new(driver, HostKind::File, String::new(), "")?;
                 for key in ENCRYPT {
@@ -114,20 +131,57 @@ impl CreateJobOptions {
     /// # Errors
     /// [`CreateError`]; what of it stands in the node already stays there.
     pub async fn create(mut self, gs: &GlobalState) -> Result<(), CreateError> {
-        let node = match &self.place {
+        let specs = match std::mem::replace(&mut self.place, Place::File) {
             Place::File => {
                 self.image.set_size(self.size);
                 return self.image.create(gs).await;
             }
-            Place::Node(name) => gs.find_node(name)?,
+            Place::Nodes(specs) => *specs,
         };
-        if !self.size.is_multiple_of(super::SECTOR) && self.image.format == qcow2::NAME {
+        let (mut found, mut done) = (Vec::new(), Ok(()));
+        let mut places = [None, None];
+        for (spec, place) in specs.into_iter().zip(&mut places) {
+            match spec.map(|spec| Found::find(gs, spec)) {
+                Some(finding) if done.is_ok() => match finding.await {
+                    Ok(one) => {
+                        *place = Some(one.node.clone());
+                        found.push(one);
+                    }
+                    Err(error) => done = Err(error),
+                },
+                _ => {}
+            }
+        }
+        if done.is_ok() {
+            let [file, more] = &places;
+            done = self.create_in(gs, file.as_ref(), more.as_ref()).await;
+        }
+        drop(places);
+        for one in found {
+            let left = one.leave(gs).await;
+            done = done.and(left);
+        }
+        done
+    }
+
+    async fn create_in(
+        mut self,
+        gs: &GlobalState,
+        file: Option<&NodeRef>,
+        more: Option<&NodeRef>,
+    ) -> Result<(), CreateError> {
+        if self.image.format != qcow2::NAME {
+            return self.image.create_luks_in(gs, file, more, self.size).await;
+        }
+        if !self.size.is_multiple_of(super::SECTOR) {
             return Err(CreateError::Unaligned);
         }
-        match self.image.format.as_str() {
-            qcow2::NAME => self.image.create_qcow2_in(gs, &node, self.size).await,
-            _ => self.image.create_luks_in(gs, &node, self.size).await,
+        if let Some(data) = more {
+            // Whoever opens the image looks for a file of that name.
+            self.image.options.insert("data_file", Value::Str(file_name(gs, data)?));
         }
+        let file = file.ok_or(CreateError::Missing("file"))?;
+        self.image.create_qcow2_in(gs, file, more, self.size).await
     }
 }
 
@@ -140,16 +194,26 @@ fn take_size(options: &mut OptionReader) -> Result<u64, OptionsError> {
     }
 }
 
-fn take_node(options: &mut OptionReader, driver: &str) -> Result<Place, CreateError> {
-    let key = options.missing("file");
-    match options.take("file").map(|file| file.into_value()) {
-        None => Err(key.into()),
-        Some(Value::Str(name)) => Ok(Place::Node(name)),
-        Some(Value::Dict(_)) => {
-            Err(CreateError::NotBuilt(format!("A node that is described in option 'file' of driver '{driver}'")))
+/// A node that is there, or the options of one, which say at least what driver it has.
+fn take_node(options: &mut OptionReader, key: &'static str) -> Result<Option<ChildSpec>, CreateError> {
+    let path = match options.missing(key) {
+        OptionsError::Missing { key } => key,
+        _ => key.to_owned(),
+    };
+    let spec = match options.take(key).map(|item| item.into_child()) {
+        None => return Ok(None),
+        Some(Err(_)) => return Err(OptionsError::WrongType { key: key.into(), expected: "BlockdevRef" }.into()),
+        Some(Ok(spec)) => spec,
+    };
+    if let ChildSpec::Inline(options) = &spec {
+        let driver = format!("{path}.driver");
+        match options.dict().lookup("driver") {
+            None => return Err(OptionsError::Missing { key: driver }.into()),
+            Some(Value::Str(_)) => {}
+            Some(_) => return Err(OptionsError::WrongType { key: driver, expected: "string" }.into()),
         }
-        Some(_) => Err(OptionsError::WrongType { key: "options.file".into(), expected: "BlockdevRef" }.into()),
     }
+    Ok(Some(spec))
 }
 
 fn take_text(
@@ -195,9 +259,18 @@ fn take_encryption(options: &mut OptionReader, image: &mut NewImage) -> Result<(
 }
 
 impl Target {
-    /// A node that is there, to be written as a whole: nobody else reads or writes it.
+    /// A node that is there, to be written as a whole.
     pub(super) async fn on(gs: &GlobalState, node: &NodeRef) -> Result<Self, GraphError> {
-        let perm = PermPair::new(Perm::WRITE | Perm::RESIZE, Perm::all());
+        Self::shared(gs, node, Perm::all()).await
+    }
+
+    /// One of two nodes of an image: the other one must not be the same, nor lead to the same.
+    pub(super) async fn of_two(gs: &GlobalState, node: &NodeRef) -> Result<Self, GraphError> {
+        Self::shared(gs, node, Perm::all().difference(Perm::WRITE | Perm::RESIZE)).await
+    }
+
+    async fn shared(gs: &GlobalState, node: &NodeRef, shared: Perm) -> Result<Self, GraphError> {
+        let perm = PermPair::new(Perm::WRITE | Perm::RESIZE, shared);
         let root = gs.new_root("", ParentKind::Backend, perm, &gs.main_io());
         match gs.attach_root(&root, Some(node)).await {
             Ok(()) => Ok(Self { node: node.clone(), root }),

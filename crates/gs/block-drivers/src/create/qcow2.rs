@@ -243,8 +243,14 @@ impl NewImage {
         done
     }
 
-    /// Create the image in a node, which is empty before.
-    pub(super) async fn create_qcow2_in(&self, gs: &GlobalState, node: &NodeRef, size: u64) -> Result<(), CreateError> {
+    /// Create the image in a node, which is empty before. A data file that is the disk as it is keeps what it has.
+    pub(super) async fn create_qcow2_in(
+        &self,
+        gs: &GlobalState,
+        node: &NodeRef,
+        data: Option<&NodeRef>,
+        size: u64,
+    ) -> Result<(), CreateError> {
         let (spec, preallocation, encryption) = self.spec(size)?;
         let mut layout = Layout::new(spec.clone())?;
         match encryption {
@@ -259,10 +265,24 @@ impl NewImage {
                 layout = Layout::new(Spec { encryption: Some(Encryption::Luks { len, bytes }), ..spec })?;
             }
         }
-        let target = Target::on(gs, node).await?;
-        let written = match target.empty().await {
-            Ok(()) => write_image(target.root.io(), &layout, preallocation, HostKind::File).await,
-            Err(error) => Err(error),
+        let Some(data) = data else {
+            let target = Target::on(gs, node).await?;
+            let written = write_on(&target, &layout, preallocation).await;
+            target.leave(gs).await;
+            return written;
+        };
+        let target = Target::of_two(gs, node).await?;
+        let written = match Target::of_two(gs, data).await {
+            Ok(data) => {
+                let how = (preallocation, self.is_on("data_file_raw"));
+                let sized = size_node(data.root.io(), &layout, how).await;
+                data.leave(gs).await;
+                match sized {
+                    Ok(()) => write_on(&target, &layout, preallocation).await,
+                    Err(error) => Err(error),
+                }
+            }
+            Err(error) => Err(error.into()),
         };
         target.leave(gs).await;
         written
@@ -415,6 +435,26 @@ async fn size_data(file: &Root, layout: &Layout, preallocation: Preallocation) -
     }
 }
 
+/// Give a data file that was there before, and may be long enough, its length and its space.
+async fn size_node(
+    file: &Root,
+    layout: &Layout,
+    (preallocation, is_raw): (Preallocation, bool),
+) -> Result<(), CreateError> {
+    if !is_raw {
+        resize(file, 0, Preallocation::Off).await?;
+    } else if file.length().map_err(failed)? >= layout.data_length() {
+        return Ok(());
+    }
+    size_data(file, layout, preallocation).await
+}
+
+/// Empty a node that is there, and make it the image. Nothing of what was there may show through where the image has nothing yet.
+async fn write_on(target: &Target, layout: &Layout, preallocation: Preallocation) -> Result<(), CreateError> {
+    target.empty().await?;
+    write_image(target.root.io(), layout, preallocation, HostKind::File).await
+}
+
 /// Carry out the steps of a layout. What they leave out reads as zeroes in a file, and is not looked at on a device.
 async fn write_image(
     root: &Root,
@@ -422,7 +462,7 @@ async fn write_image(
     preallocation: Preallocation,
     kind: HostKind,
 ) -> Result<(), CreateError> {
-    let mut is_sized = kind == HostKind::Device;
+    let (mut is_sized, mut is_first) = (kind == HostKind::Device, true);
     for step in layout.steps() {
         // A write does not make a node longer.
         if !is_sized && !matches!(step, Step::Space { .. }) {
@@ -437,9 +477,15 @@ async fn write_image(
             Step::Write { offset, bytes } => {
                 let mut buf = memory(bytes.len())?;
                 buf.copy_from_slice(&bytes);
-                write(root, offset, buf).await?;
+                let written = write(root, offset, buf).await;
+                written.map_err(|error| told_of(error, is_first || offset == 0, preallocation))?;
+                is_first = false;
             }
-            Step::Zeroes { offset, len } => zero(root, offset, len).await?,
+            Step::Zeroes { offset, len } => {
+                let zeroed = zero(root, offset, len).await;
+                zeroed.map_err(|error| told_of(error, is_first, preallocation))?;
+                is_first = false;
+            }
             Step::Length(len) => {
                 if kind == HostKind::File {
                     grow(root, len).await?;
@@ -480,6 +526,18 @@ async fn grow(root: &Root, len: u64) -> Result<(), CreateError> {
 
 async fn resize(root: &Root, len: u64, preallocation: Preallocation) -> Result<(), CreateError> {
     root.truncate(len, preallocation).await.map_err(|error| CreateError::Resize(error.errno()))
+}
+
+/// What is said of an image that cannot be written: the field begins with the header, which is written last here, so who cannot begin is told of that one, too.
+fn told_of(error: CreateError, is_header: bool, preallocation: Preallocation) -> CreateError {
+    let CreateError::Device { error, .. } = error else { return error };
+    let doing = match preallocation {
+        _ if is_header => "write qcow2 header",
+        Preallocation::Off => "write refcount table",
+        Preallocation::Metadata => "resize image: Allocating clusters failed",
+        Preallocation::Falloc | Preallocation::Full => "resize image: Failed to resize refcount structures",
+    };
+    CreateError::Device { doing, error }
 }
 
 fn failed(error: IoError) -> CreateError {

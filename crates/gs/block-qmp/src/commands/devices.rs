@@ -7,7 +7,7 @@ use block_backend::{
     Backend, FrontEnd, FrontEndError, GuestAct, MediaError, change_medium, close_tray, eject, insert_medium, open_tray,
     remove_medium,
 };
-use block_backend_io::{ACCT_KINDS, AcctKind, BadBoundaries, Histogram, IntervalStats, StatsSnapshot};
+use block_backend_io::{AcctKind, BadBoundaries};
 use block_common::{CacheFlags, OptionReader, QapiEnum as _, qapi_enum};
 use block_drivers::{ImageOptions, ImageTeller, open_image};
 use block_gs::GlobalState;
@@ -285,7 +285,7 @@ pub(super) async fn query(call: Call) -> QmpResult {
     Ok(Value::Array(told))
 }
 
-fn is_shown(backend: &Backend) -> bool {
+pub(super) fn is_shown(backend: &Backend) -> bool {
     !backend.name().is_empty() || backend.device().is_some()
 }
 
@@ -330,88 +330,6 @@ fn tell_limits(out: &mut Map<String, Value>, group: &str, limits: &ThrottleLimit
     if settings.iops_size != 0 {
         out.insert("iops_size".into(), settings.iops_size.into());
     }
-}
-
-/// What kinds are called in answers. The last one is of devices with zones, which none here has.
-const KINDS: [(&str, Option<AcctKind>); 5] = [
-    ("rd", Some(AcctKind::Read)),
-    ("wr", Some(AcctKind::Write)),
-    ("flush", Some(AcctKind::Flush)),
-    ("unmap", Some(AcctKind::Unmap)),
-    ("zone_append", None),
-];
-
-fn ns(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// `BlockDeviceStats`.
-fn stats(seen: &StatsSnapshot) -> Value {
-    let mut out = Map::new();
-    for (name, kind) in KINDS {
-        let count = kind.map(|kind| *seen.count(kind)).unwrap_or_default();
-        out.insert(format!("{name}_operations"), count.operations.into());
-        out.insert(format!("{name}_total_time_ns"), ns(count.time).into());
-        out.insert(format!("failed_{name}_operations"), count.failed.into());
-        out.insert(format!("invalid_{name}_operations"), count.invalid.into());
-        if name != "flush" {
-            out.insert(format!("{name}_bytes"), count.bytes.into());
-            out.insert(format!("{name}_merged"), count.merged.into());
-        }
-    }
-    out.insert("wr_highest_offset".into(), seen.wr_highest_offset.into());
-    out.insert("account_invalid".into(), seen.settings.account_invalid.into());
-    out.insert("account_failed".into(), seen.settings.account_failed.into());
-    if let Some(idle) = seen.idle {
-        out.insert("idle_time_ns".into(), ns(idle).into());
-    }
-    out.insert("timed_stats".into(), seen.intervals.iter().map(interval).collect());
-    for (kind, histogram) in ACCT_KINDS.into_iter().zip(&seen.histograms) {
-        let name = KINDS.iter().find(|(_, known)| *known == Some(kind)).map_or("", |(name, _)| name);
-        if let Some(Histogram { boundaries, bins }) = histogram {
-            out.insert(format!("{name}_latency_histogram"), json!({ "boundaries": boundaries, "bins": bins }));
-        }
-    }
-    Value::Object(out)
-}
-
-/// `BlockDeviceTimedStats`.
-fn interval(seen: &IntervalStats) -> Value {
-    let mut out = Map::new();
-    out.insert("interval_length".into(), seen.length.as_secs().into());
-    for (name, kind) in KINDS.into_iter().filter(|(name, _)| *name != "unmap") {
-        let latency = kind.map(|kind| seen.latency[kind as usize]).unwrap_or_default();
-        out.insert(format!("min_{name}_latency_ns"), ns(latency.min).into());
-        out.insert(format!("max_{name}_latency_ns"), ns(latency.max).into());
-        out.insert(format!("avg_{name}_latency_ns"), ns(latency.average).into());
-        if name != "flush" {
-            out.insert(format!("avg_{name}_queue_depth"), latency.queue_depth.into());
-        }
-    }
-    Value::Object(out)
-}
-
-pub(super) async fn query_stats(mut call: Call) -> QmpResult {
-    let gs = call.gs();
-    let of_nodes = call.arguments.take_bool("query-nodes")?.unwrap_or(false);
-    call.finish()?;
-    if of_nodes {
-        let why = "'query-nodes' is not supported: requests are counted where they enter, not at nodes";
-        return Err(QmpError::new(why));
-    }
-    let of = |backend: &Backend| {
-        let mut out = Map::new();
-        out.insert("device".into(), (*backend.name()).into());
-        if let Some(device) = backend.device() {
-            out.insert("qdev".into(), device.id().into());
-        }
-        if let Some(node) = backend.node() {
-            out.insert("node-name".into(), node.name().into());
-        }
-        out.insert("stats".into(), stats(&backend.io().stats().snapshot()));
-        Value::Object(out)
-    };
-    Ok(Backend::everyone(&gs).iter().filter(|backend| is_shown(backend)).map(of).collect())
 }
 
 /// Whether a node is a device's medium, for commands that would take it away.

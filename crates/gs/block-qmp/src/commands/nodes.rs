@@ -1,4 +1,4 @@
-//! Nodes: adding, reopening and removing them, their lengths, their write thresholds.
+//! Nodes: adding, reopening and removing them, their children, their lengths, their write thresholds.
 
 use super::Call;
 use super::snapshots::of_two;
@@ -135,5 +135,37 @@ pub(super) async fn set_iothread(mut call: Call) -> QmpResult {
     let node = find(&gs, &name)?;
     let thread = thread.map(|id| gs.io_thread(&id)).transpose()?;
     gs.set_node_home(&node, thread.as_ref(), force).await?;
+    Ok(json!({}))
+}
+
+/// What a node's children are to be from now on.
+enum Members {
+    Add(NodeRef),
+    Remove(String),
+}
+
+pub(super) async fn change(mut call: Call) -> QmpResult {
+    let gs = call.gs();
+    let parent = call.arguments.require_str("parent")?;
+    let child = call.arguments.take_str("child")?;
+    let node = call.arguments.take_str("node")?;
+    call.finish()?;
+    let parent = of_two(&gs, Some(&parent), Some(&parent))?;
+    let missing = |child: &str| QmpError::new(format!("Node '{}' does not have child '{child}'", parent.name()));
+    let members = match (child, node) {
+        (None, None) => return Err(QmpError::new("Either child or node must be specified")),
+        (Some(_), Some(_)) => return Err(QmpError::new("The parameters child and node are in conflict")),
+        (Some(child), None) => match gs.child(&parent, &child) {
+            Ok(Some(_)) => Members::Remove(child),
+            _ => return Err(missing(&child)),
+        },
+        (None, Some(node)) => {
+            Members::Add(gs.find_node(&node).map_err(|_| QmpError::new(format!("Node '{node}' not found")))?)
+        }
+    };
+    match members {
+        Members::Add(node) => gs.add_child(&parent, &node).await?,
+        Members::Remove(child) => gs.remove_child(&parent, &child).await?,
+    }
     Ok(json!({}))
 }

@@ -27,7 +27,7 @@ use std::fmt;
 use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// What a file is opened for.
@@ -148,6 +148,35 @@ fn content(extent: FileExtent, alignment: u32, len: u64) -> (BlockStatus, u64) {
     }
 }
 
+/// What became of the discards that the host was asked for since the file was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiscardCounts {
+    /// How many were done.
+    pub done: u64,
+    /// How many bytes these were.
+    pub done_bytes: u64,
+    /// How many were not, be it that the host cannot do that.
+    pub failed: u64,
+}
+
+#[derive(Debug, Default)]
+struct Discards {
+    done: AtomicU64,
+    done_bytes: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Discards {
+    fn count(&self, len: u64, done: bool) {
+        if done {
+            self.done.fetch_add(1, Ordering::Relaxed);
+            self.done_bytes.fetch_add(len, Ordering::Relaxed);
+        } else {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 struct Shared {
     file: HostFile,
     kind: FileKind,
@@ -162,6 +191,7 @@ struct Shared {
     zero_range: Offload,
     punch_hole: Offload,
     discard: Offload,
+    discards: Discards,
     /// Once the kernel failed to write cached pages out it forgets that they were dirty, and the next sync succeeds:
     /// that success must not be believed. The errno, or zero.
     sync_failed: AtomicI32,
@@ -299,6 +329,7 @@ impl FilePosix {
             zero_range: Offload::default(),
             punch_hole: Offload::default(),
             discard: Offload::default(),
+            discards: Discards::default(),
             sync_failed: AtomicI32::new(0),
         });
         Ok((
@@ -309,6 +340,13 @@ impl FilePosix {
 }
 
 impl FilePosixControl {
+    /// What became of discards so far.
+    pub fn discards(&self) -> DiscardCounts {
+        let Discards { done, done_bytes, failed } = &self.shared.discards;
+        let [done, done_bytes, failed] = [done, done_bytes, failed].map(|count| count.load(Ordering::Relaxed));
+        DiscardCounts { done, done_bytes, failed }
+    }
+
     /// What the file is open for.
     pub fn access(&self) -> FileAccess {
         self.access
@@ -504,13 +542,11 @@ impl Driver for FilePosix {
     async fn discard(&self, _req: &Req, range: GuestRange) -> IoResult<()> {
         let shared = &self.0;
         let done = match shared.kind {
-            FileKind::BlockDevice => shared.discard.attempt_discard(&shared.file, range).await?,
-            _ => shared.punch_hole.attempt(&shared.file, host::PUNCH_HOLE, range).await?,
+            FileKind::BlockDevice => shared.discard.attempt_discard(&shared.file, range).await,
+            _ => shared.punch_hole.attempt(&shared.file, host::PUNCH_HOLE, range).await,
         };
-        match done {
-            true => Ok(()),
-            false => Err(IoError::UNSUPPORTED),
-        }
+        shared.discards.count(range.len(), done == Ok(true));
+        if done? { Ok(()) } else { Err(IoError::UNSUPPORTED) }
     }
 
     async fn probe_block_sizes(&self, _req: &Req) -> IoResult<DeviceBlocks> {

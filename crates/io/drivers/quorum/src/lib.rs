@@ -88,7 +88,7 @@ pub enum Told {
 }
 
 type Report = Arc<dyn Fn(Told) + Send + Sync>;
-type Children = Arc<Vec<Edge>>;
+type Children = Arc<Vec<Arc<Edge>>>;
 
 struct Shared {
     /// Each request has those that were there when it began.
@@ -125,7 +125,7 @@ impl Shared {
     }
 
     /// Tell of those that failed; the error that most have if too few did not.
-    fn enough<T>(&self, req: &Req, children: &[Edge], place: Place, answers: &Answers<T>) -> IoResult<()> {
+    fn enough<T>(&self, req: &Req, children: &[Arc<Edge>], place: Place, answers: &Answers<T>) -> IoResult<()> {
         let mut good = 0;
         for (child, answer) in children.iter().zip(answers) {
             match answer {
@@ -147,14 +147,14 @@ impl Shared {
 
     /// Have all children do something.
     async fn all<'a, T: 'a, F: Future<Output = IoResult<T>> + Send + 'a>(
-        children: &'a [Edge],
+        children: &'a [Arc<Edge>],
         each: impl Fn(&'a Edge) -> F,
     ) -> Answers<T> {
-        join_all(children.iter().map(each)).await
+        join_all(children.iter().map(|child| each(child))).await
     }
 
     /// What each child has from `offset` on, in buffers of our own.
-    async fn read_all(&self, req: &Req, children: &[Edge], offset: u64, len: usize) -> Answers<AlignedBuf> {
+    async fn read_all(&self, req: &Req, children: &[Arc<Edge>], offset: u64, len: usize) -> Answers<AlignedBuf> {
         let alignment = self.limits().memory_alignment.max(1) as usize;
         Self::all(children, |child| async move {
             let buf = AlignedBuf::zeroed(len, alignment).into_io();
@@ -213,7 +213,7 @@ impl Shared {
     }
 
     /// Give the outvoted what the others have, with no write under way. Who cannot be written to stays bad.
-    async fn rewrite(&self, req: &Req, losers: &[&Edge], offset: u64, winner: &AlignedBuf) {
+    async fn rewrite(&self, req: &Req, losers: &[&Arc<Edge>], offset: u64, winner: &AlignedBuf) {
         let good = AlignedBuf::zeroed(winner.len(), self.limits().memory_alignment.max(1) as usize).into_io();
         good.copy_from_slice(0, winner);
         for child in losers {
@@ -262,12 +262,12 @@ async fn join_all<T, F: Future<Output = T>>(futures: impl Iterator<Item = F>) ->
 }
 
 /// What requests on all children may be.
-fn limits_over(req: &Req, children: &[Edge]) -> IoResult<Limits> {
+fn limits_over(req: &Req, children: &[Arc<Edge>]) -> IoResult<Limits> {
     children.iter().try_fold(Limits::NONE, |limits, child| Ok(limits.and(child.limits(req)?)))
 }
 
 /// The length that all children have.
-async fn common_length(req: &Req, children: &[Edge]) -> IoResult<u64> {
+async fn common_length(req: &Req, children: &[Arc<Edge>]) -> IoResult<u64> {
     let mut common = None;
     for child in children {
         let length = child.refresh_length(req).await?;
@@ -292,6 +292,7 @@ impl Quorum {
     /// # Errors
     /// What a child answered; EIO when they are not equally long.
     pub async fn open(req: &Req, children: Vec<Edge>, options: QuorumOptions) -> IoResult<(Self, QuorumControl)> {
+        let children: Vec<_> = children.into_iter().map(Arc::new).collect();
         common_length(req, &children).await?;
         let limits = RwLock::new(limits_over(req, &children)?);
         let shared = Arc::new(Shared {
@@ -309,6 +310,26 @@ impl QuorumControl {
     /// Call `report` with what happens from now on, on the thread of the request.
     pub fn report_to(&self, report: impl Fn(Told) + Send + Sync + 'static) {
         *self.0.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(report));
+    }
+
+    /// How many children there are.
+    pub fn children(&self) -> usize {
+        self.0.children().len()
+    }
+
+    /// One more child, after the others, that is as long as these. Nothing is in flight; limits are looked at afterwards ([`Driver::refresh_limits`]).
+    pub fn add(&self, child: Edge) {
+        let mut children = self.0.children.write().unwrap_or_else(PoisonError::into_inner);
+        let more = children.iter().cloned().chain([Arc::new(child)]).collect();
+        *children = Arc::new(more);
+    }
+
+    /// Forget the child at place `at` in their order. Nothing is in flight.
+    pub fn remove(&self, at: usize) {
+        let mut children = self.0.children.write().unwrap_or_else(PoisonError::into_inner);
+        let fewer =
+            children.iter().enumerate().filter(|(place, _)| *place != at).map(|(_, child)| child.clone()).collect();
+        *children = Arc::new(fewer);
     }
 
     /// The options.
