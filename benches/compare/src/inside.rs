@@ -1,6 +1,7 @@
 //! What is measured within this process: two threads on one node, and what a layer adds to a read.
 
 use crate::rounds::Contender;
+use crate::whole::warm_memory;
 use anyhow::{Context, Result};
 use block_backend::{Backend, BackendOptions};
 use block_common::options::Dialect;
@@ -193,6 +194,7 @@ impl Contender for NewImage {
         stack.qcow2(IMAGE, false)?;
         let root = stack.root();
         let part = IMAGE / self.threads as u64;
+        warm_memory();
         let took = together(
             self.threads,
             |number| {

@@ -3,6 +3,7 @@
 
 use crate::cases::Case;
 use crate::rounds::Contender;
+use crate::whole::warm_memory;
 use anyhow::{Context, Result, bail};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -208,6 +209,7 @@ impl Contender for Fresh {
 
     fn run(&mut self, count: u64) -> Result<Duration> {
         output(Command::new(QEMU_IMG.program).args(&self.create))?;
+        warm_memory();
         let took = self.bench.run(count);
         std::fs::remove_file(&self.image).with_context(|| format!("cannot remove {}", self.image.display()))?;
         took
@@ -252,6 +254,9 @@ impl Contender for Fio {
     fn run(&mut self, count: u64) -> Result<Duration> {
         let (block, rw) = self.writes.map_or((4096, "read"), |size| (size, "write"));
         let bytes = count * block as u64;
+        if self.writes.is_some() {
+            warm_memory();
+        }
         // gtod_reduce saves fio the clock that it would look at for each request, and thread the memory that it would
         // share.
         let text = output(Command::new("fio").args([
